@@ -1,0 +1,91 @@
+"""Whether a file is the published one: its digest, computed before any tensor is read, then remembered.
+
+Hashing the 718 MB of `r-clip-f` takes longer than loading it, so a digest that was computed once is
+remembered in a small JSON file together with the size, modification time (in nanoseconds) and inode of the
+file it was computed from. A file that was replaced, truncated or written to no longer has the same three and
+is hashed again. This guards against broken downloads, disks and mix-ups, not against somebody who can write
+to the cache.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rclip_metric.errors import DigestError
+
+
+def file_digest(path: Path, digits: int = 64) -> str:
+    """Digest of a file as the Hub states it, in hex.
+
+    Args:
+        path: The file.
+        digits: 64 for sha256; 40 for the git blob sha1 that the Hub states for small files.
+    """
+    if digits == 40:
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    else:
+        digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def check_file(path: Path, expected: str, size: int | None = None, record: Path | None = None) -> str:
+    """Checks a file against its published digest and, where known, size; returns the digest.
+
+    Args:
+        path: The file.
+        expected: sha256 (64 hex digits) or git blob sha1 (40).
+        size: In bytes, None where unknown.
+        record: Where to remember that the digest was right, None to forget it.
+
+    Raises:
+        DigestError: The file is truncated, or another one.
+    """
+    if record is not None and remembered(path, record) == expected:
+        return expected
+    found_size = path.stat().st_size
+    if size is not None and found_size < size:
+        raise DigestError(f"{path.name} is truncated: it has {found_size} of {size} bytes ({path}).")
+    found = file_digest(path, len(expected))
+    if found != expected:
+        raise DigestError(
+            f"{path.name} is not the published file: digest {found}, expected {expected} ({path})."
+        )
+    if record is not None:
+        _remember(path, expected, record)
+    return found
+
+
+def remembered(path: Path, record: Path) -> str | None:
+    """The digest that was computed from this very file, None if it never was or the file has changed."""
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # never checked, or the note of it cannot be read: both mean that it has to be computed
+    if not isinstance(stored, dict) or any(stored.get(key) != value for key, value in _stamp(path).items()):
+        return None
+    return stored.get("digest")
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+
+
+def _remember(path: Path, digest: str, record: Path) -> None:
+    temporary = record.with_name(f".{record.name}.{uuid.uuid4().hex}.tmp")
+    # A shared cache may be read-only: the digest is then simply computed every time.
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps({"digest": digest, **_stamp(path)}), encoding="utf-8")
+            os.replace(temporary, record)  # so that a process that starts meanwhile never reads half of it
+        finally:
+            temporary.unlink(missing_ok=True)

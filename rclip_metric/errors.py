@@ -1,0 +1,41 @@
+"""What can go wrong between a model's name and its weights, one exception per cause."""
+
+
+class WeightsError(RuntimeError):
+    """Base of every error about finding, fetching, checking or reading weights."""
+
+
+class UnknownModelError(WeightsError, ValueError):
+    """The name is neither in the manifest nor a path nor a Hub id, or cannot be loaded by name alone."""
+
+
+class ManifestError(WeightsError, ValueError):
+    """The manifest or a config.json is malformed; names the entry and the field."""
+
+
+class CheckpointError(WeightsError, ValueError):
+    """The file does not hold what it should: an unexpected or missing key, a wrong shape, no tensors."""
+
+
+class HubError(WeightsError):
+    """The network or the Hub did not deliver; base of the three below."""
+
+
+class NetworkError(HubError):
+    """Nothing answered: no connection, a time-out, or offline mode with a cold cache."""
+
+
+class AccessError(HubError):
+    """The Hub refused with 401 or 403: a private or gated repository, or a bad token."""
+
+
+class NotFoundError(HubError):
+    """The Hub answered 404: no such repository, revision or file."""
+
+
+class DigestError(WeightsError):
+    """The file is not the one that was published: wrong sha256, wrong size, or truncated."""
+
+
+class StorageError(WeightsError):
+    """The file cannot be stored here: full disk, read-only cache, or a path that is not a folder."""

@@ -1,0 +1,383 @@
+"""Images of any kind to RGB: files, bytes, Pillow images, arrays and tensors."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
+
+_NAMES = "avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+"""File names that `list_images` takes for images (compared in lower case)."""
+
+# Rounding in a resize or a cast may leave a range by this share of its width; anything more is another range.
+TOLERANCE = 1e-3
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or values whose meaning is not clear; the message says which and why."""
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Read one image as 8-bit RGB, upright, on white: what a viewer shows.
+
+    EXIF rotation is applied. Gray, palette, CMYK and YCbCr images become RGB as Pillow converts them, alpha
+    (also a palette's, or one transparent colour) is composited on white, and 16-bit gray is rounded to 8
+    bits; of 16-bit RGB, Pillow itself keeps the upper byte. The first frame of an animation is read; a Pillow
+    image is read at the frame where it stands. ICC profiles are not applied, as in the published evaluations.
+
+    A file above Pillow's own limits is treated as Pillow treats it: from `PIL.Image.MAX_IMAGE_PIXELS` (89
+    million pixels) on, its `DecompressionBombWarning` is issued and the image is read, so that a photograph
+    of 100 megapixels works; from twice that on it is refused, here with an `ImageError`. For larger images
+    from a source you trust, raise `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Args:
+        source: a path, the bytes of a file, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4) of uint8, of uint16, or of floats in [0, 1] (rounded to 8 bits here; `load_image` keeps
+            them). Arrays are taken as RGB(A): nothing in the values tells BGR, so what OpenCV reads must be
+            reversed first (`array[..., ::-1]`).
+
+    Returns:
+        A new Pillow image of mode RGB that holds no file open and carries no metadata.
+
+    Raises:
+        ImageError: the file is missing, a folder, empty, truncated, too large or not an image, or the array's
+            shape, type or range is not one of the above.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        with _decoding("the Pillow image"):
+            return _rgb(source, "the Pillow image")
+    if isinstance(source, np.ndarray):
+        levels = np.rint(_float_rgb(source) * 255.0).astype(np.uint8)  # (H, W, 3)
+        return Image.fromarray(levels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read(io.BufferedReader(io.BytesIO(source)), "the image")  # type: ignore[arg-type]
+    if isinstance(source, str | os.PathLike):
+        return _open_path(Path(source))
+    if isinstance(source, Tensor):
+        raise ImageError(
+            "got a tensor where a path, bytes, a Pillow image or an array is expected: use load_image"
+        )
+    raise ImageError(
+        f"got {type(source).__name__} where a path, bytes, a Pillow image or an array (H, W, 3) is expected"
+    )
+
+
+def load_image(source: ImageSource | Tensor) -> Tensor:
+    """Read one image as a float32 tensor (3, H, W) in [0, 1], at its own size.
+
+    Everything that `open_image` reads, and tensors (3, H, W), (1, H, W) or (H, W), uint8 or floats in [0, 1].
+    Floats and 16-bit arrays keep their precision. A tensor stays on its device and in its graph.
+
+    Raises:
+        ImageError: as `open_image`; also a tensor of another shape, type or range.
+    """
+    import numpy as np
+
+    if isinstance(source, Tensor):
+        if source.ndim not in (2, 3):
+            raise ImageError(
+                f"got a tensor of shape {tuple(source.shape)}, "
+                "expected one image (3, H, W), (1, H, W) or (H, W)"
+            )
+        return as_batch(source[None] if source.ndim == 2 else source)[0]
+    if isinstance(source, np.ndarray):
+        pixels = _float_rgb(source)  # (H, W, 3)
+    else:
+        # A copy, because what Pillow lends to numpy is read-only and torch warns of that.
+        pixels = np.array(open_image(source), dtype=np.float32) / np.float32(255.0)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def as_batch(
+    images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), check_range: bool = True
+) -> Tensor:
+    """Bring image tensors to float32 (N, 3, H, W) in [0, 1].
+
+    float32 (N, 3, H, W) in [0, 1] is returned as it came, bit for bit. uint8 always means 0..255. float16,
+    bfloat16 and float64 become float32. Gradients pass.
+
+    Args:
+        images: (N, 3, H, W), (N, 1, H, W), (3, H, W) or (1, H, W); one channel is repeated. RGB: nothing in
+            the values tells BGR. Any height and width from 1 pixel, and N may be 0.
+        value_range: what black and white are in a float tensor; mapped to 0 and 1.
+        check_range: look for NaN, infinity, and values that leave value_range by more than rounding (1e-3 of
+            its width; smaller excesses stay as they are). One pass over the values, and on a GPU one
+            synchronisation; never done while compiling or tracing.
+
+    Raises:
+        ImageError: the values, the shape or the type do not fit; the message says what came and what to pass.
+        ValueError: value_range is not two finite numbers, the lower one first.
+    """
+    if not isinstance(images, Tensor):
+        raise ImageError(
+            f"got {type(images).__name__} where an image tensor (N, 3, H, W) is expected: "
+            "use load_image or metric.preprocess for files, Pillow images and arrays"
+        )
+    low, high = value_range
+    # Written so that NaN fails as well; infinity minus anything is not below infinity.
+    if not 0.0 < high - low < float("inf"):
+        raise ValueError(f"value_range is {value_range}, expected two finite numbers, black's first: (0, 1)")
+    _check_shape(images)
+    if images.dtype == torch.uint8:
+        batch = images.float() / 255.0
+    elif images.dtype.is_floating_point:
+        if check_range and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            _check_values(images, low, high)
+        batch = images.float()
+        if (low, high) != (0.0, 1.0):
+            batch = (batch - low) / (high - low)
+    else:
+        raise ImageError(
+            f"got images of type {images.dtype}, expected floats in [0, 1] or uint8: convert them "
+            "with .to(torch.uint8) if they hold 0..255, otherwise with .float() and a value_range"
+        )
+    if batch.ndim == 3:
+        batch = batch[None]
+    return batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch  # (N, 3, H, W)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the images directly in a folder, sorted by name.
+
+    Files count by their suffix (`SUFFIXES`); subfolders and hidden files (`.name`) do not.
+
+    Raises:
+        ImageError: the folder is missing, not a folder, or cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ImageError(f"cannot list {folder}: {_reason(error)}") from error
+    return [
+        entry
+        for entry in entries
+        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    ]
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says why, for the end of a message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a bad image into an ImageError that names it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"cannot read {name}: not an image, or not in a format that Pillow reads") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"cannot read {name}: {' '.join(str(error).split())} "
+            "(if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS)"
+        ) from error
+    except Exception as error:
+        # Each decoder has its own kind on damaged data: OSError, SyntaxError, struct.error, ValueError, ...
+        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _open_path(path: Path) -> Image.Image:
+    if path.is_dir():  # some systems only say "permission denied" when a folder is opened
+        raise ImageError(f"cannot read {path}: it is a folder, not an image")
+    try:
+        handle = path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError(f"cannot read {path}: {_reason(error)}") from error
+    with handle:
+        return _read(handle, str(path))
+
+
+def _read(handle: io.BufferedReader, name: str) -> Image.Image:
+    from PIL import Image
+
+    with _decoding(name):
+        if not handle.peek(1):
+            raise ImageError(f"cannot read {name}: it is empty")
+        binary: BinaryIO = handle
+        with Image.open(binary) as image:
+            return _rgb(image, name)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Make a new upright RGB image without metadata; the given one is loaded but not changed."""
+    from PIL import Image
+
+    image.load()
+    upright = _upright(image)
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        upright = _from_deep(upright, image.format, name)
+    if upright.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in upright.info:
+        rgba = upright.convert("LA").convert("RGBA") if upright.mode == "La" else upright.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    else:
+        rgb = upright.convert("RGB")  # a copy, also of an RGB image
+    rgb.info = {}  # an orientation tag that stayed behind would turn the image again
+    return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+    except (
+        SyntaxError,
+        struct.error,
+    ):  # damaged metadata around a good picture: viewers show it as it is stored
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _from_deep(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    """Bring gray of more than 8 bits to 8, where the file says what white is."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)
+    # Pillow opens 16-bit gray as mode I;16, and older versions (and its PNM reader) as mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        levels = (values.astype(np.uint32) + 128) // 257  # 65535 -> 255, to the nearest
+    elif image.mode == "F" and values.size and values.min() >= 0.0 and values.max() <= 1.0:
+        levels = np.rint(values * 255.0)
+    else:
+        kind = "float" if image.mode == "F" else "integer"
+        raise ImageError(
+            f"cannot read {name}: it has 32-bit {kind} pixels from {values.min():g} to {values.max():g}, "
+            "which does not say what white is: scale them to [0, 1] and pass the array"
+        )
+    gray = Image.fromarray(levels.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array as float32 (H, W, 3) in [0, 1], alpha composited on white."""
+    import numpy as np
+
+    shape = tuple(array.shape)
+    if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        raise ImageError(
+            f"got an array of shape {shape}, channels first, expected (H, W, 3): "
+            "pass array.transpose(1, 2, 0)"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"got an array of shape {shape}, expected one image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        )
+    if 0 in shape:
+        raise ImageError(f"got an array of shape {shape}, which has no pixels")
+    if array.dtype.name == "uint8":
+        values = np.asarray(array, dtype=np.float32) / np.float32(255.0)
+    elif array.dtype.name == "uint16":
+        values = np.asarray(array, dtype=np.float32) / np.float32(65535.0)
+    elif array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -TOLERANCE and high <= 1.0 + TOLERANCE):  # also when NaN
+            raise ImageError(_range_message("an array", low, high, 0.0, 1.0, _array_fix(low, high)))
+        values = np.asarray(array, dtype=np.float32).clip(0.0, 1.0)
+    else:
+        raise ImageError(
+            f"got an array of type {array.dtype}, expected uint8, uint16 or floats in [0, 1]: "
+            "pass array.astype(np.uint8) if it holds 0..255"
+        )
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] == 4:
+        alpha = values[..., 3:]
+        values = values[..., :3] * alpha + (1.0 - alpha)
+    return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def _array_fix(low: float, high: float) -> str:
+    if low >= -1.0 - TOLERANCE and high <= 1.0 + TOLERANCE:
+        return "pass (array + 1) / 2 if black is -1"
+    if low >= 0.0 and high <= 255.0:
+        return "pass array / 255, or uint8"
+    return "undo any normalisation (array * std + mean) and pass pixel values"
+
+
+def _tensor_fix(low: float, high: float) -> str:
+    if low >= -1.0 - 2 * TOLERANCE and high <= 1.0 + 2 * TOLERANCE:
+        return "pass value_range=(-1, 1) if black is -1"
+    if low >= -255.0 * TOLERANCE and high <= 255.0 * (1.0 + TOLERANCE):
+        return "pass uint8, images / 255, or value_range=(0, 255)"
+    return "undo any normalisation (images * std + mean): the encoder normalises by itself"
+
+
+def _range_message(what: str, low: float, high: float, lowest: float, highest: float, fix: str) -> str:
+    if not (low > float("-inf") and high < float("inf")):  # NaN is neither
+        return f"got {what} with NaN or infinity in it, expected values in [{lowest:g}, {highest:g}]"
+    return f"got {what} with values from {low:.6g} to {high:.6g}, expected [{lowest:g}, {highest:g}]: {fix}"
+
+
+def _check_shape(images: Tensor) -> None:
+    shape = tuple(images.shape)
+    if images.ndim in (3, 4) and shape[-3] in (1, 3):
+        if 0 in shape[-2:]:
+            raise ImageError(f"got images of shape {shape}, which have no pixels")
+        return
+    expected = "expected (N, 3, H, W), (N, 1, H, W), (3, H, W) or (1, H, W)"
+    if images.ndim in (3, 4) and shape[-1] in (1, 3, 4):
+        order = "(0, 3, 1, 2)" if images.ndim == 4 else "(2, 0, 1)"
+        raise ImageError(
+            f"got images of shape {shape}, channels last, {expected}: pass images.permute{order}"
+            + (" without the alpha channel" if shape[-1] == 4 else "")
+        )
+    if images.ndim in (3, 4) and shape[-3] == 4:
+        raise ImageError(
+            f"got images of shape {shape}, {expected}: composite the alpha channel on a background"
+        )
+    if images.ndim in (2, 3):
+        raise ImageError(
+            f"got images of shape {shape}, {expected}: gray needs its channel, images.unsqueeze(-3)"
+        )
+    raise ImageError(f"got images of shape {shape}, {expected}")
+
+
+def _check_values(images: Tensor, low: float, high: float) -> None:
+    if images.numel() == 0:
+        return
+    # One fused pass, and one transfer for both; NaN comes out as both.
+    least, most = torch.stack(torch.aminmax(images.detach())).tolist()
+    margin = TOLERANCE * (high - low)
+    if not (least >= low - margin and most <= high + margin):
+        raise ImageError(_range_message("images", least, most, low, high, _tensor_fix(least, most)))

@@ -1,0 +1,505 @@
+"""The robust perceptual distance between images: frozen, differentiable in the images, head in float32."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rclip_metric.encoder import Encoder
+from rclip_metric.images import as_batch, load_image
+from rclip_metric.preprocessing import RESIZES, Resize
+
+# Embeddings shorter than 1e-12 have no direction that float32 could tell; squared as it is compared squared.
+_SHORTEST_SQUARED = 1e-24
+
+
+def unit(embeddings: Tensor) -> Tensor:
+    """Scale embeddings to unit length, in float32 (float64 stays), also inside autocast.
+
+    An embedding of length zero stays zero and passes its gradient on unscaled, so that nothing is ever NaN or inf.
+
+    Args:
+        embeddings: (..., D), any floating dtype.
+
+    Returns:
+        (..., D) of length 1 along the last dimension.
+    """
+    with _full_precision(embeddings.device):
+        wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        squared = wide.square().sum(-1, keepdim=True)
+        return wide / torch.where(squared > _SHORTEST_SQUARED, squared, 1.0).sqrt()
+
+
+def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
+    """Perceptual distance of unit embeddings: ||u - v|| / sqrt(2), or its square 1 - <u, v>.
+
+    Computed from u - v, since 1 - <u, v> cancels where images are alike. The slope of the square root is unbounded
+    at u = v; the gradient there is zero.
+
+    Args:
+        u: (..., D) of unit length.
+        v: (..., D) of unit length, broadcast against u.
+        squared: Return the squared distance.
+
+    Returns:
+        (...) in [0, sqrt(2)], or in [0, 2] if squared; float32 or wider.
+    """
+    with _full_precision(u.device):
+        wide = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
+        return _length(u.to(wide) - v.to(wide), squared)
+
+
+def _length(difference: Tensor, squared: bool) -> Tensor:
+    """Distance from the difference of two unit embeddings (..., D); rounding never carries it past its maximum."""
+    half = (0.5 * difference.square().sum(-1)).clamp(max=2.0)
+    if squared:
+        return half
+    apart = half > 0
+    return torch.where(apart, torch.where(apart, half, 1.0).sqrt(), 0.0)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off. Elsewhere than on these devices nothing in the head is on autocast's lists, nor may it exist."""
+    return torch.autocast(device.type, enabled=False) if device.type in {"cpu", "cuda", "xpu"} else nullcontext()
+
+
+class TwoAFC(NamedTuple):
+    """Which of two candidates is more like the reference; every field has shape (N,)."""
+
+    left_similarity: Tensor
+    right_similarity: Tensor
+    choice: Tensor  # int64: 0 left, 1 right; right only if its similarity is strictly greater
+    tie: Tensor  # bool: both similarities are equal
+
+
+class RobustPerceptualDistance(nn.Module):
+    """Perceptual distance d(x, y) = sqrt(1 - <u, v>) of the unit embeddings u, v of a robust encoder.
+
+    Images are float (N, 3, H, W) RGB in [0, 1], of any height and width; x and y may differ in size, and a batch of
+    one is compared with every image of the other batch. (3, H, W) and gray images count as a batch of one and as RGB,
+    uint8 is scaled, and `value_range` names any other convention. Results are float32 (N,): 0 for identical images,
+    at most sqrt(2); lower is more alike. Symmetric, and the triangle inequality holds. A score does not depend on the
+    other images of its batch beyond float rounding.
+
+    Gradients reach the images that require them and never the encoder's weights: the encoder is frozen, always in
+    eval mode and no registered submodule, so that a parent's `train()`, `requires_grad_(True)`, optimizer and
+    `state_dict` do not see it, while `.to(device, dtype)`, deepcopy and pickle carry it along. In bfloat16 it still
+    takes float32 images and returns float32.
+
+    Args:
+        model: Name in the manifest, path of a checkpoint, Hub id "owner/repo" in our format, or an `Encoder`, whose
+            weights are then shared and whose own mode and `requires_grad` are left alone.
+        squared: Return the squared distance 1 - <u, v> in [0, 2]: smooth everywhere, the better loss term.
+        resize: "published" (the resize and crop behind the published numbers), "squash" (the whole image to the
+            encoder's size: what a loss wants, as a crop gives the border no gradient), None (any other size than the
+            encoder's raises), or "default": as the encoder came, which is "published" for every named model.
+        value_range: Smallest and largest value of the images that will come, if not 0 and 1.
+        check_range: Raise for values outside `value_range`; never checked while compiling.
+        base: Name in the manifest whose architecture and preprocessing apply to a file, folder or repository that
+            does not carry its own.
+        revision: Commit, tag or branch on the Hub; the manifest's own if None.
+        cache_dir: Hub cache folder.
+        token: Hub token.
+        local_files_only: Never use the network.
+        save_backbone: Put the encoder's weights into `state_dict`, under `encoder.`.
+
+    Raises:
+        WeightsError: The model is unknown, cannot be fetched or does not fit; one sentence says which.
+        ValueError: An argument is out of its range.
+    """
+
+    higher_is_better = False
+    is_differentiable = True
+
+    training: bool
+    _encoder: Encoder
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Encoder = "r-clip-f",
+        *,
+        squared: bool = False,
+        resize: Resize | Literal["default"] = "default",
+        value_range: tuple[float, float] = (0.0, 1.0),
+        check_range: bool = True,
+        base: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        save_backbone: bool = False,
+    ):
+        super().__init__()
+        low, high = (float(bound) for bound in value_range)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"value_range must be (low, high) with low < high, got {value_range}")
+        if resize != "default" and resize not in RESIZES:
+            raise ValueError(f'resize must be "published", "squash", None or "default", got {resize!r}')
+        if isinstance(model, Encoder):
+            encoder = _frozen_view(model)
+        else:
+            from rclip_metric.weights import load_encoder
+
+            encoder = load_encoder(
+                model,
+                base=base,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        if resize != "default":
+            encoder.resize = resize
+        # Past nn.Module.__setattr__, so that no parent sees its parameters.
+        self.__dict__["_encoder"] = encoder.requires_grad_(False).eval()
+        self.squared = squared
+        self.value_range = (low, high)
+        self.check_range = check_range
+        self.save_backbone = save_backbone
+        self.training = False
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen encoder: (N, 3, H, W) in [0, 1] -> (N, D), not normalised."""
+        return self._encoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder's weights are; images have to be there too."""
+        return self._encoder.mean.device
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Smallest and largest value that `forward` can give."""
+        return (0.0, 2.0) if self.squared else (0.0, math.sqrt(2.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair.
+
+        Args:
+            x: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
+            y: (N, 3, H', W') or (1, 3, H', W').
+
+        Returns:
+            (N,) in `score_range`, float32; exactly 0 for identical images.
+
+        Raises:
+            ValueError: The batches do not fit, or the images are out of range or on another device.
+        """
+        return self._distance(self._read(x), self._read(y), self.squared)
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cosine similarity <u, v> of each pair: (N,) in [-1, 1], exactly 1 for identical images; arguments as in forward."""
+        return 1.0 - self._distance(self._read(x), self._read(y), squared=True)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Unit embeddings (N, D), float32, of images (N, 3, H, W); without a graph unless x requires grad."""
+        return self._unit(self._read(x))
+
+    def distance_to(self, embedding: Tensor, x: Tensor) -> Tensor:
+        """Distance of images to embeddings computed once, by `embed`.
+
+        The pixels behind the embedding are not known here: the distance of an image to its own embedding is zero only
+        to float rounding (1e-6) if the two were embedded in batches of different size.
+
+        Args:
+            embedding: (N, D), (1, D) or (D,), of unit length.
+            x: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
+
+        Returns:
+            (N,) in `score_range`.
+
+        Raises:
+            ValueError: The embeddings have another shape or length, or x is as forward refuses it.
+        """
+        images = self._read(x)
+        if embedding.ndim == 1:
+            embedding = embedding[None]
+        if embedding.ndim != 2 or embedding.shape[1] != self._encoder.embedding_dim:
+            raise ValueError(
+                f"embedding must be (N, {self._encoder.embedding_dim}) as embed() gives it, got {tuple(embedding.shape)}"
+            )
+        if self.check_range and not torch.compiler.is_compiling():
+            _check_unit(embedding)
+        _check_pairing(embedding=len(embedding), x=len(images))
+        return distance_between(self._unit(images), embedding, self.squared)
+
+    def two_afc(self, reference: Tensor, left: Tensor, right: Tensor) -> TwoAFC:
+        """Two-alternative forced choice: is left or right more like the reference?
+
+        Args:
+            reference: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
+            left: Likewise; sizes may differ.
+            right: Likewise.
+
+        Returns:
+            `TwoAFC`, every field (N,).
+        """
+        images = [self._read(image) for image in (reference, left, right)]
+        _check_pairing(**dict(zip(("reference", "left", "right"), map(len, images), strict=True)))
+        u, *candidates = [self._unit(image) for image in images]
+        left_similarity, right_similarity = torch.broadcast_tensors(
+            *(
+                1.0 - _length(self._difference(images[0], image, u, v), squared=True)
+                for image, v in zip(images[1:], candidates, strict=True)
+            )
+        )
+        choice = (right_similarity > left_similarity).long()
+        return TwoAFC(left_similarity, right_similarity, choice, left_similarity == right_similarity)
+
+    def preprocess(self, image: Any) -> Tensor:
+        """Read an image as the published numbers did: Pillow's resize and crop, uint8 rounding included.
+
+        Args:
+            image: Path, bytes, PIL image or ndarray (H, W, 3).
+
+        Returns:
+            (3, S, S) in `value_range`, S being the encoder's size; stack several to a batch.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        pixels = self._encoder.preprocess(image)
+        low, high = self.value_range
+        return pixels if (low, high) == (0.0, 1.0) else pixels * (high - low) + low
+
+    def _read(self, images: Tensor) -> Tensor:
+        """Check and bring to float (N, 3, H, W) in [0, 1]."""
+        batch = as_batch(images, self.value_range, self.check_range)
+        if batch.device != self.device:
+            raise ValueError(
+                f"the images are on {batch.device} and the encoder is on {self.device}: move one, as by metric.to(x.device)"
+            )
+        # Equal images have to meet equal kernels, whatever memory layout they came in.
+        return batch.contiguous()
+
+    def _unit(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, D); the graph is kept only for images that require grad."""
+        with nullcontext() if images.requires_grad else torch.no_grad():
+            return unit(self._encoder(images))
+
+    def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
+        _check_pairing(x=len(x), y=len(y))
+        return _length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
+
+    def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """u - v (N, D), exactly zero where the images are equal.
+
+        Matrix kernels round differently for different batch sizes, so that an image embedded alone and the same
+        image among others would otherwise be 1e-7 apart, with a gradient of length one.
+        """
+        difference = u - v
+        if x.shape[1:] != y.shape[1:]:
+            return difference
+        return difference.masked_fill((x == y).flatten(1).all(1, keepdim=True), 0.0)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **settings: Any
+    ) -> RobustPerceptualDistance:
+        """Load what `save_pretrained` or `push_to_hub` wrote; the same as the constructor.
+
+        Args:
+            pretrained_model_name_or_path: Folder, Hub id, or any other model that the constructor takes.
+            settings: Arguments of the constructor; `squared` and `value_range` are settings of the call, not of the
+                weights, and are not saved.
+        """
+        return cls(pretrained_model_name_or_path, **settings)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_settings: Any,
+    ) -> str | None:
+        """Write the encoder as model.safetensors and config.json, which carries architecture and preprocessing.
+
+        Args:
+            save_directory: Folder; made if it does not exist.
+            push_to_hub: Upload it as well.
+            repo_id: Where to; the folder's name in the user's own space if None.
+            push_settings: Arguments of `push_to_hub`.
+
+        Returns:
+            The commit if it was pushed, else None.
+        """
+        from rclip_metric.weights import save_encoder
+
+        save_encoder(self._encoder, save_directory)
+        return self.push_to_hub(repo_id or Path(save_directory).name, **push_settings) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Upload the encoder; `RobustPerceptualDistance(repo_id)` then loads it.
+
+        Args:
+            repo_id: "owner/repo"; made if it does not exist.
+            settings: private, token, revision, commit_message, training, license and notes, as `weights.push_encoder`
+                takes them.
+
+        Returns:
+            The commit.
+        """
+        from rclip_metric.weights import push_encoder
+
+        return push_encoder(self._encoder, repo_id, **settings)
+
+    def train(self, mode: bool = True) -> RobustPerceptualDistance:
+        """Do nothing: the metric is always in eval mode."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> RobustPerceptualDistance:
+        """Do nothing: the weights are always frozen."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RobustPerceptualDistance:
+        super()._apply(fn, recurse)
+        self._encoder._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.save_backbone:
+            self._encoder.state_dict(destination=destination, prefix=f"{prefix}encoder.", keep_vars=keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        inner = f"{prefix}encoder."
+        backbone = {key.removeprefix(inner): value for key, value in state_dict.items() if key.startswith(inner)}
+        rest = {key: value for key, value in state_dict.items() if not key.startswith(inner)}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not (backbone or self.save_backbone):
+            return
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        result = self._encoder.load_state_dict(backbone, strict=False, assign=assign)
+        self._encoder.requires_grad_(False)
+        missing_keys += [inner + key for key in result.missing_keys]
+        unexpected_keys += [inner + key for key in result.unexpected_keys]
+
+    def extra_repr(self) -> str:
+        """Everything that a score depends on."""
+        return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}"
+
+
+def _check_pairing(**sizes: int) -> None:
+    """Batches pair up when they have one size, not counting batches of one."""
+    if len(set(sizes.values()) - {1}) > 1:
+        got = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"batches must have the same number of images, or one: {got}")
+
+
+def _check_unit(embeddings: Tensor) -> None:
+    """Half precision moves a length by less than 1 %; the zero embedding has none."""
+    length = embeddings.detach().float().norm(dim=-1)
+    wrong = length[((length - 1).abs() > 0.01) & (length != 0)]
+    if len(wrong):
+        raise ValueError(
+            f"embedding must have unit length, got {wrong[0]:.4g}: take it from embed(), not from the encoder"
+        )
+
+
+def _frozen_view(encoder: Encoder) -> Encoder:
+    """The same weights in an encoder of its own, whose mode and requires_grad do not touch the original's."""
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in encoder.parameters()
+    }
+    shared |= {id(buffer): buffer.detach() for buffer in encoder.buffers()}
+    return copy.deepcopy(encoder, shared)
+
+
+def score(
+    a: Any,
+    b: Any,
+    model: str | os.PathLike[str] | Encoder = "r-clip-f",
+    device: str | torch.device | None = None,
+    *,
+    squared: bool = False,
+    resize: Resize | Literal["default"] = "default",
+    base: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> float:
+    """Distance of two images, in one line.
+
+    Files, bytes, Pillow images and integer arrays are resized by Pillow, as the published numbers were; tensors and
+    float arrays in float32, which differs by rounding. The model last used stays in memory for the next call.
+
+    Args:
+        a: Path, bytes, PIL image, ndarray (H, W, 3), or tensor (3, H, W) in [0, 1] or uint8.
+        b: Likewise; it may have another size and be of another kind.
+        model: As for `RobustPerceptualDistance`.
+        device: Where to compute; if None, where a tensor among a and b is, else the CPU.
+        squared: As for `RobustPerceptualDistance`, as all that follow.
+        resize: See there.
+        base: See there.
+        revision: See there.
+        cache_dir: See there.
+        token: See there.
+        local_files_only: See there.
+
+    Returns:
+        The distance in [0, sqrt(2)], or [0, 2] if squared; 0 for identical images, lower is more alike.
+
+    Raises:
+        ImageError: An image cannot be read.
+        WeightsError: The model cannot be had.
+    """
+    if device is None:
+        device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
+    settings = {
+        "resize": resize,
+        "base": base,
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
+    if isinstance(model, Encoder):
+        metric = RobustPerceptualDistance(model, resize=resize).to(device)
+    else:
+        metric = _last_metric(model, torch.device(device), tuple(settings.items()), _stamp(model))
+    with torch.inference_mode():
+        x, y = (_pixels(image, metric.encoder).to(device) for image in (a, b))
+        return float(metric._distance(x[None], y[None], squared))
+
+
+@functools.lru_cache(maxsize=1)
+def _last_metric(
+    model: str | os.PathLike[str], device: torch.device, settings: tuple[tuple[str, Any], ...], stamp: Any
+) -> RobustPerceptualDistance:
+    return RobustPerceptualDistance(model, **dict(settings)).to(device)
+
+
+def _stamp(model: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a local model is trained on and saved again under its old name; () for any other name."""
+    path = Path(model).absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _pixels(image: Any, encoder: Encoder) -> Tensor:
+    """(3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
+    is_float_array = getattr(getattr(image, "dtype", None), "kind", None) == "f"
+    return load_image(image) if isinstance(image, Tensor) or is_float_array else encoder.preprocess(image)

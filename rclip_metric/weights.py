@@ -1,0 +1,313 @@
+"""From a model's name, path or Hub id to an encoder with its weights: found, checked, mapped from disk."""
+
+import functools
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from rclip_metric.digest import check_file, file_digest
+from rclip_metric.errors import CheckpointError, ManifestError, NotFoundError, UnknownModelError
+from rclip_metric.hub import HubFile, HubSource, cached_file, fetch, recheck
+from rclip_metric.local import find_weights
+from rclip_metric.manifest import WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.preprocessing import Resize
+from rclip_metric.publish import push_encoder, refresh_manifest
+from rclip_metric.saved import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    SavedConfig,
+    check_pair,
+    read_json,
+    save_encoder,
+)
+
+if TYPE_CHECKING:
+    from rclip_metric.encoder import Encoder
+
+__all__ = [
+    "Located",
+    "download",
+    "is_cached",
+    "load_encoder",
+    "locate",
+    "push_encoder",
+    "refresh_manifest",
+    "save_encoder",
+    "verify",
+]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model's weights on this machine, their digest checked.
+
+    Attributes:
+        spec: What they are.
+        path: The weights file.
+        revision: The full commit they come from, "sha256:..." for a model in the package, None where unknown.
+        layout: The key layout, None if only the keys can tell.
+        resize: As it was saved; "published" for every named model.
+    """
+
+    spec: WeightSpec
+    path: Path
+    revision: str | None
+    layout: str | None
+    resize: Resize = "published"
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Located:
+    """Finds a model's weights, downloads them where necessary and checks their digest; reads no tensor.
+
+    Args:
+        model: A name in the manifest; a file or folder, in our own format or a published layout; or a Hub id
+            "owner/repo" of a model in our own format. Names come first, then paths.
+        base: The manifest entry whose architecture and preprocessing apply to a file, folder or Hub
+            repository that does not carry its own.
+        revision: Commit, branch or tag on the Hub instead of the manifest's.
+        cache_dir: Hub cache folder instead of huggingface_hub's own.
+        token: Hub token instead of HF_TOKEN or the stored login; False for none.
+        local_files_only: Use nothing but what is on this machine.
+
+    Raises:
+        UnknownModelError: No such name, path or Hub id.
+        HubError: The network or the Hub (NetworkError, AccessError, NotFoundError).
+        DigestError: The file is not the published one; it was removed from the cache.
+        StorageError: Full disk or read-only cache.
+        CheckpointError: A local path that does not say what it holds.
+    """
+    base_spec = None if base is None else get_spec(base)
+    hub = functools.partial(HubSource, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    name = os.fspath(model)
+    if isinstance(model, str) and name in model_names():
+        if base is not None:
+            raise UnknownModelError(f"{name!r} is in the manifest: leave base={base!r} out.")
+        return _locate_named(get_spec(name), revision, hub)
+    path = Path(name).expanduser()
+    if path.exists():
+        found = find_weights(path, base_spec)
+        return Located(found.spec, found.path, found.revision, found.layout, found.resize)
+    if isinstance(model, str) and _HUB_ID.fullmatch(name):
+        named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
+        return (
+            _locate_named(named[0], revision, hub)
+            if named
+            else _locate_on_hub(hub(name, revision), base_spec)
+        )
+    if len(path.parts) > 1 or path.suffix:
+        raise UnknownModelError(f"There is no file or folder {name!r}.")
+    get_spec(name)  # raises, with the closest names
+    raise UnknownModelError(f"There is no folder {name!r}; for the model of that name pass a str.")
+
+
+def load_encoder(
+    model: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    resize: Resize | Literal["default"] = "default",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> "Encoder":
+    """Builds a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
+
+    Only the vision tower is read, and its pages only when they are first used.
+
+    Args:
+        model: As for `locate`.
+        base: As for `locate`.
+        resize: "published", "squash" or None, see `Encoder`; "default" for what the model was saved with,
+            which is "published" for every named one.
+        revision: As for `locate`.
+        cache_dir: As for `locate`.
+        token: As for `locate`.
+        local_files_only: As for `locate`.
+
+    Raises:
+        WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
+    """
+    from rclip_metric.encoder import Encoder
+    from rclip_metric.layouts import convert
+
+    found = locate(
+        model,
+        base=base,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    spec = found.spec
+    layout, state = _read_vision_tensors(found.path, found.layout)
+    try:
+        converted = convert(state, layout, spec.architecture, spec.mlp_hidden)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}") from error
+    return Encoder.from_weights(
+        converted,
+        spec.architecture,
+        spec.preprocessing,
+        mlp_hidden=spec.mlp_hidden,
+        resize=found.resize if resize == "default" else resize,
+        name=spec.name,
+        revision=found.revision,
+    )
+
+
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Brings a model's weights into the cache, where later loads need no network; returns the file.
+
+    Raises:
+        WeightsError: As for `locate`.
+    """
+    return locate(name, revision=revision, cache_dir=cache_dir, token=token).path
+
+
+def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether a manifest entry can be loaded without a network."""
+    if spec.source == "package":
+        return _package_path(spec).exists()
+    return spec.repo is not None and _cached(HubSource(spec.repo, spec.revision, cache_dir), spec) is not None
+
+
+def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
+    """Computes the digest of a model's file on this machine anew, whatever is remembered of it.
+
+    Returns:
+        The published digest, which the file has: sha256, or the git blob sha1 that the Hub states for a small
+            file.
+
+    Raises:
+        DigestError: It has another one; a file in the cache was removed, so that it is downloaded again.
+        NotFoundError: The model is not on this machine.
+    """
+    spec = get_spec(name)
+    if spec.source == "package":
+        return file_digest(_checked_package_file(spec))
+    source = HubSource(_repo(spec), revision or spec.revision, cache_dir)
+    found = _cached(source, spec)
+    if found is None:
+        raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
+    return recheck(source, found, _expected(spec, source, found.name))
+
+
+def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
+    if spec.source == "package":
+        sha256 = spec.files[0].sha256
+        return Located(spec, _checked_package_file(spec), sha256 and f"sha256:{sha256[:12]}", spec.layout)
+    source = hub(_repo(spec), revision or spec.revision)
+    source = replace(source, newest=revision is not None)
+    found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
+    return Located(spec, found.path, found.commit, spec.layout)
+
+
+def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
+    """A Hub id that is no name in the manifest; a branch is asked for its newest commit."""
+    source = replace(source, newest=True)
+    if base is not None:
+        found = fetch(source, [WeightFile(file.name) for file in base.candidates])
+        spec = replace(
+            base, name=source.repo, repo=source.repo, revision=found.commit, reported={}, training=None
+        )
+        return Located(spec, found.path, found.commit, None)
+    try:
+        config_file = fetch(source, [WeightFile(CONFIG_NAME)])
+        config = SavedConfig.read(read_json(config_file.path), f"{CONFIG_NAME} of {source}")
+    except (ManifestError, NotFoundError) as error:
+        raise type(error)(f"{error} For a published layout, pass base= as well.") from error
+    # The weights of the very commit that the configuration is from, even if the branch moves meanwhile.
+    found = fetch(replace(source, revision=config_file.commit), [WeightFile(WEIGHTS_NAME)])
+    check_pair(config, found.path)
+    spec = replace(config.spec, source="hub", repo=source.repo, revision=found.commit)
+    return Located(spec, found.path, found.commit, FORMAT, config.resize)
+
+
+def _repo(spec: WeightSpec) -> str:
+    if spec.repo is None:
+        raise UnknownModelError(
+            f"{spec.name} cannot be loaded by its name: {spec.url_note} {spec.notes} Pass its path."
+        )
+    return spec.repo
+
+
+def _cached(source: HubSource, spec: WeightSpec) -> HubFile | None:
+    hits = (cached_file(source, file.name) for file in spec.candidates)
+    return next((hit for hit in hits if hit is not None), None)
+
+
+def _expected(spec: WeightSpec, source: HubSource, name: str) -> WeightFile:
+    """The file with the manifest's sha256, unless the caller asked for another revision than that."""
+    same = (source.revision or "") == (spec.revision or "")
+    return next(file if same else WeightFile(name) for file in spec.candidates if file.name == name)
+
+
+def _package_path(spec: WeightSpec) -> Path:
+    return Path(__file__).resolve().parent / spec.files[0].name
+
+
+def _checked_package_file(spec: WeightSpec) -> Path:
+    path, file = _package_path(spec), spec.files[0]
+    if not path.exists():
+        raise CheckpointError(
+            f"{spec.name} is missing from this installation ({path}): install rclip-metric again."
+        )
+    if file.sha256 is not None:
+        check_file(path, file.sha256, file.size)
+    return path
+
+
+def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
+    """The tensors of the vision tower, mapped from the file, and the layout of their keys."""
+    from safetensors import SafetensorError, safe_open
+
+    from rclip_metric.layouts import detect, vision_keys
+
+    if path.suffix != ".safetensors":
+        pickled = _read_pickle(path)
+        layout = layout or detect(pickled)
+        return layout, {key: tensor for key, tensor in pickled.items() if vision_keys(layout, key)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            layout = layout or detect(keys)
+            return layout, {key: file.get_tensor(key) for key in keys if vision_keys(layout, key)}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    try:
+        # Only the zip form that torch.save writes since 1.6 can be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")
+    return state

@@ -1,0 +1,72 @@
+"""What all tests share: a Hugging Face Hub on loopback, the only one that any test can reach.
+
+huggingface_hub reads its environment when it is imported: the variables are set before the first test module.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from hub_server import LoopbackHub
+else:
+    # pytest's importlib mode keeps the tests' own folder off sys.path.
+    _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    sys.modules["hub_server"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["hub_server"])
+    LoopbackHub = sys.modules["hub_server"].LoopbackHub
+
+_HF_VARIABLES = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE")
+
+_server = pytest.StashKey[LoopbackHub]()
+_home = pytest.StashKey[str]()
+_own_environment = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "huggingface_hub.constants" in sys.modules:
+        raise pytest.UsageError("huggingface_hub was imported before it could be pointed to the loopback Hub")
+    config.stash[_own_environment] = dict(os.environ)
+    config.stash[_server] = LoopbackHub()
+    config.stash[_home] = tempfile.mkdtemp(prefix="rclip-metric-tests-")
+    for name in [name for name in os.environ if name.startswith(_HF_VARIABLES)]:
+        del os.environ[name]
+    os.environ |= {
+        "HF_ENDPOINT": config.stash[_server].url,
+        "HF_HOME": config.stash[_home],
+        "HF_HUB_DISABLE_XET": "1",  # the loopback Hub has no Xet store
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _server not in config.stash:
+        return
+    config.stash[_server].close()
+    shutil.rmtree(config.stash[_home], ignore_errors=True)
+    os.environ.clear()
+    os.environ.update(config.stash[_own_environment])
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest) -> Iterator[LoopbackHub]:
+    """The loopback Hub without repositories; every huggingface_hub call of the tests goes to it."""
+    server = request.config.stash[_server]
+    server.reset()
+    yield server
+    server.reset()
+
+
+@pytest.fixture
+def outside_environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment that pytest was started in, for a subprocess that needs the user's own Hub cache."""
+    return request.config.stash[_own_environment]

@@ -1,0 +1,93 @@
+"""The examples run, and do what they say."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+import rclip_metric
+from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.towers import ViTArchitecture
+from rclip_metric.weights import save_encoder
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = Path(rclip_metric.__file__).parent / "models" / "tiny.safetensors"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=["random"] + ["tiny"] * TINY.exists())
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name or path of a small model: the one that ships, and a random one saved here."""
+    if request.param == "tiny":
+        return "tiny"
+    torch.manual_seed(0)
+    encoder = rclip_metric.Encoder(
+        ViTArchitecture(image_size=32, patch_size=8, width=32, depth=2, heads=2, projection=16),
+        Preprocessing(mode="crop", resize=36, crop=32),
+        name="random",
+    )
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    folder = tmp_path_factory.mktemp("models") / "random"
+    save_encoder(encoder, folder)
+    return str(folder)
+
+
+def picture(path: Path, seed: int, size: tuple[int, int]) -> str:
+    pixels = torch.rand(*size, 3, generator=torch.Generator().manual_seed(seed))
+    Image.fromarray((pixels * 255).byte().numpy()).save(path)
+    return str(path)
+
+
+def test_compare_images(model, tmp_path, capsys):
+    a, b = picture(tmp_path / "a.png", 0, (50, 70)), picture(tmp_path / "b.png", 1, (64, 40))
+    compare = load("compare_images")
+    distance, similarity = compare.main([a, b, "--model", model])
+    assert 0 < distance < 2**0.5 and similarity == pytest.approx(1 - distance**2, abs=1e-5)
+    assert rclip_metric.score(a, b, model) == pytest.approx(distance, abs=1e-6)
+    printed = capsys.readouterr().out
+    assert f"{distance:.4f}" in printed and Path(model).name in printed and "resize='published'" in printed
+    assert compare.main([a, a, "--model", model, "--resize", "squash"]) == (0.0, 1.0)
+
+
+def test_as_a_loss_gets_better(model, tmp_path):
+    out = tmp_path / "found.png"
+    steps = ["--model", model, "--steps", "30", "--size", "48", "--batch-size", "4", "--out", str(out)]
+    losses = load("as_a_loss").main(steps)
+    assert losses.image[1] < 0.5 * losses.image[0]
+    assert losses.autoencoder[1] < 0.8 * losses.autoencoder[0]
+    with Image.open(out) as image:
+        assert image.size[1] >= 48
+
+
+def test_the_examples_run_as_scripts(model, tmp_path):
+    a = picture(tmp_path / "a.png", 0, (50, 70))
+    command = [sys.executable, EXAMPLES / "compare_images.py", a, a, "--model", model]
+    result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "distance    0.0000" in result.stdout and not result.stderr
+
+
+def test_the_benchmark_runs_on_toy_towers(tmp_path, capsys):
+    """Every part, on towers of a few thousand parameters: the figures mean nothing, their names do."""
+    out = tmp_path / "benchmark.json"
+    load("benchmark_scoring").main(["--toy", "--repeats", "1", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert set(report["results"]) == {"import", "construction", "loss", "overhead", "throughput"}
+    assert report["settings"]["toy"] is True and report["machine"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in report["results"])

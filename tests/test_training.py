@@ -1,0 +1,211 @@
+"""CLIP and FARE on scenes: the loss is the equation, a resumed run is the uninterrupted one, and the commands work."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.encoder import Encoder
+from rclip_metric.train.cli import main
+from rclip_metric.train.clip import (
+    TINY_PREPROCESSING,
+    ClipConfig,
+    WordTokenizer,
+    build_clip,
+    contrastive_loss,
+    cosine_schedule,
+    train_clip,
+)
+from rclip_metric.train.data.images import StepSampler, seeded
+from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
+from rclip_metric.train.finetune import FareConfig, fare_step, train_fare
+from rclip_metric.towers import ConvNeXtArchitecture
+
+SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+CLIP = ClipConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, text_width=32, text_layers=1)
+FARE = FareConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, inner_steps=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, ScenesConfig(images=24, triplets=(1, 1, 12), pool=1, queries=1), quiet=True)
+    return folder
+
+
+def small_encoder():
+    torch.manual_seed(0)
+    return Encoder(SMALL, TINY_PREPROCESSING, name="small")
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_contrastive_loss_is_openclips():
+    from open_clip.loss import ClipLoss
+
+    image, text = (torch.nn.functional.normalize(torch.randn(5, 7, generator=seeded(i)), dim=1) for i in (1, 2))
+    ours = contrastive_loss(image, text, torch.tensor(9.0))
+    torch.testing.assert_close(ours, ClipLoss()(image, text, torch.tensor(9.0)))
+
+
+def test_the_text_tower_reads_up_to_the_end_token():
+    model = build_clip(CLIP).eval()
+    rows = WordTokenizer()(["large red plain circle centre middle", "large red plain circle centre left"])
+    embedding = model.encode_text(rows)
+    assert not torch.allclose(embedding[0], embedding[1])
+    padded = rows.clone()
+    padded[:, 30:] = 3  # after the end: the causal text tower must not see it
+    torch.testing.assert_close(model.encode_text(padded), embedding)
+    with pytest.raises(ValueError, match="'zebra'"):
+        WordTokenizer()(["a zebra"])
+
+
+def test_schedule_rises_and_falls_as_a_half_cosine():
+    factor = cosine_schedule(100, 10)
+    assert factor(0) == pytest.approx(0.1) and factor(9) == 1.0
+    assert factor(55) == pytest.approx(0.5) and factor(99) < 0.001
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    whole = list(StepSampler(20, 6, seed=1, start=0, stop=9))
+    assert list(StepSampler(20, 6, seed=1, start=4, stop=9)) == whole[4:]
+    assert list(StepSampler(20, 6, seed=2, start=0, stop=9)) != whole
+    assert len(set(sum(whole[:3], []))) == 18  # no image twice within an epoch
+    with pytest.raises(ValueError, match="there are 3 images"):
+        StepSampler(3, 4, seed=0, start=0, stop=1)
+
+
+def test_a_resumed_clip_run_is_the_uninterrupted_one(scenes, tmp_path):
+    whole = train_clip(scenes, tmp_path / "whole", CLIP, architecture=SMALL, quiet=True)
+    stop_after(tmp_path / "cut", 2, lambda out: train_clip(scenes, out, CLIP, architecture=SMALL, quiet=True))
+    again = train_clip(scenes, tmp_path / "cut", CLIP, architecture=SMALL, quiet=True)
+    assert same_weights(whole, again)
+    with pytest.raises(ValueError, match="learning_rate"):
+        train_clip(scenes, tmp_path / "cut", dataclasses.replace(CLIP, learning_rate=1.0), architecture=SMALL, quiet=True)
+
+
+def stop_after(out, step, run):
+    """Run until the checkpoint of ``step`` is on disk, then crash, as a lost machine would."""
+
+    class LostMachine(Exception):
+        pass
+
+    import rclip_metric.train.clip as clip
+    import rclip_metric.train.finetune as finetune
+
+    saved = clip.save_training
+
+    def save_and_crash(path, model, optimizer, done, config):
+        saved(path, model, optimizer, done, config)
+        if done == step:
+            raise LostMachine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "save_training", save_and_crash)
+        patch.setattr(finetune, "save_training", save_and_crash)
+        with pytest.raises(LostMachine):
+            run(out)
+
+
+def test_a_resumed_fare_run_is_the_uninterrupted_one_and_spares_the_original(scenes, tmp_path):
+    original = small_encoder()
+    before = [p.clone() for p in original.parameters()]
+    images = scenes / "images" / "train"
+    whole = train_fare(original, images, tmp_path / "whole", FARE, name="r", quiet=True)
+    stop_after(tmp_path / "cut", 2, lambda out: train_fare(original, images, out, FARE, name="r", quiet=True))
+    again = train_fare(original, images, tmp_path / "cut", FARE, name="r", quiet=True)
+    assert same_weights(whole, again)
+    assert all(torch.equal(a, b) for a, b in zip(before, original.parameters(), strict=True))
+    assert not same_weights(whole, original)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 4 and lines[-1]["loss"] > 0
+
+
+def test_the_result_of_a_run_loads_by_path_with_its_preprocessing(scenes, tmp_path):
+    trained = train_fare(small_encoder(), scenes / "images", tmp_path / "run", FARE, name="mine", quiet=True)
+    metric = RobustPerceptualDistance(tmp_path / "run")
+    assert metric.encoder.preprocessing == TINY_PREPROCESSING and metric.encoder.name == "mine"
+    images = torch.rand(2, 3, 64, 64, generator=seeded(1))
+    torch.testing.assert_close(metric.encoder(images), trained(images))
+
+
+def test_a_fare_step_is_the_equation():
+    """Without an inner problem (eps 0) the loss is || phi(x) - phi_orig(x) ||^2, summed over D, mean over the batch."""
+    original, encoder = small_encoder(), small_encoder()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05)
+    images = torch.rand(5, 3, 64, 64, generator=seeded(1))
+    with torch.no_grad():
+        expected = sum(((encoder(x[None]) - original(x[None])) ** 2).sum() for x in images) / 5
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-5)
+    config = dataclasses.replace(FARE, eps=0.0)
+    result = fare_step(encoder, original, optimizer, images, torch.zeros_like(images), config)
+    assert result.loss == pytest.approx(expected.item(), rel=1e-4)
+    after = fare_step(encoder, original, optimizer, images, torch.zeros_like(images), config)
+    assert after.loss < result.loss
+    assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
+    assert all(p.grad is None for p in original.parameters())
+
+
+def test_the_inner_problem_raises_the_loss():
+    original, encoder = small_encoder(), small_encoder()
+    images = torch.rand(4, 3, 64, 64, generator=seeded(2))
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
+    noise = torch.rand(images.shape, generator=seeded(3)) * 2 - 1
+    random, attacked = (
+        fare_step(encoder, original, optimizer, images, noise, dataclasses.replace(FARE, inner_steps=n)).loss
+        for n in (0, 10)
+    )
+    assert attacked > 2 * random > 0
+
+
+def test_a_diverging_run_stops_with_the_reason(scenes, tmp_path):
+    original = small_encoder()
+    with torch.no_grad():
+        next(original.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="nan"):
+        train_fare(original, scenes / "images", tmp_path / "run", FARE, name="r", quiet=True)
+
+
+def test_an_unreadable_image_is_left_out_and_named(scenes, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(scenes / "images" / "train", images)
+    broken = next(images.rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    train_fare(small_encoder(), images, tmp_path / "run", FARE, name="r", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {name for line in lines for name in line.get("unreadable", [])} == {str(broken)}
+
+
+def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    counts = ["--images", "16", "--triplets", "1,1,6", "--pool", "1", "--queries", "1", "--quiet"]
+    assert main(["train", "scenes", "--out", f"{data}", *counts]) == 0
+    small = ["--steps", "2", "--batch-size", "8", "--warmup-steps", "1", "--quiet"]
+    assert main(["train", "clip", "--scenes", f"{data}", "--out", f"{runs / 'clean'}", *small]) == 0
+    fare = ["train", "fare", "--base", f"{runs / 'clean'}", "--images", f"{data / 'images'}", "--recipe", "tiny"]
+    assert main([*fare, "--out", f"{runs / 'robust'}", "--eps", "2/255", "--inner-steps", "1", *small]) == 0
+    settings = json.loads((runs / "robust" / "run.json").read_text())
+    assert settings["eps"] == 2 / 255 and settings["steps"] == 2 and settings["learning_rate"] == 5e-4
+    packed = tmp_path / "packed.safetensors"
+    assert main(["train", "pack", f"{runs / 'robust'}", "--out", f"{packed}"]) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["packed.safetensors"]
+    assert packed.stat().st_size < 5e6
+    capsys.readouterr()
+    out = tmp_path / "result.json"
+    judge = ["eval", "nights", "--data", f"{data / 'nights'}", "--model", f"{packed}", "--steps", "2", "--quiet"]
+    assert main([*judge, "--norm", "linf", "l2", "--eps", "4/255", "0.857", "--out", f"{out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "| linf 4/255 | l2 0.857 |" in printed and "| robust |" in printed
+    [record] = json.loads(out.read_text())["results"]
+    assert record["triplets"] == len(record["outcomes"]) == 6 and record["attacks"][0]["largest_violation"] < 1e-6
+    assert main([*judge, "--norm", "linf", "--eps", "4/255", "1"]) == 2
+    assert "one --eps value per --norm value" in capsys.readouterr().err
+    assert main([*judge[:3], f"{tmp_path}", *judge[4:]]) == 2
+    assert "no data.csv" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Images for training: any tree of files, read in an order that is a function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rclip_metric.images import ImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find_images(root: Path) -> list[Path]:
+    """All image files below ``root``, sorted by path.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"no image files ({', '.join(SUFFIXES)}) below {root}: pass a folder that holds some")
+    return paths
+
+
+class ImageFiles(Dataset[tuple[int, torch.Tensor | None]]):
+    """Files as (index, image); the image is None where the file cannot be read, which the caller counts."""
+
+    def __init__(self, paths: list[Path], preprocess: Callable[[Path], torch.Tensor]) -> None:
+        """Read ``paths`` with ``preprocess``: path -> (3, S, S) in [0, 1]."""
+        self.paths, self.preprocess = paths, preprocess
+
+    def __len__(self) -> int:
+        """Number of files, broken ones included."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
+        """Read one file."""
+        try:
+            return index, self.preprocess(self.paths[index])
+        except ImageError:
+            return index, None
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices for steps ``start`` to ``stop``: every epoch is a fresh permutation seeded by (seed, epoch).
+
+    The batch of a step depends on nothing but (count, batch size, seed, step), so a resumed run reads
+    what the uninterrupted one would have read. The incomplete batch at the end of an epoch is left out.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        """Raise ValueError when one batch needs more images than there are."""
+        if count < batch_size:
+            raise ValueError(f"a batch of {batch_size} was asked for and there are {count} images: lower the batch size")
+        self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of one step after another."""
+        per_epoch = self.count // self.batch_size
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(self.count, generator=seeded(self.seed, epoch))
+            first = step % per_epoch * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream depends on all of ``numbers``."""
+    # Distinct odd multipliers keep (1, 2) and (2, 1) apart; the modulus is what manual_seed accepts.
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ (number + 1)) * 0xBF58476D1CE4E5B9) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _collate(items: list[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor, list[int]]:
+    indices = [index for index, image in items if image is not None]
+    images = [image for _, image in items if image is not None]
+    broken = [index for index, image in items if image is None]
+    return indices, torch.stack(images) if images else torch.empty(0), broken
+
+
+def loader(files: ImageFiles, sampler: StepSampler, workers: int = 0) -> DataLoader[tuple[int, torch.Tensor | None]]:
+    """Batches of (indices, images (B, 3, S, S), indices of files that could not be read), one per step."""
+    return DataLoader(files, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)
