@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ("train", "eval"):
-        # By name: the metric is installed and imported without the training code.
-        return int(importlib.import_module("rclip_metric.train.cli").main(arguments) or 0)
     try:
+        if arguments and arguments[0] in ("train", "eval"):
+            # By name: the metric is imported without the training code.
+            return int(importlib.import_module("rclip_metric.train.cli").main(arguments))
         args = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed what there is to say
         return int(stop.code or 0)

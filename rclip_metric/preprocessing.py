@@ -30,9 +30,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Resize = Literal["published", "squash"] | None
 RESIZES: tuple[Resize, ...] = ("published", "squash", None)
 
-# Beyond this aspect ratio the strip that the crop would throw away is never computed: a 1x5000 image resized
-# to 256 pixels on its shorter side would be 256 x 1,280,000.
-_EXTREME_ASPECT = 8
+# A resized side of more than so many crops is never computed whole: a 1x5000 image with its shorter side
+# brought to 256 pixels would be 256 x 1,280,000.
+_EXTREME = 8
 _ROUNDING = 1e-5
 
 
@@ -110,7 +110,7 @@ def resize_images(images: Tensor, preprocessing: Preprocessing, resize: Resize =
 
     Images that already have the encoder's size count as preprocessed and come back bit for bit: attacks live
     there. Everything else is resized (bicubic, antialiased, also under autocast) and clamped to [0, 1], which
-    bicubic overshoots by up to 5/255 at sharp edges.
+    bicubic overshoots at sharp edges.
 
     Args:
         images: (N, 3, H, W) floats in [0, 1], any H and W from 1.
@@ -129,20 +129,13 @@ def resize_images(images: Tensor, preprocessing: Preprocessing, resize: Resize =
     mode = _mode(preprocessing, resize, (width, height))
     if height == side and width == side:
         return images
-    images = images.float()
-    if mode == "squash":
-        return _clamp(_bicubic(images, side, side))
-    new_width, new_height = _resized(width, height, preprocessing.resize)
+    squash = mode == "squash"
+    new_width, new_height = (side, side) if squash else _resized(width, height, preprocessing.resize)
     left, top = _offset(new_width, side), _offset(new_height, side)
-    # The long side first where it is extreme: all that follows then works on the strip the crop keeps.
-    if width > _EXTREME_ASPECT * height:
-        images = _bicubic_window(images, new_width, left, side)
-        new_width, left = side, 0
-    elif height > _EXTREME_ASPECT * width:
-        images = _bicubic_window(images.mT, new_height, top, side).mT
-        new_height, top = side, 0
-    images = _bicubic(images, new_height, new_width)
-    return _clamp(images[..., top : top + side, left : left + side])
+    first, last = _seen(height, new_height, top, side)
+    images = images.float()[..., first:last, :]
+    images = _resampled(images, 0, width, new_width, left, side)  # (N, 3, last - first, S)
+    return _resampled(images.mT, first, height, new_height, top, side).mT.contiguous()  # (N, 3, S, S)
 
 
 def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Resize = "published") -> Tensor:
@@ -178,7 +171,7 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
     elif mode == "crop":
         new_width, new_height = _resized(width, height, preprocessing.resize)
         left, top = _offset(new_width, side), _offset(new_height, side)
-        if max(width, height) > _EXTREME_ASPECT * min(width, height):
+        if max(new_width, new_height) > _EXTREME * side:
             scale_x, scale_y = width / new_width, height / new_height
             box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
             image = image.resize((side, side), bicubic, box=box)
@@ -220,41 +213,71 @@ def _offset(length: int, crop: int) -> int:
     return round((length - crop) / 2.0)
 
 
-def _bicubic(images: Tensor, height: int, width: int) -> Tensor:
-    if images.shape[-2:] == (height, width):
-        return images
-    return F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+def _seen(length: int, new_length: int, start: int, count: int) -> tuple[int, int]:
+    """Which pixels of an axis (first, last + 1) matter for `count` pixels from `start` on after resizing.
 
-
-def _bicubic_window(images: Tensor, new_width: int, left: int, count: int) -> Tensor:
-    """Columns left .. left+count of `images` resized to `new_width`, without computing the others.
-
-    The same filter as `F.interpolate(mode="bicubic", antialias=True)`: Keys' cubic with a = -0.5, stretched
-    by the scale when shrinking, its taps cut at the image's border and normalised.
+    All of them in the ordinary case, where looking closer would not pay.
     """
-    width = images.shape[-1]
-    scale = width / new_width
+    if new_length <= _EXTREME * count:
+        return 0, length
+    scale = length / new_length
+    reach = 2 * max(scale, 1.0) + 1
+    return (
+        max(0, math.floor((start + 0.5) * scale - reach)),
+        min(length, math.ceil((start + count - 0.5) * scale + reach)),
+    )
+
+
+def _resampled(images: Tensor, first: int, length: int, new_length: int, start: int, count: int) -> Tensor:
+    """Resize the last axis from `length` to `new_length`, and keep `count` pixels from `start` on.
+
+    One axis at a time and clamped after each, since Pillow clips between its two passes: where bicubic
+    overshoots in both directions, a single clamp at the end can differ from Pillow by 15/255.
+
+    Args:
+        images: (N, 3, H, L) in [0, 1]: all of the axis, or what of it is `_seen`.
+        first: Where on the axis the images begin.
+        length: Of the whole axis.
+        new_length: Of the whole axis after resizing.
+        start: First pixel to keep.
+        count: Number of pixels to keep.
+
+    Returns:
+        (N, 3, H, count) in [0, 1].
+    """
+    if new_length == length:
+        return images[..., start - first : start - first + count]
+    if new_length <= _EXTREME * count:
+        size = (images.shape[-2], new_length)
+        resized = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        return _clamp(resized[..., start : start + count])
+    low, high = _seen(length, new_length, start, count)
+    kernel = _bicubic_kernel(low, high, length, new_length, start, count).to(images.device)
+    with _no_autocast(images.device.type):
+        return _clamp(images[..., low - first : high - first] @ kernel.mT)
+
+
+def _bicubic_kernel(low: int, high: int, length: int, new_length: int, start: int, count: int) -> Tensor:
+    """Weights (count, high - low) of the pixels low .. high in the resized pixels start .. start + count.
+
+    The filter of `F.interpolate(mode="bicubic", antialias=True)` and of Pillow: Keys' cubic with a = -0.5,
+    stretched by the scale when shrinking, its taps cut at the image's border and normalised.
+    """
+    scale = length / new_length
     stretch = max(scale, 1.0)
-    first = max(0, math.floor((left + 0.5) * scale - 2 * stretch) - 1)
-    last = min(width, math.ceil((left + count - 0.5) * scale + 2 * stretch) + 1)
-    # float64 on the CPU (MPS has none): at the far end of a long image float32 coordinates are off by a
-    # hundredth.
+    # float64 on the CPU (MPS has none): far along a long side float32 coordinates are off by a hundredth.
     cpu = torch.device("cpu")
-    centre = (torch.arange(left, left + count, dtype=torch.float64, device=cpu) + 0.5) * scale  # (count,)
-    taps = torch.arange(first, last, dtype=torch.float64, device=cpu) + 0.5  # (last - first,)
-    # Which taps take part is decided in whole pixels, by truncation, as Pillow and torch do.
-    support = 2 * stretch
-    low = (centre - support + 0.5).trunc().clamp_min(0)[:, None]
-    high = (centre + support + 0.5).trunc().clamp_max(width)[:, None]
-    distance = ((taps - centre[:, None]) / stretch).abs()
+    centre = (torch.arange(start, start + count, dtype=torch.float64, device=cpu)[:, None] + 0.5) * scale
+    taps = torch.arange(low, high, dtype=torch.float64, device=cpu) + 0.5
+    # Which taps take part is decided in whole pixels.
+    begin = (centre - 2 * stretch + 0.5).floor()
+    end = (centre + 2 * stretch + 0.5).floor()
+    distance = ((taps - centre) / stretch).abs()
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    kernel = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    kernel = torch.where((taps > low) & (taps < high), kernel, 0.0)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (count, last - first)
-    kernel = kernel.to(dtype=images.dtype).to(images.device)
-    with _no_autocast(images.device.type):
-        return images[..., first:last] @ kernel.mT  # (N, 3, H, count)
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    weights = torch.where((taps > begin) & (taps < end), weights, 0.0)
+    return (weights / weights.sum(dim=1, keepdim=True)).float()
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:

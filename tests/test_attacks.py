@@ -59,7 +59,13 @@ def test_a_success_leaves_the_batch_at_its_first_point_and_the_others_go_on():
         seen.append(alive.tolist())
         return linear_loss(weights)(points, alive)
 
-    found = apgd(loss, images, LpBall("linf", 4 / 255), 10, succeeded=lambda value, alive: value - base[alive] > bar[alive])
+    found = apgd(
+        loss,
+        images,
+        LpBall("linf", 4 / 255),
+        10,
+        succeeded=lambda value, alive: value - base[alive] > bar[alive],
+    )
     assert found.success.tolist() == [True, True, False]
     assert seen[0] == [0, 1, 2] and seen[1] == [1, 2] and seen[-1] == [2] and len(seen) == 11
     torch.testing.assert_close(found.images[0], images[0])

@@ -292,7 +292,8 @@ results = []
 
 def attempt(cache_dir=None, revision=None, **options):
     try:
-        found = fetch(HubSource("owner/model", revision, cache_dir, **options), [WeightFile("model.safetensors")])
+        source = HubSource("owner/model", revision, cache_dir, **options)
+        found = fetch(source, [WeightFile("model.safetensors")])
         results.append([type(found).__name__, str(found.path)])
     except WeightsError as error:
         results.append([type(error).__name__, str(error)])
@@ -327,7 +328,7 @@ def results_of(process: subprocess.Popen[str]) -> list[list[str]]:
 
 
 def test_offline_and_without_a_network(hub, source, child, tmp_path):
-    """HF_HUB_OFFLINE, and an HF_ENDPOINT where nobody listens: a warm cache works, a cold one says why not."""
+    """HF_HUB_OFFLINE, and an HF_ENDPOINT where nobody listens: a warm cache works, a cold one says why."""
     warm, cold, commit = str(source.cache), str(tmp_path / "cold"), hub.repos[REPO].head
     path = fetch(source, [FILE]).path
     hub.requests.clear()

@@ -62,7 +62,7 @@ def test_edits_change_only_what_they_name():
     for edit in s.edits(scene):
         changed = edit.apply(scene, np.random.default_rng(0))
         assert changed != scene, edit.name
-        kind, index, attribute = edit.key
+        kind, index, _ = edit.key
         if kind == "object":
             untouched = [i for i in range(len(scene.objects)) if i != index]
             assert [changed.objects[i] for i in untouched] == [scene.objects[i] for i in untouched]

@@ -9,6 +9,7 @@ import torch
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import Encoder
+from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.cli import main
 from rclip_metric.train.clip import (
     TINY_PREPROCESSING,
@@ -22,7 +23,6 @@ from rclip_metric.train.clip import (
 from rclip_metric.train.data.images import StepSampler, seeded
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.finetune import FareConfig, fare_step, train_fare
-from rclip_metric.towers import ConvNeXtArchitecture
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
 CLIP = ClipConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, text_width=32, text_layers=1)
@@ -75,7 +75,7 @@ def test_batches_depend_on_seed_and_step_alone():
     whole = list(StepSampler(20, 6, seed=1, start=0, stop=9))
     assert list(StepSampler(20, 6, seed=1, start=4, stop=9)) == whole[4:]
     assert list(StepSampler(20, 6, seed=2, start=0, stop=9)) != whole
-    assert len(set(sum(whole[:3], []))) == 18  # no image twice within an epoch
+    assert len({index for batch in whole[:3] for index in batch}) == 18  # no image twice within an epoch
     with pytest.raises(ValueError, match="there are 3 images"):
         StepSampler(3, 4, seed=0, start=0, stop=1)
 
@@ -86,7 +86,13 @@ def test_a_resumed_clip_run_is_the_uninterrupted_one(scenes, tmp_path):
     again = train_clip(scenes, tmp_path / "cut", CLIP, architecture=SMALL, quiet=True)
     assert same_weights(whole, again)
     with pytest.raises(ValueError, match="learning_rate"):
-        train_clip(scenes, tmp_path / "cut", dataclasses.replace(CLIP, learning_rate=1.0), architecture=SMALL, quiet=True)
+        train_clip(
+            scenes,
+            tmp_path / "cut",
+            dataclasses.replace(CLIP, learning_rate=1.0),
+            architecture=SMALL,
+            quiet=True,
+        )
 
 
 def stop_after(out, step, run):
@@ -189,7 +195,16 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     assert main(["train", "scenes", "--out", f"{data}", *counts]) == 0
     small = ["--steps", "2", "--batch-size", "8", "--warmup-steps", "1", "--quiet"]
     assert main(["train", "clip", "--scenes", f"{data}", "--out", f"{runs / 'clean'}", *small]) == 0
-    fare = ["train", "fare", "--base", f"{runs / 'clean'}", "--images", f"{data / 'images'}", "--recipe", "tiny"]
+    fare = [
+        "train",
+        "fare",
+        "--base",
+        f"{runs / 'clean'}",
+        "--images",
+        f"{data / 'images'}",
+        "--recipe",
+        "tiny",
+    ]
     assert main([*fare, "--out", f"{runs / 'robust'}", "--eps", "2/255", "--inner-steps", "1", *small]) == 0
     settings = json.loads((runs / "robust" / "run.json").read_text())
     assert settings["eps"] == 2 / 255 and settings["steps"] == 2 and settings["learning_rate"] == 5e-4
@@ -199,7 +214,17 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     assert packed.stat().st_size < 5e6
     capsys.readouterr()
     out = tmp_path / "result.json"
-    judge = ["eval", "nights", "--data", f"{data / 'nights'}", "--model", f"{packed}", "--steps", "2", "--quiet"]
+    judge = [
+        "eval",
+        "nights",
+        "--data",
+        f"{data / 'nights'}",
+        "--model",
+        f"{packed}",
+        "--steps",
+        "2",
+        "--quiet",
+    ]
     assert main([*judge, "--norm", "linf", "l2", "--eps", "4/255", "0.857", "--out", f"{out}"]) == 0
     printed = capsys.readouterr().out
     assert "| linf 4/255 | l2 0.857 |" in printed and "| robust |" in printed

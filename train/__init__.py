@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Training and evaluation of robust encoders; imported as ``rclip_metric.train``."""

@@ -38,9 +38,7 @@ def provenance(
     return {"method": method, "norm": norm, "eps": eps, "data": data, "base": base}
 
 
-def save_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Any
-) -> None:
+def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Any) -> None:
     """Write the state of a run after ``step`` steps into one safetensors file (its metadata holds the JSON).
 
     One file, renamed into place: a crash while writing leaves the last good checkpoint.

@@ -23,7 +23,13 @@ from tqdm import tqdm
 from rclip_metric.encoder import Encoder
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import NAMED, Architecture
-from rclip_metric.train.checkpoint import load_training, provenance, restore_training, save_training, write_json
+from rclip_metric.train.checkpoint import (
+    load_training,
+    provenance,
+    restore_training,
+    save_training,
+    write_json,
+)
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes import SIZE, VOCABULARY
 from rclip_metric.weights import save_encoder
@@ -31,7 +37,12 @@ from rclip_metric.weights import save_encoder
 CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
 TINY = NAMED["tiny_convnext"]
 TINY_PREPROCESSING = Preprocessing(
-    mode="squash", resize=SIZE, crop=SIZE, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    mode="squash",
+    resize=SIZE,
+    crop=SIZE,
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
 )
 
 
@@ -51,7 +62,7 @@ class ClipConfig:
 
 
 class WordTokenizer:
-    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (the highest id), zeros."""
+    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (highest id), zeros."""
 
     def __init__(self) -> None:
         """Number the words of the scenes' vocabulary from 1."""
@@ -139,7 +150,7 @@ def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
 def train_clip(
     scenes: Path,
     out: Path,
-    config: ClipConfig = ClipConfig(),  # noqa: B008
+    config: ClipConfig = ClipConfig(),
     *,
     architecture: Architecture = TINY,
     quiet: bool = False,
@@ -165,7 +176,9 @@ def train_clip(
 
     out.mkdir(parents=True, exist_ok=True)
     sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
-    progress = tqdm(loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None)
+    progress = tqdm(
+        loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None
+    )
     begun = time.perf_counter()
     for step, (indices, images, _) in enumerate(progress, start=start):
         for group in optimizer.param_groups:

@@ -19,7 +19,13 @@ from tqdm import tqdm
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.apgd import pgd
-from rclip_metric.train.checkpoint import load_training, provenance, restore_training, save_training, write_json
+from rclip_metric.train.checkpoint import (
+    load_training,
+    provenance,
+    restore_training,
+    save_training,
+    write_json,
+)
 from rclip_metric.train.clip import cosine_schedule, parameter_groups
 from rclip_metric.train.data.images import ImageFiles, StepSampler, find_images, loader, seeded
 from rclip_metric.train.objectives import fare
@@ -104,7 +110,7 @@ def train_fare(
     original: Encoder,
     images: Path,
     out: Path,
-    config: FareConfig = FareConfig(),  # noqa: B008
+    config: FareConfig = FareConfig(),
     *,
     name: str,
     quiet: bool = False,
@@ -144,7 +150,9 @@ def train_fare(
     log = out / "log.jsonl"
     device = next(encoder.parameters()).device
     sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
-    progress = tqdm(loader(ImageFiles(paths, encoder.preprocess), sampler), desc="FARE", disable=True if quiet else None)
+    progress = tqdm(
+        loader(ImageFiles(paths, encoder.preprocess), sampler), desc="FARE", disable=True if quiet else None
+    )
     begun = time.perf_counter()
     for step, (_, batch, broken) in enumerate(progress, start=start):
         if broken:

@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Data sets: made (scenes) and read (images, 2AFC triplets)."""

@@ -54,7 +54,9 @@ class StepSampler(Sampler[list[int]]):
     def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
         """Raise ValueError when one batch needs more images than there are."""
         if count < batch_size:
-            raise ValueError(f"a batch of {batch_size} was asked for and there are {count} images: lower the batch size")
+            raise ValueError(
+                f"a batch of {batch_size} was asked for and there are {count} images: lower the batch size"
+            )
         self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
 
     def __len__(self) -> int:

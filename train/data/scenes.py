@@ -261,9 +261,11 @@ def caption(scene: Scene) -> str:
 
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys(
-        [*COLOURS, *BACKGROUNDS, *SHAPES, *TEXTURES, *GROUNDS, *SIZES]
-        + ["left", "middle", "right", "top", "centre", "bottom", "and", "on", "ground", "lit", "from"]
-        + ["a", "photo", "of", "this", "is"]
+        [
+            *(*COLOURS, *BACKGROUNDS, *SHAPES, *TEXTURES, *GROUNDS, *SIZES),
+            *("left", "middle", "right", "top", "centre", "bottom", "and", "on", "ground", "lit", "from"),
+            *("a", "photo", "of", "this", "is"),
+        ]
     )
 )
 
@@ -426,7 +428,7 @@ def _counted(total: int, what: str, quiet: bool) -> Iterator[int]:
     return iter(tqdm(range(total), desc=what, unit="scene", disable=True if quiet else None))
 
 
-def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: bool = False) -> dict[str, Any]:  # noqa: B008
+def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: bool = False) -> dict[str, Any]:
     """Write the three sets below ``folder`` and return the record that is saved as ``scenes.json``.
 
     - ``images/train/<shape of the largest object>/NNNNNN.png`` with ``images/captions.csv``: an ImageFolder;
@@ -436,12 +438,19 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
     Raises:
         ValueError: if ``folder`` holds scenes of other settings.
     """
-    record = {"generator": "rclip_metric.train.data.scenes", "version": VERSION, "size": SIZE, **asdict(config)}
+    record = {
+        "generator": "rclip_metric.train.data.scenes",
+        "version": VERSION,
+        "size": SIZE,
+        **asdict(config),
+    }
     record = json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
     done = folder / "scenes.json"
     if done.exists():
         if json.loads(done.read_text()) != record:
-            raise ValueError(f"{folder} holds scenes of other settings (see {done}): choose another folder or delete it")
+            raise ValueError(
+                f"{folder} holds scenes of other settings (see {done}): choose another folder or delete it"
+            )
         return record
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -477,11 +486,18 @@ def _write_nights(folder: Path, config: ScenesConfig, quiet: bool) -> None:
         for index in _counted(len(splits), "triplets", quiet):
             triplet = sample_triplet(generator(config.seed, "triplet", index))
             shelf, stem = f"{index // 1000:03d}", f"{index % 1000:03d}"
-            paths = [f"ref/{shelf}/{stem}.png", f"distort/{shelf}/{stem}_0.png", f"distort/{shelf}/{stem}_1.png"]
+            paths = [
+                f"ref/{shelf}/{stem}.png",
+                f"distort/{shelf}/{stem}_0.png",
+                f"distort/{shelf}/{stem}_1.png",
+            ]
             for scene, path in zip((triplet.reference, triplet.left, triplet.right), paths, strict=True):
                 _save(scene, folder / path)
             right = int(triplet.right_is_closer)
             writer.writerow(
-                [index, 1 - right, right, triplet.votes, *paths, caption(triplet.reference), splits[index]]
-                + [index % 2 == 0, " ".join(triplet.edits["near"]), " ".join(triplet.edits["far"])]
+                [
+                    *(index, 1 - right, right, triplet.votes, *paths),
+                    *(caption(triplet.reference), splits[index], index % 2 == 0),
+                    *(" ".join(triplet.edits["near"]), " ".join(triplet.edits["far"])),
+                ]
             )

@@ -6,7 +6,17 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = ("id", "left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path", "split", "is_imagenet")
+COLUMNS = (
+    "id",
+    "left_vote",
+    "right_vote",
+    "votes",
+    "ref_path",
+    "left_path",
+    "right_path",
+    "split",
+    "is_imagenet",
+)
 SPLITS = ("train", "val", "test", "test_imagenet", "test_no_imagenet")
 MIN_VOTES = 6
 
@@ -56,7 +66,10 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{table}, row {number} is malformed ({error}): download the file again") from error
             half = "test_imagenet" if imagenet else "test_no_imagenet"
-            if votes < min_votes or split not in (row["split"], half if row["split"] == "test" else row["split"]):
+            if votes < min_votes or split not in (
+                row["split"],
+                half if row["split"] == "test" else row["split"],
+            ):
                 continue
             paths = (folder / row[column] for column in ("ref_path", "left_path", "right_path"))
             triplets.append(TripletFiles(identity, *paths, int(right == 1), votes, imagenet))

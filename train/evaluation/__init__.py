@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Evaluations: one file per task."""

@@ -95,7 +95,7 @@ def interval(successes: int, total: int) -> tuple[float, float]:
 def evaluate_two_afc(
     metric: RobustPerceptualDistance,
     triplets: Sequence[TripletFiles],
-    config: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    config: EvaluationConfig = EvaluationConfig(),
     *,
     quiet: bool = False,
 ) -> dict[str, Any]:

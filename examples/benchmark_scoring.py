@@ -1,0 +1,485 @@
+"""What scoring and the loss cost, against the original OpenCLIP towers used as people use them.
+
+    python examples/benchmark_scoring.py
+    python examples/benchmark_scoring.py --only loss throughput --models r-clip-f --out benchmark.json
+
+Weights are random (seeded): speed and memory do not depend on them, and nothing is downloaded. All contestants of a
+table hold the same weights and take turns within one run (A B C A B C ...); the figures are medians, and only their
+ratios mean anything on another machine. `bfloat16` is fast where the processor multiplies it (AMX, AVX512-BF16, a
+GPU's tensor cores) and slow elsewhere: the header says what this machine has.
+
+    import        `import rclip_metric` against `import torch`
+    construction  r-clip-f from a warm cache: seconds after the imports, peak memory against the vision weights
+    loss          forward + backward to the images against the raw tower with gradients everywhere: time and memory
+    overhead      metric(x, y) against our own two raw towers
+    throughput    pairs per second against the original tower called twice in float32; what bfloat16 changes
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PARTS = ("import", "construction", "loss", "overhead", "throughput")
+MODELS = ("r-clip-f", "r-clip-f-vit-b-16")
+BATCH_SIZES = (1, 8)
+LOSS_BATCH_SIZE = 8
+MB = 1e6
+
+# What the published checkpoints were made with; ours is built from the same entry.
+OPEN_CLIP_NAMES = {"r-clip-f": "convnext_base_w", "r-clip-f-vit-b-16": "ViT-B-16"}
+TOY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+# The contestants
+
+
+def open_clip_config(model: str) -> dict[str, Any]:
+    """OpenCLIP's own configuration, at the image size of the published evaluation."""
+    import open_clip
+
+    if model == "toy":
+        return TOY
+    config = open_clip.get_model_config(OPEN_CLIP_NAMES[model])
+    config["vision_cfg"]["image_size"] = 224
+    return config
+
+
+def original(model: str, text: bool = False) -> nn.Module:
+    """The original CLIP with random weights, in eval mode as loaded; only its visual tower unless text is asked for."""
+    import open_clip
+
+    config = dict(open_clip_config(model))
+    if not text:
+        config["text_cfg"] = TOY["text_cfg"]
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**config).eval()
+    return clip if text else clip.visual
+
+
+def ours(model: str, tower: nn.Module, **settings: Any) -> Any:
+    """A metric with the weights of an original visual tower."""
+    from rclip_metric import Encoder, RobustPerceptualDistance
+    from rclip_metric.layouts import convert
+    from rclip_metric.preprocessing import Preprocessing
+    from rclip_metric.towers import open_clip_vision_architecture
+
+    architecture = open_clip_vision_architecture(open_clip_config(model))
+    state = {f"visual.{key}": value.detach().clone() for key, value in tower.state_dict().items()}
+    size = architecture.image_size
+    preprocessing = Preprocessing(mode="crop", resize=size, crop=size)
+    encoder = Encoder.from_weights(
+        convert(state, "open-clip", architecture), architecture, preprocessing, name=model
+    )
+    return RobustPerceptualDistance(encoder, **settings)
+
+
+def images(model: str, count: int, seed: int) -> Tensor:
+    """(count, 3, S, S) in [0, 1]: smooth noise, a little like photographs."""
+    size = open_clip_config(model)["vision_cfg"]["image_size"]
+    coarse = torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+
+
+def naive_distance(tower: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What people write around a raw tower: normalise, embed both, one minus the cosine."""
+    from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    u, v = (F.normalize(tower((image - mean) / std), dim=-1) for image in (x, y))
+    return 1 - (u * v).sum(-1)
+
+
+# Measuring
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turn so that a slow moment of the machine hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():  # the first call pays for pages, primitives and lazy imports
+        run()
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_a_fresh_process(measurement: str, **settings: Any) -> dict[str, Any]:
+    """Run one of MEASUREMENTS in its own interpreter."""
+    command = [sys.executable, __file__, "--measure", measurement, json.dumps(settings)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return dict(json.loads(result.stdout))
+
+
+def memory() -> dict[str, float]:
+    """Resident and peak resident memory of this process in bytes; nothing where there is no /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {}
+    rows = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return {name: 1024 * float(rows[name].split()[0]) for name in ("VmRSS", "VmHWM")}
+
+
+def forget_the_peak() -> None:
+    """Let the peak start again from what is resident now."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_since(before: Mapping[str, float]) -> float | None:
+    """Bytes by which the peak is above what was resident before."""
+    return memory()["VmHWM"] - before["VmRSS"] if before else None
+
+
+def measure_import(module: str) -> dict[str, Any]:
+    code = f"import time; a = time.perf_counter(); import {module}; print(time.perf_counter() - a)"
+    return {"seconds": float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)}
+
+
+def measure_construction(model: str, cache_dir: str | None, size: int) -> dict[str, Any]:
+    """Seconds and peak memory of building a metric and of its first score, imports not counted."""
+    import huggingface_hub
+    import safetensors.torch
+    import timm.models
+    import torchvision
+
+    from rclip_metric import RobustPerceptualDistance
+
+    del huggingface_hub, safetensors, timm, torchvision
+    F.linear(torch.rand(256, 256), torch.rand(256, 256))  # what the math library sets up for itself
+    x = torch.rand(1, 3, size, size)
+    forget_the_peak()
+    before = memory()
+    start = time.perf_counter()
+    metric = RobustPerceptualDistance(model, cache_dir=cache_dir)
+    seconds = time.perf_counter() - start
+    built = peak_since(before)
+    start = time.perf_counter()
+    metric(x, 1 - x)
+    return {
+        "seconds": seconds,
+        "peak": built,
+        "first score seconds": time.perf_counter() - start,
+        "peak with first score": peak_since(before),
+    }
+
+
+def loss_step(name: str, tower: nn.Module, model: str) -> Callable[[], object]:
+    """One step of an optimisation: forward, backward to the images."""
+    x, y = images(model, LOSS_BATCH_SIZE, seed=1).requires_grad_(), images(model, LOSS_BATCH_SIZE, seed=2)
+
+    def step_of(distance: Callable[[], Tensor]) -> Callable[[], object]:
+        def step() -> None:
+            for tensor in (x, y, *tower.parameters()):
+                tensor.grad = None
+            distance().mean().backward()
+
+        return step
+
+    if name == "naive float32":
+        y.requires_grad_()  # both sides carry a graph, and so do the weights
+        return step_of(lambda: naive_distance(tower, x, y))
+    metric = ours(model, tower, squared=True)
+    if "bfloat16" in name:
+        metric.to(torch.bfloat16)
+    if "embedded once" in name:
+        embedding = metric.embed(y)
+        return step_of(lambda: metric.distance_to(embedding, x))
+    return step_of(lambda: metric(x, y))
+
+
+LOSSES = ("naive float32", "float32", "float32, y embedded once", "bfloat16", "bfloat16, y embedded once")
+
+
+def measure_loss_memory(name: str, model: str) -> dict[str, Any]:
+    """Peak memory of a first step above model and images."""
+    tower = original(model)
+    step = loss_step(name, tower, model)
+    if name == "naive float32":
+        with torch.no_grad():
+            tower(images(model, 1, seed=3))
+    else:
+        del tower  # the step still holds it; ours was cloned, and both are resident before
+    gc.collect()
+    forget_the_peak()
+    before = memory()
+    step()
+    return {"peak": peak_since(before)}
+
+
+MEASUREMENTS = {
+    "import": measure_import,
+    "construction": measure_construction,
+    "loss memory": measure_loss_memory,
+}
+
+
+# The parts
+
+
+def import_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+    modules = ("torch", "rclip_metric")
+    seconds: dict[str, list[float]] = {module: [] for module in modules}
+    for _ in range(repeats + 1):
+        for module in modules:
+            seconds[module].append(measure_import(module)["seconds"])
+    median = {module: statistics.median(values[1:]) for module, values in seconds.items()}  # first: disk cache
+    return {"seconds": median, "ratio": median["rclip_metric"] / median["torch"]}
+
+
+def construction_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    model = models[0]
+    with tempfile.TemporaryDirectory(prefix="rclip-metric-benchmark-") as folder:
+        clip = original(model, text=True)
+        vision = sum(p.numel() * p.element_size() for p in clip.get_submodule("visual").parameters())
+        weights = Path(folder) / "open_clip_model.safetensors"
+        save_file(clip.state_dict(), weights)
+        size = open_clip_config(model)["vision_cfg"]["image_size"]
+        del clip
+        file_size = weights.stat().st_size
+        if model == "toy":
+            (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": TOY}))
+            settings: dict[str, Any] = {"model": folder, "cache_dir": None}
+        else:
+            settings = {"model": model, "cache_dir": hub_cache(weights, model)}
+        # Once for the disk and for the digest, which is then remembered: a warm cache.
+        first, *warm = [in_a_fresh_process("construction", size=size, **settings) for _ in range(repeats + 1)]
+    median = {
+        name: statistics.median(run[name] for run in warm) if first[name] is not None else None for name in first
+    }
+    peaks = {name: median[name] and median[name] / vision for name in ("peak", "peak with first score")}
+    return {
+        "model": model,
+        "file bytes": file_size,
+        "vision bytes": vision,
+        "first": first,
+        "warm": median,
+        "peak over vision weights": peaks,
+    }
+
+
+def hub_cache(weights: Path, model: str) -> str:
+    """Move a file to where huggingface_hub would have put it."""
+    from rclip_metric.manifest import get_spec
+
+    spec = get_spec(model)
+    assert spec.repo is not None
+    with weights.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = weights.parent / "hub"
+    storage = cache / f"models--{spec.repo.replace('/', '--')}"
+    commit = (spec.revision or "").ljust(40, "0")
+    snapshot, blobs = storage / "snapshots" / commit, storage / "blobs"
+    for directory in (snapshot, blobs, storage / "refs"):
+        directory.mkdir(parents=True)
+    (storage / "refs" / "main").write_text(commit)
+    weights.rename(blobs / sha256)
+    (snapshot / weights.name).symlink_to(Path("../../blobs") / sha256)
+    return str(cache)
+
+
+def loss_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for model in models:
+        tower = original(model)
+        steps = {name: loss_step(name, tower, model) for name in LOSSES}
+        seconds = take_turns(steps, repeats)
+        del tower, steps
+        peaks = {name: in_a_fresh_process("loss memory", name=name, model=model)["peak"] for name in LOSSES}
+        results[model] = {
+            name: {
+                "seconds": seconds[name],
+                "times faster": seconds["naive float32"] / seconds[name],
+                "peak bytes": peaks[name],
+                "share of memory": peaks[name] and peaks[name] / peaks["naive float32"],
+            }
+            for name in LOSSES
+        }
+    return results
+
+
+def overhead_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for model in models:
+        metric = ours(model, original(model))
+        tower, mean, std = metric.encoder.tower, metric.encoder.mean, metric.encoder.std
+        for count in BATCH_SIZES:
+            x, y = images(model, count, seed=1), images(model, count, seed=2)
+            pixels = [(image - mean) / std for image in (x, y)]
+
+            def towers(tower: nn.Module = tower, pixels: list[Tensor] = pixels) -> None:
+                with torch.no_grad():
+                    for batch in pixels:
+                        tower(batch)
+
+            def score(metric: Any = metric, x: Tensor = x, y: Tensor = y) -> None:
+                metric(x, y)
+
+            # Turns in both orders: whoever comes second finds the caches warm.
+            turns = {"towers": towers, "metric": score, "metric again": score, "towers again": towers}
+            seconds = take_turns(turns, 2 * repeats)
+            raw = seconds["towers"] + seconds["towers again"]
+            results[f"{model}, batch {count}"] = {
+                "towers seconds": raw / 2,
+                "overhead": (seconds["metric"] + seconds["metric again"]) / raw - 1,
+            }
+    return results
+
+
+def throughput_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for model in models:
+        tower = original(model)
+        metric = ours(model, tower)
+        half = ours(model, tower).to(torch.bfloat16)
+        tower.requires_grad_(False)  # the original at its best
+        for count in BATCH_SIZES:
+            x, y = images(model, count, seed=1), images(model, count, seed=2)
+
+            def original_pair(tower: nn.Module = tower, x: Tensor = x, y: Tensor = y) -> None:
+                with torch.inference_mode():
+                    naive_distance(tower, x, y)
+
+            seconds = take_turns(
+                {
+                    "original float32": original_pair,
+                    "float32": lambda x=x, y=y: metric(x, y),  # noqa: B023
+                    "bfloat16": lambda x=x, y=y: half(x, y),  # noqa: B023
+                },
+                repeats,
+            )
+            results[f"{model}, batch {count}"] = {
+                name: {"pairs per second": count / s, "times faster": seconds["original float32"] / s}
+                for name, s in seconds.items()
+            }
+        results[f"{model}, change by bfloat16"] = change_of_distances(model, metric, half)
+    return results
+
+
+def change_of_distances(model: str, metric: Any, half: Any) -> dict[str, float]:
+    """Distances of 32 pairs from nearly equal to unrelated, in float32 and in bfloat16."""
+    x, other = images(model, 8, seed=1), images(model, 8, seed=2)
+    full, changed = [], []
+    for share in (0.03, 0.1, 0.3, 1.0):
+        y = torch.lerp(x, other, share)
+        full.append(metric(x, y))
+        changed.append(half(x, y))
+    distances = torch.cat(full)
+    change = (torch.cat(changed) - distances).abs()
+    return {
+        "mean distance": distances.mean().item(),
+        "mean change": change.mean().item(),
+        "largest change": change.max().item(),
+        "largest relative change": (change / distances).max().item(),
+    }
+
+
+RUN = {
+    "import": import_part,
+    "construction": construction_part,
+    "loss": loss_part,
+    "overhead": overhead_part,
+    "throughput": throughput_part,
+}
+
+
+# The report
+
+
+def machine() -> dict[str, Any]:
+    flags, name = set(), platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "flags":
+                flags = set(value.split())
+            elif key.strip() == "model name":
+                name = value.strip()
+    return {
+        "processor": name,
+        "fast bfloat16": sorted(flags & {"amx_bf16", "avx512_bf16"}),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(name: str, value: Any, depth: int = 0) -> None:
+    """Print a nested result: a row per record of plain figures."""
+    indent = "  " * depth
+    if not isinstance(value, dict):
+        print(f"{indent}{name:<28} {shown(value)}")
+        return
+    if depth and not any(isinstance(entry, dict) for entry in value.values()):
+        print(f"{indent}{name:<28} " + "  ".join(f"{key} {shown(entry)}" for key, entry in value.items()))
+        return
+    print(f"{indent}{name}")
+    for key, entry in value.items():
+        table(key, entry, depth + 1)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the parts, print their tables and return the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--toy", action="store_true", help="a tower of a few thousand parameters, to try it out")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.measure:
+        measurement, settings = arguments.measure
+        report = MEASUREMENTS[measurement](**json.loads(settings))
+        print(json.dumps(report))
+        return report
+
+    models = ["toy"] if arguments.toy else list(arguments.models)
+    report = {
+        "machine": machine(),
+        "settings": {"repeats": arguments.repeats, "toy": arguments.toy, "models": models},
+        "results": {},
+    }
+    table("machine", report["machine"])
+    for part in PARTS:
+        if part in arguments.only:
+            report["results"][part] = RUN[part](arguments.repeats, models)
+            table(part, report["results"][part])
+    print(json.dumps(report))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()
