@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,7 @@ def ours(model: str, tower: nn.Module, **settings: Any) -> Any:
     state = {f"visual.{key}": value.detach().clone() for key, value in tower.state_dict().items()}
     size = architecture.image_size
     preprocessing = Preprocessing(mode="crop", resize=size, crop=size)
-    encoder = Encoder.from_weights(
-        convert(state, "open-clip", architecture), architecture, preprocessing, name=model
-    )
+    encoder = Encoder.from_weights(convert(state, "open-clip", architecture), architecture, preprocessing, name=model)
     return RobustPerceptualDistance(encoder, **settings)
 
 
@@ -151,6 +150,10 @@ def forget_the_peak() -> None:
 def peak_since(before: Mapping[str, float]) -> float | None:
     """Bytes by which the peak is above what was resident before."""
     return memory()["VmHWM"] - before["VmRSS"] if before else None
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None else part / whole
 
 
 def measure_import(module: str) -> dict[str, Any]:
@@ -229,7 +232,7 @@ def measure_loss_memory(name: str, model: str) -> dict[str, Any]:
     return {"peak": peak_since(before)}
 
 
-MEASUREMENTS = {
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "import": measure_import,
     "construction": measure_construction,
     "loss memory": measure_loss_memory,
@@ -268,10 +271,8 @@ def construction_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
             settings = {"model": model, "cache_dir": hub_cache(weights, model)}
         # Once for the disk and for the digest, which is then remembered: a warm cache.
         first, *warm = [in_a_fresh_process("construction", size=size, **settings) for _ in range(repeats + 1)]
-    median = {
-        name: statistics.median(run[name] for run in warm) if first[name] is not None else None for name in first
-    }
-    peaks = {name: median[name] and median[name] / vision for name in ("peak", "peak with first score")}
+    median = {name: statistics.median(run[name] for run in warm) if first[name] is not None else None for name in first}
+    peaks = {name: share(median[name], vision) for name in ("peak", "peak with first score")}
     return {
         "model": model,
         "file bytes": file_size,
@@ -315,7 +316,7 @@ def loss_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
                 "seconds": seconds[name],
                 "times faster": seconds["naive float32"] / seconds[name],
                 "peak bytes": peaks[name],
-                "share of memory": peaks[name] and peaks[name] / peaks["naive float32"],
+                "share of memory": share(peaks[name], peaks["naive float32"]),
             }
             for name in LOSSES
         }
@@ -336,11 +337,14 @@ def overhead_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
                     for batch in pixels:
                         tower(batch)
 
-            def score(metric: Any = metric, x: Tensor = x, y: Tensor = y) -> None:
-                metric(x, y)
-
+            score = partial(metric, x, y)
             # Turns in both orders: whoever comes second finds the caches warm.
-            turns = {"towers": towers, "metric": score, "metric again": score, "towers again": towers}
+            turns: dict[str, Callable[[], object]] = {
+                "towers": towers,
+                "metric": score,
+                "metric again": score,
+                "towers again": towers,
+            }
             seconds = take_turns(turns, 2 * repeats)
             raw = seconds["towers"] + seconds["towers again"]
             results[f"{model}, batch {count}"] = {
@@ -364,14 +368,12 @@ def throughput_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
                 with torch.inference_mode():
                     naive_distance(tower, x, y)
 
-            seconds = take_turns(
-                {
-                    "original float32": original_pair,
-                    "float32": lambda x=x, y=y: metric(x, y),  # noqa: B023
-                    "bfloat16": lambda x=x, y=y: half(x, y),  # noqa: B023
-                },
-                repeats,
-            )
+            turns: dict[str, Callable[[], object]] = {
+                "original float32": original_pair,
+                "float32": partial(metric, x, y),
+                "bfloat16": partial(half, x, y),
+            }
+            seconds = take_turns(turns, repeats)
             results[f"{model}, batch {count}"] = {
                 name: {"pairs per second": count / s, "times faster": seconds["original float32"] / s}
                 for name, s in seconds.items()
@@ -398,7 +400,7 @@ def change_of_distances(model: str, metric: Any, half: Any) -> dict[str, float]:
     }
 
 
-RUN = {
+RUN: dict[str, Callable[[int, Sequence[str]], dict[str, Any]]] = {
     "import": import_part,
     "construction": construction_part,
     "loss": loss_part,
@@ -460,12 +462,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     if arguments.measure:
         measurement, settings = arguments.measure
-        report = MEASUREMENTS[measurement](**json.loads(settings))
-        print(json.dumps(report))
-        return report
+        figures = MEASUREMENTS[measurement](**json.loads(settings))
+        print(json.dumps(figures))
+        return figures
 
     models = ["toy"] if arguments.toy else list(arguments.models)
-    report = {
+    report: dict[str, Any] = {
         "machine": machine(),
         "settings": {"repeats": arguments.repeats, "toy": arguments.toy, "models": models},
         "results": {},

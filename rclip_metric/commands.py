@@ -32,9 +32,7 @@ def score(args: argparse.Namespace) -> int:
     """Print the distance of two files, of the pairs of two folders, or of all pairs in one; the exit code."""
     paths = [Path(path) for path in args.paths]
     if len(paths) != (1 if args.all_pairs else 2):
-        raise UsageError(
-            f"got {len(paths)} paths, expected two files or two folders, or one folder with --all-pairs"
-        )
+        raise UsageError(f"got {len(paths)} paths, expected two files or two folders, or one folder with --all-pairs")
     for path in paths:
         if not path.exists():
             raise UsageError(f"there is no {path}")
@@ -121,9 +119,7 @@ def rank(args: argparse.Namespace) -> int:
 
     reference = Path(args.reference)
     if not reference.is_file():
-        raise UsageError(
-            f"{reference} is {'a folder' if reference.is_dir() else 'no file'}, expected an image"
-        )
+        raise UsageError(f"{reference} is {'a folder' if reference.is_dir() else 'no file'}, expected an image")
     candidates: list[Path] = []
     for path in map(Path, args.candidates):
         candidates += list_images(path) if path.is_dir() else [path]
@@ -171,11 +167,7 @@ class _Run:
     def label(self) -> str:
         """Model, revision and what the number is, for people."""
         model = f"{self.identity['model']}@{_short(self.identity['revision'])}"
-        measure = (
-            "1 - cos, 0 = identical, max 2"
-            if self._args.squared
-            else "sqrt(1 - cos), 0 = identical, max 1.414"
-        )
+        measure = "1 - cos, 0 = identical, max 2" if self._args.squared else "sqrt(1 - cos), 0 = identical, max 1.414"
         precision = "" if self.settings["dtype"] == "float32" else f"; {self.settings['dtype']}"
         return f"{model} (distance: {measure}; resize {self.identity['resize'] or 'none'}{precision})"
 
@@ -232,10 +224,7 @@ class _Run:
     def remark_left_out(self, folder: Path) -> int:
         """Count the files in a folder that are not images by their names, and say so on stderr."""
         known = set(list_images(folder))
-        count = sum(
-            path not in known and not path.name.startswith(".") and path.is_file()
-            for path in folder.iterdir()
-        )
+        count = sum(path not in known and not path.name.startswith(".") and path.is_file() for path in folder.iterdir())
         if count and not self._args.quiet:
             self._say(f"{folder}: left out {_files(count)} whose names are not those of images")
         return count

@@ -55,9 +55,7 @@ def check_file(path: Path, expected: str, size: int | None = None, record: Path 
         raise DigestError(f"{path.name} is truncated: it has {found_size} of {size} bytes ({path}).")
     found = file_digest(path, len(expected))
     if found != expected:
-        raise DigestError(
-            f"{path.name} is not the published file: digest {found}, expected {expected} ({path})."
-        )
+        raise DigestError(f"{path.name} is not the published file: digest {found}, expected {expected} ({path}).")
     if record is not None:
         _remember(path, expected, record)
     return found

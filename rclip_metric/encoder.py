@@ -177,7 +177,7 @@ class Encoder(nn.Module):
 
         Returns:
             What `forward` takes unchanged, as its size is the encoder's. It differs from giving `forward`
-            the full image by rounding to grey levels, at most 2/255 (see `preprocessing`).
+            the full image by rounding to grey levels, at most 1.2/255 (see `preprocessing`).
         """
         from rclip_metric.images import open_image
 

@@ -4,6 +4,7 @@ HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are huggingface_hub's own and 
 What is in the cache at the revision asked for is used without any request.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rclip_metric.digest import check_file, remembered
-from rclip_metric.errors import DigestError, HubError, NetworkError, NotFoundError, StorageError
+from rclip_metric.errors import DigestError, HubError, NetworkError, NotFoundError, StorageError, WeightsError
 from rclip_metric.hub_errors import MissingFileError, explained
 from rclip_metric.manifest import WeightFile
 
@@ -123,8 +124,7 @@ def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
     if offline:
         reason = "local_files_only" if source.local_files_only else "HF_HUB_OFFLINE"
         raise NetworkError(
-            f"{source} is not in the cache {source.cache}, and {reason} is set: download it where there is a "
-            "network."
+            f"{source} is not in the cache {source.cache}, and {reason} is set: download it where there is a network."
         )
     try:
         return _download(source, files)
@@ -167,27 +167,29 @@ def _download_one(source: HubSource, file: WeightFile, published: _Published) ->
             f"The Hub has another {file.name} in {source} than the one that is known: its sha256 is "
             f"{published.digest}, expected {file.sha256}."
         )
-    with explained(f"{file.name} of {source}", source.cache), warnings.catch_warnings():
-        _check_space(source, file.name, file.size or published.size)
-        # huggingface_hub warns of a disk that is too small, and goes on; the line above has raised for that.
-        warnings.filterwarnings("ignore", message="Not enough free disk space")
-        path = hf_hub_download(
-            source.repo,
-            file.name,
-            revision=source.revision,
-            cache_dir=source.cache,
-            token=source.token,
-            library_name="rclip-metric",
-        )
+    try:
+        with explained(f"{file.name} of {source}", source.cache), warnings.catch_warnings():
+            _check_space(source, file.name, file.size or published.size)
+            # huggingface_hub warns of a disk that is too small, and goes on; the line above has raised for that.
+            warnings.filterwarnings("ignore", message="Not enough free disk space")
+            path = hf_hub_download(
+                source.repo,
+                file.name,
+                revision=source.revision,
+                cache_dir=source.cache,
+                token=source.token,
+                library_name="rclip-metric",
+            )
+    except WeightsError:
+        _remove_partial(source, published.digest)
+        raise
     downloaded = HubFile(Path(path), _commit_of(source, path), file.name)
     if downloaded.commit != published.commit:  # the branch moved in between
         published = _published(source, file.name, downloaded.commit)
     return _checked(source, downloaded, file, published)
 
 
-def _checked(
-    source: HubSource, found: HubFile, file: WeightFile, published: _Published | None = None
-) -> HubFile:
+def _checked(source: HubSource, found: HubFile, file: WeightFile, published: _Published | None = None) -> HubFile:
     record = _record(source, found)
     if published is None:
         _check(found, _expected_digest(source, found, file, record), file.size, record)
@@ -233,6 +235,17 @@ def _remove(path: Path) -> None:
         path.unlink()
         path = target
     path.unlink(missing_ok=True)
+
+
+def _remove_partial(source: HubSource, digest: str) -> None:
+    """Removes what came of a file; newer versions of huggingface_hub do so themselves."""
+    from filelock import FileLock, Timeout
+
+    partial = source.storage / "blobs" / f"{digest}.incomplete"
+    if partial.exists():
+        lock = FileLock(source.cache / ".locks" / source.storage.name / f"{digest}.lock")
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):  # unless another process is writing to it
+            partial.unlink(missing_ok=True)
 
 
 def _commit_of(source: HubSource, path: str) -> str:

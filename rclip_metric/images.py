@@ -73,9 +73,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source))
     if isinstance(source, Tensor):
-        raise ImageError(
-            "got a tensor where a path, bytes, a Pillow image or an array is expected: use load_image"
-        )
+        raise ImageError("got a tensor where a path, bytes, a Pillow image or an array is expected: use load_image")
     raise ImageError(
         f"got {type(source).__name__} where a path, bytes, a Pillow image or an array (H, W, 3) is expected"
     )
@@ -95,8 +93,7 @@ def load_image(source: ImageSource | Tensor) -> Tensor:
     if isinstance(source, Tensor):
         if source.ndim not in (2, 3):
             raise ImageError(
-                f"got a tensor of shape {tuple(source.shape)}, "
-                "expected one image (3, H, W), (1, H, W) or (H, W)"
+                f"got a tensor of shape {tuple(source.shape)}, expected one image (3, H, W), (1, H, W) or (H, W)"
             )
         return as_batch(source[None] if source.ndim == 2 else source)[0]
     if isinstance(source, np.ndarray):
@@ -107,9 +104,7 @@ def load_image(source: ImageSource | Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def as_batch(
-    images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), check_range: bool = True
-) -> Tensor:
+def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), check_range: bool = True) -> Tensor:
     """Bring image tensors to float32 (N, 3, H, W) in [0, 1].
 
     float32 (N, 3, H, W) in [0, 1] is returned as it came, bit for bit. uint8 always means 0..255. float16,
@@ -196,8 +191,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"cannot read {name}: not an image, or not in a format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"cannot read {name}: {' '.join(str(error).split())} "
-            "(if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS)"
+            f"cannot read {name}: {' '.join(str(error).split())} (if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS)"
         ) from error
     except Exception as error:
         # Each decoder has its own kind on damaged data: OSError, SyntaxError, struct.error, ValueError, ...
@@ -296,13 +290,10 @@ def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     shape = tuple(array.shape)
     if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
         raise ImageError(
-            f"got an array of shape {shape}, channels first, expected (H, W, 3): "
-            "pass array.transpose(1, 2, 0)"
+            f"got an array of shape {shape}, channels first, expected (H, W, 3): pass array.transpose(1, 2, 0)"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"got an array of shape {shape}, expected one image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        )
+        raise ImageError(f"got an array of shape {shape}, expected one image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if 0 in shape:
         raise ImageError(f"got an array of shape {shape}, which has no pixels")
     if array.dtype.name == "uint8":
@@ -363,13 +354,9 @@ def _check_shape(images: Tensor) -> None:
             + (" without the alpha channel" if shape[-1] == 4 else "")
         )
     if images.ndim in (3, 4) and shape[-3] == 4:
-        raise ImageError(
-            f"got images of shape {shape}, {expected}: composite the alpha channel on a background"
-        )
+        raise ImageError(f"got images of shape {shape}, {expected}: composite the alpha channel on a background")
     if images.ndim in (2, 3):
-        raise ImageError(
-            f"got images of shape {shape}, {expected}: gray needs its channel, images.unsqueeze(-3)"
-        )
+        raise ImageError(f"got images of shape {shape}, {expected}: gray needs its channel, images.unsqueeze(-3)")
     raise ImageError(f"got images of shape {shape}, {expected}")
 
 

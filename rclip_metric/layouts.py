@@ -104,10 +104,10 @@ def convert(
         if found is None:
             raise CheckpointError(f"A checkpoint in the layout {layout} cannot hold the tensor {key}.")
         names, transform = found
+        used.update(names)
         if absent := [name for name in names if name not in state]:
             missing += absent
             continue
-        used.update(names)
         result[key] = _transformed([state[name] for name in names], names, transform, shape)
     unexpected = [key for key in state if key not in used and vision_keys(layout, key)]
     if missing or unexpected:

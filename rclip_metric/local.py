@@ -19,7 +19,7 @@ from rclip_metric.saved import (
 from rclip_metric.towers import Architecture, open_clip_vision_architecture
 
 _OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
-_SAFETENSORS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS_NAME)
+USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS_NAME)
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 
 
@@ -82,9 +82,7 @@ def _of_base(path: Path, base: WeightSpec | None) -> WeightSpec:
 
 def _refuse_base(path: Path, base: WeightSpec | None) -> None:
     if base is not None:
-        raise CheckpointError(
-            f"{path} carries its own architecture and preprocessing: leave base={base.name!r} out."
-        )
+        raise CheckpointError(f"{path} carries its own architecture and preprocessing: leave base={base.name!r} out.")
 
 
 def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
@@ -148,7 +146,7 @@ def _same_tower(one: Architecture, other: Architecture) -> bool:
 
 def _published_file(folder: Path) -> Path:
     """The weights in a published folder: safetensors, or a pickle where there is nothing else."""
-    for name in _SAFETENSORS + _PICKLES:
+    for name in USUAL_NAMES + _PICKLES:
         if (folder / name).exists():
             return folder / name
-    raise CheckpointError(f"{folder} has none of {', '.join(_SAFETENSORS + _PICKLES)}.")
+    raise CheckpointError(f"{folder} has none of {', '.join(USUAL_NAMES + _PICKLES)}.")

@@ -27,7 +27,7 @@ _OPTIONAL_TEXTS = ("repo", "revision", "license", "citation", "url_note", "notes
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _REVISION = re.compile(r"[0-9a-f]{7,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SUFFIXES = (".safetensors", ".bin", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".pt")
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
@@ -204,10 +204,8 @@ def _files(check: _Checker, value: Any) -> tuple[WeightFile, ...]:
         field = f"files[{index}]"
         item = check.mapping(field, item, ("name", "sha256", "size"))
         name = check.text(f"{field}.name", item["name"]) or ""
-        if not name.endswith(_SUFFIXES) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise check.fail(
-                f"{field}.name", f"expected a relative path to {', '.join(_SUFFIXES)}, got {name!r}"
-            )
+        if not name.endswith(SUFFIXES) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise check.fail(f"{field}.name", f"expected a relative path to {', '.join(SUFFIXES)}, got {name!r}")
         sha256 = check.text(f"{field}.sha256", item["sha256"], optional=True)
         check.matching(f"{field}.sha256", sha256, _SHA256, "64 lower-case hex digits")
         files.append(WeightFile(name, sha256, check.count(f"{field}.size", item["size"], optional=True)))
@@ -220,9 +218,7 @@ def _training(check: _Checker, value: Any) -> dict[str, str | None] | None:
     if value is None:
         return None
     fields = check.mapping("training", value, _TRAINING_FIELDS)
-    return {
-        field: check.text(f"training.{field}", fields[field], optional=True) for field in _TRAINING_FIELDS
-    }
+    return {field: check.text(f"training.{field}", fields[field], optional=True) for field in _TRAINING_FIELDS}
 
 
 def _reported(check: _Checker, value: Any) -> dict[str, dict[str, float | None]]:
@@ -246,13 +242,9 @@ def _check_consistency(check: _Checker, spec: WeightSpec) -> None:
     if spec.embedding_dim != towers.embedding_dim(spec.architecture):
         raise check.fail("embedding_dim", f"the architecture gives {towers.embedding_dim(spec.architecture)}")
     if spec.preprocessing.crop != spec.architecture.image_size:
-        raise check.fail(
-            "preprocessing.crop", f"the architecture takes {spec.architecture.image_size} pixels"
-        )
+        raise check.fail("preprocessing.crop", f"the architecture takes {spec.architecture.image_size} pixels")
     if (spec.source == "hub") != (spec.repo is not None):
-        raise check.fail(
-            "repo", f"source {spec.source!r} goes with {'a' if spec.source == 'hub' else 'no'} repo"
-        )
+        raise check.fail("repo", f"source {spec.source!r} goes with {'a' if spec.source == 'hub' else 'no'} repo")
     if spec.revision is not None and spec.repo is None:
         raise check.fail("revision", "a revision needs a repo")
     if spec.source == "package" and not spec.files:
@@ -279,9 +271,7 @@ def format_manifest(manifest: Any, indent: int = 0) -> str:
         return line
     inner = " " * (indent + 2)
     if isinstance(manifest, dict):
-        items = [
-            f"{json.dumps(key)}: {format_manifest(value, indent + 2)}" for key, value in manifest.items()
-        ]
+        items = [f"{json.dumps(key)}: {format_manifest(value, indent + 2)}" for key, value in manifest.items()]
         opening, closing = "{", "}"
     else:
         items = [format_manifest(value, indent + 2) for value in manifest]
@@ -325,9 +315,5 @@ def get_spec(name: str) -> WeightSpec:
         return _specs()[name]
     except KeyError:
         close = difflib.get_close_matches(str(name), model_names(), n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else f"known: {', '.join(model_names())}."
-        )
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(model_names())}."
         raise UnknownModelError(f"There is no model {str(name)!r} in the manifest: {hint}") from None

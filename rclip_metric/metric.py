@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,61 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.images import as_batch, load_image
+from rclip_metric.head import distance_between, length, unit
+from rclip_metric.images import as_batch
 from rclip_metric.preprocessing import RESIZES, Resize
 
-# Embeddings shorter than 1e-12 have no direction that float32 could tell; squared as it is compared squared.
-_SHORTEST_SQUARED = 1e-24
-
-
-def unit(embeddings: Tensor) -> Tensor:
-    """Scale embeddings to unit length, in float32 (float64 stays), also inside autocast.
-
-    An embedding of length zero stays zero and passes its gradient on unscaled, so that nothing is ever NaN or inf.
-
-    Args:
-        embeddings: (..., D), any floating dtype.
-
-    Returns:
-        (..., D) of length 1 along the last dimension.
-    """
-    with _full_precision(embeddings.device):
-        wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        squared = wide.square().sum(-1, keepdim=True)
-        return wide / torch.where(squared > _SHORTEST_SQUARED, squared, 1.0).sqrt()
-
-
-def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
-    """Perceptual distance of unit embeddings: ||u - v|| / sqrt(2), or its square 1 - <u, v>.
-
-    Computed from u - v, since 1 - <u, v> cancels where images are alike. The slope of the square root is unbounded
-    at u = v; the gradient there is zero.
-
-    Args:
-        u: (..., D) of unit length.
-        v: (..., D) of unit length, broadcast against u.
-        squared: Return the squared distance.
-
-    Returns:
-        (...) in [0, sqrt(2)], or in [0, 2] if squared; float32 or wider.
-    """
-    with _full_precision(u.device):
-        wide = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
-        return _length(u.to(wide) - v.to(wide), squared)
-
-
-def _length(difference: Tensor, squared: bool) -> Tensor:
-    """Distance from the difference of two unit embeddings (..., D); rounding never carries it past its maximum."""
-    half = (0.5 * difference.square().sum(-1)).clamp(max=2.0)
-    if squared:
-        return half
-    apart = half > 0
-    return torch.where(apart, torch.where(apart, half, 1.0).sqrt(), 0.0)
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off. Elsewhere than on these devices nothing in the head is on autocast's lists, nor may it exist."""
-    return torch.autocast(device.type, enabled=False) if device.type in {"cpu", "cuda", "xpu"} else nullcontext()
+__all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "unit"]
 
 
 class TwoAFC(NamedTuple):
@@ -137,7 +86,8 @@ class RobustPerceptualDistance(nn.Module):
         token: str | bool | None = None,
         local_files_only: bool = False,
         save_backbone: bool = False,
-    ):
+    ) -> None:
+        """Load, or share, the encoder and freeze it."""
         super().__init__()
         low, high = (float(bound) for bound in value_range)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -198,7 +148,7 @@ class RobustPerceptualDistance(nn.Module):
         return self._distance(self._read(x), self._read(y), self.squared)
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cosine similarity <u, v> of each pair: (N,) in [-1, 1], exactly 1 for identical images; arguments as in forward."""
+        """Cosine similarity <u, v> of each pair, of images as in forward: (N,) in [-1, 1], exactly 1 if identical."""
         return 1.0 - self._distance(self._read(x), self._read(y), squared=True)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -225,9 +175,8 @@ class RobustPerceptualDistance(nn.Module):
         if embedding.ndim == 1:
             embedding = embedding[None]
         if embedding.ndim != 2 or embedding.shape[1] != self._encoder.embedding_dim:
-            raise ValueError(
-                f"embedding must be (N, {self._encoder.embedding_dim}) as embed() gives it, got {tuple(embedding.shape)}"
-            )
+            expected = f"(N, {self._encoder.embedding_dim})"
+            raise ValueError(f"embedding must be {expected}, as embed() gives it, got {tuple(embedding.shape)}")
         if self.check_range and not torch.compiler.is_compiling():
             _check_unit(embedding)
         _check_pairing(embedding=len(embedding), x=len(images))
@@ -249,7 +198,7 @@ class RobustPerceptualDistance(nn.Module):
         u, *candidates = [self._unit(image) for image in images]
         left_similarity, right_similarity = torch.broadcast_tensors(
             *(
-                1.0 - _length(self._difference(images[0], image, u, v), squared=True)
+                1.0 - length(self._difference(images[0], image, u, v), squared=True)
                 for image, v in zip(images[1:], candidates, strict=True)
             )
         )
@@ -277,7 +226,8 @@ class RobustPerceptualDistance(nn.Module):
         batch = as_batch(images, self.value_range, self.check_range)
         if batch.device != self.device:
             raise ValueError(
-                f"the images are on {batch.device} and the encoder is on {self.device}: move one, as by metric.to(x.device)"
+                f"the images are on {batch.device} and the encoder is on {self.device}: "
+                "move one of them, as by metric.to(x.device)"
             )
         # Equal images have to meet equal kernels, whatever memory layout they came in.
         return batch.contiguous()
@@ -289,7 +239,7 @@ class RobustPerceptualDistance(nn.Module):
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
         _check_pairing(x=len(x), y=len(y))
-        return _length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
+        return length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
 
     def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """u - v (N, D), exactly zero where the images are equal.
@@ -385,9 +335,7 @@ class RobustPerceptualDistance(nn.Module):
         inner = f"{prefix}encoder."
         backbone = {key.removeprefix(inner): value for key, value in state_dict.items() if key.startswith(inner)}
         rest = {key: value for key, value in state_dict.items() if not key.startswith(inner)}
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if not (backbone or self.save_backbone):
             return
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
@@ -410,8 +358,8 @@ def _check_pairing(**sizes: int) -> None:
 
 def _check_unit(embeddings: Tensor) -> None:
     """Half precision moves a length by less than 1 %; the zero embedding has none."""
-    length = embeddings.detach().float().norm(dim=-1)
-    wrong = length[((length - 1).abs() > 0.01) & (length != 0)]
+    norm = embeddings.detach().float().norm(dim=-1)
+    wrong = norm[((norm - 1).abs() > 0.01) & (norm != 0)]
     if len(wrong):
         raise ValueError(
             f"embedding must have unit length, got {wrong[0]:.4g}: take it from embed(), not from the encoder"
@@ -425,81 +373,3 @@ def _frozen_view(encoder: Encoder) -> Encoder:
     }
     shared |= {id(buffer): buffer.detach() for buffer in encoder.buffers()}
     return copy.deepcopy(encoder, shared)
-
-
-def score(
-    a: Any,
-    b: Any,
-    model: str | os.PathLike[str] | Encoder = "r-clip-f",
-    device: str | torch.device | None = None,
-    *,
-    squared: bool = False,
-    resize: Resize | Literal["default"] = "default",
-    base: str | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> float:
-    """Distance of two images, in one line.
-
-    Files, bytes, Pillow images and integer arrays are resized by Pillow, as the published numbers were; tensors and
-    float arrays in float32, which differs by rounding. The model last used stays in memory for the next call.
-
-    Args:
-        a: Path, bytes, PIL image, ndarray (H, W, 3), or tensor (3, H, W) in [0, 1] or uint8.
-        b: Likewise; it may have another size and be of another kind.
-        model: As for `RobustPerceptualDistance`.
-        device: Where to compute; if None, where a tensor among a and b is, else the CPU.
-        squared: As for `RobustPerceptualDistance`, as all that follow.
-        resize: See there.
-        base: See there.
-        revision: See there.
-        cache_dir: See there.
-        token: See there.
-        local_files_only: See there.
-
-    Returns:
-        The distance in [0, sqrt(2)], or [0, 2] if squared; 0 for identical images, lower is more alike.
-
-    Raises:
-        ImageError: An image cannot be read.
-        WeightsError: The model cannot be had.
-    """
-    if device is None:
-        device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
-    settings = {
-        "resize": resize,
-        "base": base,
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "token": token,
-        "local_files_only": local_files_only,
-    }
-    if isinstance(model, Encoder):
-        metric = RobustPerceptualDistance(model, resize=resize).to(device)
-    else:
-        metric = _last_metric(model, torch.device(device), tuple(settings.items()), _stamp(model))
-    with torch.inference_mode():
-        x, y = (_pixels(image, metric.encoder).to(device) for image in (a, b))
-        return float(metric._distance(x[None], y[None], squared))
-
-
-@functools.lru_cache(maxsize=1)
-def _last_metric(
-    model: str | os.PathLike[str], device: torch.device, settings: tuple[tuple[str, Any], ...], stamp: Any
-) -> RobustPerceptualDistance:
-    return RobustPerceptualDistance(model, **dict(settings)).to(device)
-
-
-def _stamp(model: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a local model is trained on and saved again under its old name; () for any other name."""
-    path = Path(model).absolute()
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-
-
-def _pixels(image: Any, encoder: Encoder) -> Tensor:
-    """(3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
-    is_float_array = getattr(getattr(image, "dtype", None), "kind", None) == "f"
-    return load_image(image) if isinstance(image, Tensor) or is_float_array else encoder.preprocess(image)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -140,18 +139,13 @@ def _file_facts(name: str, published: Any) -> dict[str, Any]:
 
 def _package_facts(spec: WeightSpec) -> dict[str, Any]:
     package = Path(__file__).resolve().parent
-    return {
-        "files": [
-            {
-                "name": file.name,
-                "sha256": file_digest(package / file.name),
-                "size": os.path.getsize(package / file.name),
-            }
-            for file in spec.files
-            if (package / file.name).exists()
-        ]
-        or None
-    }
+    facts = []
+    for file in spec.files:
+        path = package / file.name
+        if not path.exists():
+            raise NotFoundError(f"{path} does not exist.")
+        facts.append({"name": file.name, "sha256": file_digest(path), "size": path.stat().st_size})
+    return {"files": facts}
 
 
 def _changes(where: str, old: Any, new: Any) -> list[str]:
@@ -160,9 +154,7 @@ def _changes(where: str, old: Any, new: Any) -> list[str]:
         before = {item["name"]: item for item in old}
         after = {item["name"]: item for item in new}
         return [
-            line
-            for name in before | after
-            for line in _changes(f"{where}[{name}]", before.get(name), after.get(name))
+            line for name in before | after for line in _changes(f"{where}[{name}]", before.get(name), after.get(name))
         ]
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in new for line in _changes(f"{where}.{key}", old.get(key), new[key])]

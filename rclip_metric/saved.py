@@ -56,13 +56,9 @@ class SavedConfig:
                 f"rclip-metric reads {FORMAT_VERSION}: update it."
             )
         for field in sorted(set(config) ^ set(_CONFIG_FIELDS)):
-            raise ManifestError(
-                f"{where}, field {field!r}: is {'not known' if field in config else 'missing'}."
-            )
+            raise ManifestError(f"{where}, field {field!r}: is {'not known' if field in config else 'missing'}.")
         if config["resize"] not in RESIZES:
-            raise ManifestError(
-                f"{where}, field 'resize': expected one of {RESIZES}, got {config['resize']!r}."
-            )
+            raise ManifestError(f"{where}, field 'resize': expected one of {RESIZES}, got {config['resize']!r}.")
         for field in ("name", "revision"):
             if not isinstance(config[field], str) and (field == "name" or config[field] is not None):
                 raise ManifestError(f"{where}, field {field!r}: expected a text, got {config[field]!r}.")
@@ -121,9 +117,7 @@ def save_encoder(
         "license": license,
         "notes": notes,
     }
-    config = SavedConfig.read(
-        json.loads(json.dumps(values)), f"The configuration to be saved in {folder}"
-    ).values
+    config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
     folder = Path(folder)
     try:

@@ -20,8 +20,10 @@ from rclip_metric.metric import RobustPerceptualDistance, distance_between
 
 # Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
 _DECODERS = min(4, os.cpu_count() or 1)
-# Differences of embeddings are made in blocks of at most this many numbers (4 MB), which stay in the cache.
-_BLOCK = 2**20
+# Differences of embeddings are made in blocks of at most this many numbers. On a CPU that is what torch does in one
+# thread and the cache holds: sharing out such small work among threads costs more than it, many times more where
+# the cores are busy. A GPU wants large pieces (64 MB).
+_CPU_BLOCK, _GPU_BLOCK = 2**15, 2**24
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,10 @@ class FileEmbeddings:
 
 def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:
     """Distances of one unit embedding (D,) to others (N, D), from their differences, in blocks."""
+    limit = _CPU_BLOCK if others.device.type == "cpu" else _GPU_BLOCK
     with torch.inference_mode():
-        blocks = others.split(max(1, _BLOCK // others.shape[1]))
-        return [d for block in blocks for d in distance_between(one, block, squared).tolist()]
+        blocks = others.split(max(1, limit // others.shape[1]))
+        return torch.cat([distance_between(one, block, squared) for block in blocks]).tolist()
 
 
 def all_pairs(embeddings: Sequence[Tensor], squared: bool) -> Iterator[tuple[int, list[float]]]:

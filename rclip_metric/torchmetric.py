@@ -52,7 +52,8 @@ class RobustPerceptualDistanceMetric(Metric):
         *,
         reduction: Literal["mean", "sum", "none"] = "mean",
         **settings: Any,
-    ):
+    ) -> None:
+        """Build the distance, or take the one given."""
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
         own = {name: settings.pop(name) for name in _METRIC_SETTINGS & settings.keys()}
@@ -77,13 +78,11 @@ class RobustPerceptualDistanceMetric(Metric):
         if self.reduction == "none":
             self.distances.append(distances)
             return
-        # Two float32 hold the sum (Neumaier): one alone loses the small terms of a large data set, and float64 is
-        # not to be had on every device.
-        added = distances.sum()
+        # Two float32 hold the sum (Kahan): one alone loses the small terms of a large data set, and float64 is not to
+        # be had on every device.
+        added = distances.sum() + self.rounding
         total = self.total + added
-        larger = self.total.abs() >= added.abs()
-        lost = torch.where(larger, (self.total - total) + added, (added - total) + self.total)
-        self.rounding = self.rounding + lost
+        self.rounding = added - (total - self.total)
         self.total = total
         self.count = self.count + len(distances)
 
@@ -95,9 +94,9 @@ class RobustPerceptualDistanceMetric(Metric):
         return total if self.reduction == "sum" else total / self.count
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Distances are float32 whatever the encoder computes in, so `.to(torch.bfloat16)` passes the states by."""
+        """Distances are float32 whatever the encoder computes in: the states move, and are not cast."""
         distance = self._modules.pop("distance")
-        super()._apply(lambda state: fn(state).to(state.dtype), exclude_state)
+        super()._apply(lambda state: state.to(fn(torch.empty_like(state)).device), exclude_state)
         self._modules["distance"] = distance
         self.distance._apply(fn)
         return self

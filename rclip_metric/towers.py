@@ -290,6 +290,7 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
             raise ValueError(f"The OpenCLIP config has no {name}.")
     vision = dict(config["vision_cfg"])
     projection = config["embed_dim"]
+    _require_positive_int("embed_dim", projection)
     quick_gelu = _open_clip_flag("quick_gelu", config.get("quick_gelu", False))
     image_size = vision.pop("image_size", 224)
     # They act in training only, or name a file to start from.

@@ -16,8 +16,8 @@ from torch import Tensor
 from rclip_metric.digest import check_file, file_digest
 from rclip_metric.errors import CheckpointError, ManifestError, NotFoundError, UnknownModelError
 from rclip_metric.hub import HubFile, HubSource, cached_file, fetch, recheck
-from rclip_metric.local import find_weights
-from rclip_metric.manifest import WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.local import USUAL_NAMES, find_weights
+from rclip_metric.manifest import SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.preprocessing import Resize
 from rclip_metric.publish import push_encoder, refresh_manifest
 from rclip_metric.saved import (
@@ -106,13 +106,9 @@ def locate(
     if path.exists():
         found = find_weights(path, base_spec)
         return Located(found.spec, found.path, found.revision, found.layout, found.resize)
-    if isinstance(model, str) and _HUB_ID.fullmatch(name):
+    if isinstance(model, str) and _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
         named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
-        return (
-            _locate_named(named[0], revision, hub)
-            if named
-            else _locate_on_hub(hub(name, revision), base_spec)
-        )
+        return _locate_named(named[0], revision, hub) if named else _locate_on_hub(hub(name, revision), base_spec)
     if len(path.parts) > 1 or path.suffix:
         raise UnknownModelError(f"There is no file or folder {name!r}.")
     get_spec(name)  # raises, with the closest names
@@ -231,10 +227,9 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     """A Hub id that is no name in the manifest; a branch is asked for its newest commit."""
     source = replace(source, newest=True)
     if base is not None:
-        found = fetch(source, [WeightFile(file.name) for file in base.candidates])
-        spec = replace(
-            base, name=source.repo, repo=source.repo, revision=found.commit, reported={}, training=None
-        )
+        own_names = [file.name for file in base.candidates] if base.source == "hub" else []
+        found = fetch(source, [WeightFile(name) for name in dict.fromkeys((*USUAL_NAMES, *own_names))])
+        spec = replace(base, name=source.repo, repo=source.repo, revision=found.commit, reported={}, training=None)
         return Located(spec, found.path, found.commit, None)
     try:
         config_file = fetch(source, [WeightFile(CONFIG_NAME)])
@@ -274,9 +269,7 @@ def _package_path(spec: WeightSpec) -> Path:
 def _checked_package_file(spec: WeightSpec) -> Path:
     path, file = _package_path(spec), spec.files[0]
     if not path.exists():
-        raise CheckpointError(
-            f"{spec.name} is missing from this installation ({path}): install rclip-metric again."
-        )
+        raise CheckpointError(f"{spec.name} is missing from this installation ({path}): install rclip-metric again.")
     if file.sha256 is not None:
         check_file(path, file.sha256, file.size)
     return path
@@ -306,7 +299,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
         # Only the zip form that torch.save writes since 1.6 can be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")

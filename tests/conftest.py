@@ -38,11 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_home] = tempfile.mkdtemp(prefix="rclip-metric-tests-")
     for name in [name for name in os.environ if name.startswith(_HF_VARIABLES)]:
         del os.environ[name]
+    # huggingface_hub's uploads use what its own HTTP client deprecates.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>':DeprecationWarning")
     os.environ |= {
         "HF_ENDPOINT": config.stash[_server].url,
         "HF_HOME": config.stash[_home],
         "HF_HUB_DISABLE_XET": "1",  # the loopback Hub has no Xet store
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to others, on a machine that is shared
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
@@ -53,8 +56,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         return
     config.stash[_server].close()
     shutil.rmtree(config.stash[_home], ignore_errors=True)
+    before: dict[str, str] = config.stash[_own_environment]
     os.environ.clear()
-    os.environ.update(config.stash[_own_environment])
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -227,7 +227,15 @@ class _Handler(BaseHTTPRequestHandler):
                     file["lfs"] = {"sha256": etag(name, content), "size": len(content), "pointerSize": 134}
             files.append(file)
         return self._json(
-            {"id": repo_id, "sha": commit, "private": repo.private, "tags": [], "siblings": files}
+            {
+                "id": repo_id,
+                "sha": commit,
+                "private": repo.private,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "siblings": files,
+            }
         )
 
     def _create(self, body: bytes) -> None:
@@ -237,7 +245,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if repo_id in self.server_hub.repos:
             return self._json({"url": f"{self.server_hub.url}/{repo_id}", "error": "exists"}, 409)
-        self.server_hub.repos[repo_id] = Repo(private=bool(asked.get("private")))
+        self.server_hub.repos[repo_id] = Repo(
+            private="private" in (asked.get("visibility"), asked.get("private") and "private")
+        )
         self.server_hub.commit(repo_id, {".gitattributes": b""})
         return self._json({"url": f"{self.server_hub.url}/{repo_id}", "id": repo_id})
 

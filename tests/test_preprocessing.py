@@ -30,6 +30,7 @@ LEVEL = 1 / 255
 KERNEL = 1e-4  # torch's resize has float32 coordinates: off by up to 3e-5, by 2e-4 far along a long side
 
 # (width, height): up, down, one axis each way, odd margins (rounded to even), thin, the encoder's own size.
+# None so tall that Pillow itself, depending on its version, takes the rows first.
 SIZES = [
     (300, 400),
     (640, 427),
@@ -38,8 +39,8 @@ SIZES = [
     (257, 511),
     (224, 224),
     (91, 90),
-    (3, 20),
-    (1, 7),
+    (20, 3),
+    (11, 20),
     (1, 1),
 ]
 
@@ -52,9 +53,7 @@ def picture(width: int, height: int, seed: int = 0, blocks: int = 6) -> Image.Im
     for waves in (3, 11, 37):
         phase = rng.uniform(0, 2 * math.pi, 3)
         direction = rng.uniform(-1, 1, 2)
-        pixels += 0.08 * np.sin(
-            2 * math.pi * waves * (direction[0] * x + direction[1] * y)[..., None] + phase
-        )
+        pixels += 0.08 * np.sin(2 * math.pi * waves * (direction[0] * x + direction[1] * y)[..., None] + phase)
     pixels += rng.normal(0, 0.04, pixels.shape)
     for _ in range(blocks):
         corner, side = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.4)
@@ -72,6 +71,17 @@ def muted(image: Image.Image) -> Tensor:
     return 0.25 + 0.5 * tensor(image)
 
 
+def rows_last(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """torchvision's Resize and CenterCrop for images of any shape, columns first as Pillow always used to."""
+    size = preprocessing.resize
+    if image.width <= image.height:
+        width, height = size, int(size * image.height / image.width)
+    else:
+        width, height = int(size * image.width / image.height), size
+    image = TF.resize(TF.resize(image, [image.height, width], BICUBIC), [height, width], BICUBIC)
+    return ToTensor()(TF.center_crop(image, [preprocessing.crop] * 2))
+
+
 def plain(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """torchvision's resize and centre crop on tensors, in float64."""
     resized = TF.resize(images.double(), [preprocessing.resize], BICUBIC, antialias=True)
@@ -83,9 +93,17 @@ def test_pil_path_is_torchvisions_resize_and_crop(size: tuple[int, int]) -> None
     image = picture(*size)
     reference = Compose([Resize(256, BICUBIC), CenterCrop(224), ToTensor()])(image)
     assert torch.equal(preprocess_pil(image, CROP), reference)
-    reference = Compose([Resize((32, 32), BICUBIC), ToTensor()])(image)
+    reference = Compose([Resize((image.height, 32), BICUBIC), Resize((32, 32), BICUBIC), ToTensor()])(image)
     assert torch.equal(preprocess_pil(image, SQUASH), reference)
     assert torch.equal(preprocess_pil(image, SMALL, resize="squash"), reference)
+
+
+@pytest.mark.parametrize("size", [(200, 1000), (500, 1500), (100, 700), (1000, 200)], ids=str)
+def test_pil_path_takes_columns_first_in_any_version_of_pillow(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    assert torch.equal(preprocess_pil(image, CROP), rows_last(image, CROP))
+    squashed = TF.resize(TF.resize(image, [size[1], 32], BICUBIC), [32, 32], BICUBIC)
+    assert torch.equal(preprocess_pil(image, SQUASH), ToTensor()(squashed))
 
 
 @pytest.mark.parametrize("size", [s for s in SIZES if s != (224, 224)], ids=str)
@@ -101,7 +119,7 @@ def test_tensor_path_is_torchvisions_resize_and_crop(size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("resize", ["published", "squash"])
-def test_tensor_and_pil_paths_agree_within_two_grey_levels(resize: str) -> None:
+def test_tensor_and_pil_paths_agree_within_rounding(resize: str) -> None:
     """The tolerance that the module's docstring states, up- and downscaling."""
     largest, means = 0.0, []
     for width, height in [
@@ -110,7 +128,7 @@ def test_tensor_and_pil_paths_agree_within_two_grey_levels(resize: str) -> None:
         (150, 200),
         (225, 225),
         (300, 300),
-        (512, 384),
+        (300, 1000),
         (640, 960),
         (1024, 768),
     ]:
@@ -121,7 +139,7 @@ def test_tensor_and_pil_paths_agree_within_two_grey_levels(resize: str) -> None:
             difference = (by_pillow - in_graph).abs()
             largest = max(largest, difference.max().item())
             means.append(difference.mean().item())
-    assert largest <= 2 * LEVEL
+    assert largest <= 1.2 * LEVEL
     assert max(means) <= 0.35 * LEVEL
     assert max(means) > 0.1 * LEVEL  # the Pillow path does round
 
@@ -159,8 +177,8 @@ def test_extreme_aspect_equals_resize_then_crop(size: tuple[int, int]) -> None:
     image = picture(*size)
     images = muted(image)
     torch.testing.assert_close(resize_images(images, CROP).double(), plain(images, CROP), atol=KERNEL, rtol=0)
-    reference = Compose([Resize(256, BICUBIC), CenterCrop(224), ToTensor()])(image)
-    torch.testing.assert_close(preprocess_pil(image, CROP), reference, atol=2.01 * LEVEL, rtol=0)
+    reference = rows_last(image, CROP)
+    torch.testing.assert_close(preprocess_pil(image, CROP), reference, atol=1.01 * LEVEL, rtol=0)
     torch.testing.assert_close(resize_images(tensor(image), CROP)[0], reference, atol=2.01 * LEVEL, rtol=0)
 
 
@@ -205,7 +223,7 @@ def test_squash_gives_every_pixel_a_gradient_and_the_crop_does_not() -> None:
 @pytest.mark.parametrize("side", [20, 50, 64])
 def test_white_areas_keep_their_gradient(side: int) -> None:
     """Rounding puts half of a white area at 1 + 1e-7: a plain clamp would make it immovable."""
-    gradients = []
+    gradients: list[Tensor] = []
     for value in (1.0, 0.0, 0.5):
         images = torch.full((1, 3, side, side), value, requires_grad=True)
         resized = resize_images(images, SMALL)
@@ -232,9 +250,7 @@ def test_autocast_and_half_images_resize_in_float32(shape: tuple[int, int]) -> N
     expected = resize_images(images, SMALL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(resize_images(images, SMALL), expected)
-    assert torch.equal(
-        resize_images(images.bfloat16(), SMALL), resize_images(images.bfloat16().float(), SMALL)
-    )
+    assert torch.equal(resize_images(images.bfloat16(), SMALL), resize_images(images.bfloat16().float(), SMALL))
 
 
 def test_preprocessing_survives_json_and_refuses_anything_else() -> None:

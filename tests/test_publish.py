@@ -22,9 +22,7 @@ def encoder() -> Encoder:
 
 
 def test_pushed_and_loaded_by_id_gives_the_same_embeddings(hub, encoder, tmp_path, capfd):
-    commit = push_encoder(
-        encoder, "me/mine", private=True, token=hub.token, commit_message="Hello", license="MIT"
-    )
+    commit = push_encoder(encoder, "me/mine", private=True, token=hub.token, commit_message="Hello", license="MIT")
     repo = hub.repos["me/mine"]
     assert repo.private and repo.head == commit
     assert {"config.json", "model.safetensors"} < set(repo.commits[commit])
@@ -57,9 +55,7 @@ def test_refreshing_fills_in_what_the_hub_knows(hub):
     manifest = load_manifest()
     weights, old, pickled = b"a" * 1000, b"b" * 500, b"c" * 10
     unknown, short, full = (get_spec(name).repo for name in ("r-clip-t", "r-clip-f", "r-clip-f-vit-b-16"))
-    newest = hub.commit(
-        unknown, {"open_clip_pytorch_model.bin": pickled, "open_clip_model.safetensors": weights}
-    )
+    newest = hub.commit(unknown, {"open_clip_pytorch_model.bin": pickled, "open_clip_model.safetensors": weights})
     pinned = hub.commit(short, {"open_clip_model.safetensors": old}, prefix="737e332")
     hub.commit(short, {"open_clip_model.safetensors": weights})
     hub.commit(get_spec("r-clip-f-vit-l-14").repo, {"open_clip_pytorch_model.bin": pickled})

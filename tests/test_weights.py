@@ -84,9 +84,7 @@ def clip_folder(clip, tmp_path) -> Path:
         folder / "open_clip_model.safetensors",
     )
     stated = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": stated})
-    )
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": stated}))
     return folder
 
 
@@ -151,9 +149,7 @@ class TestOurFormat:
         folder = save_encoder(random_encoder().half(), tmp_path)
         loaded = load_encoder(folder)
         assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
-        assert (folder / "model.safetensors").stat().st_size < 0.6 * sum(
-            4 * p.numel() for p in encoder.parameters()
-        )
+        assert (folder / "model.safetensors").stat().st_size < 0.6 * sum(4 * p.numel() for p in encoder.parameters())
         for key, value in encoder.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], value.half().float())
 
@@ -164,9 +160,7 @@ class TestOurFormat:
             next(mapped.parameters()).add_(1.0)
         expected = {key: value.clone() for key, value in mapped.state_dict().items()}
         save_encoder(mapped, tmp_path, training=None, license="MIT", notes="shifted")
-        assert all(
-            torch.equal(value, expected[key]) for key, value in load_encoder(tmp_path).state_dict().items()
-        )
+        assert all(torch.equal(value, expected[key]) for key, value in load_encoder(tmp_path).state_dict().items())
         assert all(torch.equal(value, expected[key]) for key, value in mapped.state_dict().items())
         assert locate(tmp_path).spec.license == "MIT"
 
@@ -182,6 +176,14 @@ class TestOurFormat:
         assert ranges
         for parameter in loaded.parameters():
             assert any(start <= parameter.data_ptr() < end for start, end in ranges)
+
+    def test_changing_the_weights_in_memory_leaves_the_file_alone(self, tmp_path):
+        path = save_encoder(random_encoder(), tmp_path) / "model.safetensors"
+        before = path.read_bytes()
+        with torch.no_grad():
+            for parameter in load_encoder(path).parameters():
+                parameter.zero_()
+        assert path.read_bytes() == before
 
     def test_a_save_that_fails_leaves_the_old_files_and_no_half_ones(self, tmp_path):
         encoder = random_encoder()
@@ -390,13 +392,11 @@ class TestNamedModels:
         hub.requests.clear()
         assert_same(loaded, load_encoder("small", cache_dir=tmp_path))
         assert not hub.requests
-        expected = load_encoder(clip_folder).state_dict()
+        expected = load_encoder(clip_folder, base="small").state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
     def test_the_manifests_digest_counts(self, hub, small, add_models, tmp_path):
-        add_models(
-            small=entry(files=[{"name": "open_clip_model.safetensors", "sha256": "0" * 64, "size": None}])
-        )
+        add_models(small=entry(files=[{"name": "open_clip_model.safetensors", "sha256": "0" * 64, "size": None}]))
         with pytest.raises(DigestError, match=f"expected {'0' * 64}"):
             load_encoder("small", cache_dir=tmp_path)
         hub.commit("owner/small", {"README.md": b"another revision, whose digest the manifest does not know"})
@@ -441,6 +441,9 @@ class TestNamedModels:
         assert (loaded.name, loaded.revision) == ("else/where", hub.repos["else/where"].head)
         expected = load_encoder("small", cache_dir=tmp_path).state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+        hub.commit("else/torch", {"open_clip_pytorch_model.bin": b""})
+        with pytest.raises(NotFoundError, match=r"has no open_clip_model.safetensors or .*model.safetensors on the"):
+            load_encoder("else/torch", base="tiny", cache_dir=tmp_path)
 
     def test_a_repository_with_another_projects_config(self, hub, tmp_path):
         hub.commit("else/where", {"config.json": b'{"model_type": "clip"}'})
@@ -449,16 +452,14 @@ class TestNamedModels:
 
     @pytest.mark.parametrize("name", ["r-clip-f+lora", "r-clip-t-vit-b-16+mlp"])
     def test_what_is_not_on_the_hub_says_where_it_is(self, name):
-        with pytest.raises(
-            UnknownModelError, match=r"cannot be loaded by its name: .*https://.*Pass its path"
-        ):
+        with pytest.raises(UnknownModelError, match=r"cannot be loaded by its name: .*https://.*Pass its path"):
             load_encoder(name)
         assert not is_cached(get_spec(name))
 
     def test_what_is_not_there(self, tmp_path):
         with pytest.raises(UnknownModelError, match=r"did you mean 'r-clip-f'"):
             load_encoder("rclip-f")
-        for missing in ("./none", "folder/none.safetensors", "none.pt", tmp_path / "none"):
+        for missing in ("./none", "folder/none.safetensors", "none.pt", tmp_path / "none", Path("tiny")):
             with pytest.raises(UnknownModelError, match=r"no file or folder|no model|no folder"):
                 load_encoder(missing, local_files_only=True)
         with pytest.raises(UnknownModelError, match="in the manifest: leave base='tiny' out"):
@@ -517,6 +518,20 @@ def test_our_repository_on_the_hub(hub, tmp_path):
     hub.commit("me/mine", {"model.safetensors": files["model.safetensors"]})
     with pytest.raises(CheckpointError, match="do not belong together"):
         load_encoder("me/mine", cache_dir=cache)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", ["r-clip-f", "r-dino-f", "r-clip-f-vit-b-16", "r-clip-t-vit-l-14"])
+def test_released_weights_load(name, outside_environment):
+    """From the user's own cache, and only from there."""
+    home = Path(outside_environment.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(outside_environment.get("HF_HUB_CACHE", home / "hub"))
+    if not is_cached(get_spec(name), cache):
+        pytest.skip(f"{name} is not in the Hub cache")
+    encoder = load_encoder(name, cache_dir=cache, local_files_only=True).eval()
+    with torch.no_grad():
+        embeddings = encoder(images(256))
+    assert embeddings.shape == (2, get_spec(name).embedding_dim) and embeddings.isfinite().all()
 
 
 def test_a_spec_is_plain_data():

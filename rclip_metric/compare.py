@@ -1,0 +1,96 @@
+"""Two images in, one number out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rclip_metric.encoder import Encoder
+from rclip_metric.images import load_image
+from rclip_metric.metric import RobustPerceptualDistance
+from rclip_metric.preprocessing import Resize
+
+
+def score(
+    a: Any,
+    b: Any,
+    model: str | os.PathLike[str] | Encoder = "r-clip-f",
+    device: str | torch.device | None = None,
+    *,
+    squared: bool = False,
+    resize: Resize | Literal["default"] = "default",
+    base: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> float:
+    """Distance of two images, in one line.
+
+    Files, bytes, Pillow images and integer arrays are resized by Pillow, as the published numbers were; tensors and
+    float arrays in float32, which differs by rounding. The model last used stays in memory for the next call.
+
+    Args:
+        a: Path, bytes, PIL image, ndarray (H, W, 3), or tensor (3, H, W) in [0, 1] or uint8.
+        b: Likewise; it may have another size and be of another kind.
+        model: As for `RobustPerceptualDistance`.
+        device: Where to compute; if None, where a tensor among a and b is, else the CPU.
+        squared: As for `RobustPerceptualDistance`, as all that follow.
+        resize: See there.
+        base: See there.
+        revision: See there.
+        cache_dir: See there.
+        token: See there.
+        local_files_only: See there.
+
+    Returns:
+        The distance in [0, sqrt(2)], or [0, 2] if squared; 0 for identical images, lower is more alike.
+
+    Raises:
+        ImageError: An image cannot be read.
+        WeightsError: The model cannot be had.
+    """
+    if device is None:
+        device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
+    settings = {
+        "squared": squared,
+        "resize": resize,
+        "base": base,
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
+    if isinstance(model, Encoder):
+        metric = RobustPerceptualDistance(model, resize=resize, squared=squared).to(device)
+    else:
+        named = model if isinstance(model, str) else Path(model)
+        metric = _last_metric(named, torch.device(device), tuple(settings.items()), _stamp(named))
+    with torch.inference_mode():
+        x, y = (_pixels(image, metric.encoder).to(device) for image in (a, b))
+        return float(metric(x, y))
+
+
+@functools.lru_cache(maxsize=1)
+def _last_metric(
+    model: str | Path, device: torch.device, settings: tuple[tuple[str, Any], ...], stamp: Any
+) -> RobustPerceptualDistance:
+    return RobustPerceptualDistance(model, **dict(settings)).to(device)
+
+
+def _stamp(model: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a local model is trained on and saved again under its old name; () for any other name."""
+    path = Path(model).absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _pixels(image: Any, encoder: Encoder) -> Tensor:
+    """(3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
+    is_float_array = getattr(getattr(image, "dtype", None), "kind", None) == "f"
+    return load_image(image) if isinstance(image, Tensor) or is_float_array else encoder.preprocess(image)
