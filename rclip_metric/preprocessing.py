@@ -1,10 +1,10 @@
 """From an image of any size to the encoder's square: in the graph for tensors, in Pillow for files.
 
 Both paths have torchvision's geometry (`Resize` by the shorter side, then `CenterCrop`; or a squash), bicubic
-with antialiasing, columns first, then rows, and clamp to [0, 1] after each. They differ by rounding alone: the
-Pillow path, which published numbers used, rounds to whole grey levels twice, the tensor path is float32 throughout.
-Measured over photographs and textured images of 3 to 1024 pixels, up- and downscaled: at most 1.1/255 for any
-pixel (a bound is 1.2/255), 0.3/255 on average.
+with antialiasing, columns first, then rows, and clamp to [0, 1] after each. They differ by rounding alone:
+the Pillow path, which published numbers used, rounds to whole grey levels twice, the tensor path is float32
+throughout. Measured over photographs and textured images of 3 to 1024 pixels, up- and downscaled: at most
+1.1/255 for any pixel (a bound is 1.2/255), 0.3/255 on average.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Preprocessing:
         """Read what `to_dict` wrote; every field must be there, and no other."""
         names = [f.name for f in fields(cls)]
         if unknown := sorted(set(mapping) - set(names)):
-            raise ValueError(f"Unknown preprocessing field {', '.join(unknown)}; the fields are {', '.join(names)}.")
+            raise ValueError(f"Unknown preprocessing field {', '.join(unknown)}; the fields are {',
+            '.join(names)}.")
         if missing := [name for name in names if name not in mapping]:
             raise ValueError(f"Missing preprocessing field {', '.join(missing)}.")
         values = dict(mapping)
@@ -157,7 +158,8 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
     from PIL import Image
 
     if image.mode != "RGB":
-        raise ValueError(f"Expected a Pillow image in mode RGB, got {image.mode}; convert it with open_image.")
+        raise ValueError(f"Expected a Pillow image in mode RGB, got {image.mode}; convert it with
+        open_image.")
     side = preprocessing.crop
     mode = _mode(preprocessing, resize, image.size)
     width, height = image.size
@@ -168,8 +170,8 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
         first, last = _seen(height, new_height, top, side)
         if last - first < height:
             image = image.crop((0, first, width, last))
-        # In two calls: a single one takes the rows of a tall image first from some version of Pillow on, which
-        # published numbers did not, and which differs by up to 16/255.
+        # In two calls: a single one takes the rows of a tall image first from some version of Pillow on,
+        # which published numbers did not, and which differs by up to 16/255.
         image = _resampled_columns(image, 0, width, new_width, left, side)
         image = image.transpose(Image.Transpose.TRANSPOSE)
         image = _resampled_columns(image, first, height, new_height, top, side)
@@ -193,7 +195,8 @@ def _resampled_columns(
     return image.resize((count, height), bicubic, box=box)
 
 
-def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Literal["crop", "squash"] | None:
+def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Literal["crop", "squash"] |
+None:
     """Return what to do to an image of `size` (width, height); None for resize=None and the right size."""
     if resize == "published":
         return preprocessing.mode
@@ -212,9 +215,8 @@ def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -
 
 def _resized(width: int, height: int, shorter: int) -> tuple[int, int]:
     """Size (width, height) after torchvision's Resize(shorter): the longer side is truncated, not rounded."""
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
+    short = min(width, height)  # and no branch on which it is: torch.compile would make a graph for each
+    return int(shorter * width / short), int(shorter * height / short)
 
 
 def _offset(length: int, crop: int) -> int:
@@ -256,8 +258,9 @@ def _resampled(images: Tensor, first: int, length: int, new_length: int, start: 
     """
     if new_length == length:
         return images[..., start - first : start - first + count]
-    # The kernel's gradient cannot be compiled for sizes that vary ("Expected IntList but got GenericList").
-    if new_length <= _EXTREME * count and not torch.compiler.is_compiling():
+    # While compiling the explicit kernel serves all sizes: the gradient of torch's own resize does not
+    # compile where sizes vary (its meta function fails with "Expected IntList but got GenericList").
+    if not torch.compiler.is_compiling() and new_length <= _EXTREME * count:
         size = (images.shape[-2], new_length)
         resized = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
         return _clamp(resized[..., start : start + count])

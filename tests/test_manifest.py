@@ -47,12 +47,13 @@ def test_the_committed_file_is_formatted():
 @pytest.mark.parametrize("name", NAMES)
 def test_preprocessing_is_that_of_the_published_evaluation(name):
     found = get_spec(name).preprocessing
+    if name.startswith("tiny"):
+        assert found.crop == 64  # the rest is ours to choose
+        return
     if "+" in name:
         expected = ("squash", 224, 224)
     elif "dino" in name or name in ("r-clip-f", "r-clip-t", "clip-convnext-b"):
         expected = ("crop", 256, 224)
-    elif name.startswith("tiny"):
-        expected = (found.mode, 64, 64)  # ours to choose
     else:
         expected = ("crop", 224, 224)
     assert (found.mode, found.resize, found.crop) == expected
