@@ -37,9 +37,9 @@ from torch import Tensor, nn
 
 PARTS = ("import", "construction", "loss", "overhead", "throughput")
 MODELS = ("r-clip-f", "r-clip-f-vit-b-16")
+DTYPES = ("float32", "bfloat16")
 BATCH_SIZES = (1, 8)
 LOSS_BATCH_SIZE = 8
-MB = 1e6
 
 # What the published checkpoints were made with; ours is built from the same entry.
 OPEN_CLIP_NAMES = {"r-clip-f": "convnext_base_w", "r-clip-f-vit-b-16": "ViT-B-16"}
@@ -193,24 +193,24 @@ def loss_step(name: str, tower: nn.Module, model: str) -> Callable[[], object]:
     """One step of an optimisation: forward, backward to the images."""
     x, y = images(model, LOSS_BATCH_SIZE, seed=1).requires_grad_(), images(model, LOSS_BATCH_SIZE, seed=2)
 
-    def step_of(distance: Callable[[], Tensor]) -> Callable[[], object]:
+    def step_of(distance: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
         def step() -> None:
-            for tensor in (x, y, *tower.parameters()):
-                tensor.grad = None
+            for leaf in leaves:
+                leaf.grad = None
             distance().mean().backward()
 
         return step
 
     if name == "naive float32":
-        y.requires_grad_()  # both sides carry a graph, and so do the weights
-        return step_of(lambda: naive_distance(tower, x, y))
+        # Both sides carry a graph, and so do the weights.
+        return step_of(lambda: naive_distance(tower, x, y.requires_grad_()), [x, y, *tower.parameters()])
     metric = ours(model, tower, squared=True)
     if "bfloat16" in name:
         metric.to(torch.bfloat16)
     if "embedded once" in name:
         embedding = metric.embed(y)
-        return step_of(lambda: metric.distance_to(embedding, x))
-    return step_of(lambda: metric(x, y))
+        return step_of(lambda: metric.distance_to(embedding, x), [x])
+    return step_of(lambda: metric(x, y), [x])
 
 
 LOSSES = ("naive float32", "float32", "float32, y embedded once", "bfloat16", "bfloat16, y embedded once")
@@ -221,10 +221,9 @@ def measure_loss_memory(name: str, model: str) -> dict[str, Any]:
     tower = original(model)
     step = loss_step(name, tower, model)
     if name == "naive float32":
-        with torch.no_grad():
+        with torch.no_grad():  # what the first forward alone sets up
             tower(images(model, 1, seed=3))
-    else:
-        del tower  # the step still holds it; ours was cloned, and both are resident before
+    del tower
     gc.collect()
     forget_the_peak()
     before = memory()
@@ -242,7 +241,7 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
 # The parts
 
 
-def import_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+def import_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     modules = ("torch", "rclip_metric")
     seconds: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(repeats + 1):
@@ -252,7 +251,7 @@ def import_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
     return {"seconds": median, "ratio": median["rclip_metric"] / median["torch"]}
 
 
-def construction_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+def construction_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     model = models[0]
@@ -303,14 +302,15 @@ def hub_cache(weights: Path, model: str) -> str:
     return str(cache)
 
 
-def loss_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+def loss_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
+    contestants = [name for name in LOSSES if "bfloat16" in dtypes or "bfloat16" not in name]
     for model in models:
         tower = original(model)
-        steps = {name: loss_step(name, tower, model) for name in LOSSES}
+        steps = {name: loss_step(name, tower, model) for name in contestants}
         seconds = take_turns(steps, repeats)
         del tower, steps
-        peaks = {name: in_a_fresh_process("loss memory", name=name, model=model)["peak"] for name in LOSSES}
+        peaks = {name: in_a_fresh_process("loss memory", name=name, model=model)["peak"] for name in contestants}
         results[model] = {
             name: {
                 "seconds": seconds[name],
@@ -318,12 +318,12 @@ def loss_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
                 "peak bytes": peaks[name],
                 "share of memory": share(peaks[name], peaks["naive float32"]),
             }
-            for name in LOSSES
+            for name in contestants
         }
     return results
 
 
-def overhead_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+def overhead_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for model in models:
         metric = ours(model, original(model))
@@ -354,12 +354,12 @@ def overhead_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
     return results
 
 
-def throughput_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
+def throughput_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for model in models:
         tower = original(model)
         metric = ours(model, tower)
-        half = ours(model, tower).to(torch.bfloat16)
+        half = ours(model, tower).to(torch.bfloat16) if "bfloat16" in dtypes else None
         tower.requires_grad_(False)  # the original at its best
         for count in BATCH_SIZES:
             x, y = images(model, count, seed=1), images(model, count, seed=2)
@@ -371,14 +371,16 @@ def throughput_part(repeats: int, models: Sequence[str]) -> dict[str, Any]:
             turns: dict[str, Callable[[], object]] = {
                 "original float32": original_pair,
                 "float32": partial(metric, x, y),
-                "bfloat16": partial(half, x, y),
             }
+            if half is not None:
+                turns["bfloat16"] = partial(half, x, y)
             seconds = take_turns(turns, repeats)
             results[f"{model}, batch {count}"] = {
                 name: {"pairs per second": count / s, "times faster": seconds["original float32"] / s}
                 for name, s in seconds.items()
             }
-        results[f"{model}, change by bfloat16"] = change_of_distances(model, metric, half)
+        if half is not None:
+            results[f"{model}, change by bfloat16"] = change_of_distances(model, metric, half)
     return results
 
 
@@ -400,7 +402,7 @@ def change_of_distances(model: str, metric: Any, half: Any) -> dict[str, float]:
     }
 
 
-RUN: dict[str, Callable[[int, Sequence[str]], dict[str, Any]]] = {
+RUN: dict[str, Callable[[int, Sequence[str], Sequence[str]], dict[str, Any]]] = {
     "import": import_part,
     "construction": construction_part,
     "loss": loss_part,
@@ -455,6 +457,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES,
+        metavar="DTYPE",
+        help="leave bfloat16 out where the processor does not multiply it: a step then takes minutes",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
     parser.add_argument("--toy", action="store_true", help="a tower of a few thousand parameters, to try it out")
@@ -469,13 +479,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     models = ["toy"] if arguments.toy else list(arguments.models)
     report: dict[str, Any] = {
         "machine": machine(),
-        "settings": {"repeats": arguments.repeats, "toy": arguments.toy, "models": models},
+        "settings": {"repeats": arguments.repeats, "models": models, "dtypes": list(arguments.dtypes)},
         "results": {},
     }
     table("machine", report["machine"])
     for part in PARTS:
         if part in arguments.only:
-            report["results"][part] = RUN[part](arguments.repeats, models)
+            report["results"][part] = RUN[part](arguments.repeats, models, arguments.dtypes)
             table(part, report["results"][part])
     print(json.dumps(report))
     if arguments.out:

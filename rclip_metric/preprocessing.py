@@ -91,8 +91,8 @@ class Preprocessing:
         """Read what `to_dict` wrote; every field must be there, and no other."""
         names = [f.name for f in fields(cls)]
         if unknown := sorted(set(mapping) - set(names)):
-            raise ValueError(f"Unknown preprocessing field {', '.join(unknown)}; the fields are {',
-            '.join(names)}.")
+            known = ", ".join(names)
+            raise ValueError(f"Unknown preprocessing field {', '.join(unknown)}; the fields are {known}.")
         if missing := [name for name in names if name not in mapping]:
             raise ValueError(f"Missing preprocessing field {', '.join(missing)}.")
         values = dict(mapping)
@@ -158,8 +158,7 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
     from PIL import Image
 
     if image.mode != "RGB":
-        raise ValueError(f"Expected a Pillow image in mode RGB, got {image.mode}; convert it with
-        open_image.")
+        raise ValueError(f"Expected a Pillow image in mode RGB, got {image.mode}; use open_image.")
     side = preprocessing.crop
     mode = _mode(preprocessing, resize, image.size)
     width, height = image.size
@@ -195,8 +194,7 @@ def _resampled_columns(
     return image.resize((count, height), bicubic, box=box)
 
 
-def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Literal["crop", "squash"] |
-None:
+def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Literal["crop", "squash"] | None:
     """Return what to do to an image of `size` (width, height); None for resize=None and the right size."""
     if resize == "published":
         return preprocessing.mode

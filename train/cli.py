@@ -37,7 +37,7 @@ def _counts(text: str) -> tuple[int, int, int]:
 def _add_fields(parser: argparse.ArgumentParser, config: type, described: dict[str, str]) -> None:
     """One option per field of a config; a field that is not given keeps the recipe's value."""
     for field in dataclasses.fields(config):
-        kind: Any = radius if "eps" in field.name or "step_size" in field.name else type(field.default)
+        kind: Any = radius if field.name in ("eps", "inner_step_size") else type(field.default)
         if field.name == "triplets":
             kind = _counts
         default = f"{field.default * 255:g}/255" if kind is radius else field.default
