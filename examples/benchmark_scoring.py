@@ -153,7 +153,7 @@ def peak_since(before: Mapping[str, float]) -> float | None:
 
 
 def share(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or whole is None else part / whole
+    return part / whole if part is not None and whole else None
 
 
 def measure_import(module: str) -> dict[str, Any]:

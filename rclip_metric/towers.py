@@ -380,6 +380,8 @@ class _SkipMetaInitialisation(TorchFunctionMode):
             target = args[0] if args else kwargs["tensor"]  # torch.nn.init passes it by name
             if target.is_meta:
                 return target
+        if func is torch.linspace:  # timm before 1.0.20 reads its rates of stochastic depth back from a tensor
+            kwargs.setdefault("device", "cpu")
         return func(*args, **kwargs)
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch._dynamo.backends.debugging import aot_eager
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError
@@ -275,9 +274,10 @@ def test_training_reaches_the_weights() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["vit+mlp", "convnext"])
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("kind", "grad"), [("vit+mlp", False), ("vit+mlp", True), ("convnext", True)])
 def test_compiles_into_one_graph_for_any_size(kind: str, grad: bool) -> None:
+    from torch._dynamo.backends.debugging import aot_eager
+
     torch.compiler.reset()
     graphs = []
 

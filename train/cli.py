@@ -40,7 +40,8 @@ def _add_fields(parser: argparse.ArgumentParser, config: type, described: dict[s
         kind: Any = radius if field.name in ("eps", "inner_step_size") else type(field.default)
         if field.name == "triplets":
             kind = _counts
-        default = f"{field.default * 255:g}/255" if kind is radius else field.default
+        recipe: Any = field.default
+        default = f"{recipe * 255:g}/255" if kind is radius else recipe
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=kind,

@@ -164,6 +164,7 @@ def train_clip(
     tokens = WordTokenizer()(captions)
     model = build_clip(config, architecture).train()
     encoder: Any = model.visual
+    logit_scale: Any = model.logit_scale
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
@@ -190,7 +191,7 @@ def train_clip(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))  # as CLIP does: the temperature stays above 0.01
+            logit_scale.clamp_(0, math.log(100))  # as CLIP does: the temperature stays above 0.01
         if (step + 1) % 10 == 0:
             with torch.no_grad():
                 hit = ((output[0] @ output[1].T).argmax(1) == torch.arange(len(images))).float().mean()

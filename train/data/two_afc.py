@@ -71,8 +71,10 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
                 half if row["split"] == "test" else row["split"],
             ):
                 continue
-            paths = (folder / row[column] for column in ("ref_path", "left_path", "right_path"))
-            triplets.append(TripletFiles(identity, *paths, int(right == 1), votes, imagenet))
+            reference, left_image, right_image = (folder / row[f"{name}_path"] for name in ("ref", "left", "right"))
+            triplets.append(
+                TripletFiles(identity, reference, left_image, right_image, int(right == 1), votes, imagenet)
+            )
     if not triplets:
         raise ValueError(f"{table} has no triplet of split {split!r} with {min_votes} votes or more")
     return triplets
