@@ -399,7 +399,7 @@ def _class_token(block: Any, tokens: Tensor) -> Tensor:
         query, key, value = attention.qkv(normed).chunk(3, dim=-1)
         query = query[:, :1]
     query, key, value = (
-        t.reshape(count, -1, heads, width // heads).transpose(1, 2) for t in (query, key, value)
+        t.reshape(count, t.shape[1], heads, width // heads).transpose(1, 2) for t in (query, key, value)
     )  # (N, heads, 1 or T, width / heads)
     attended = F.scaled_dot_product_attention(query, key, value)  # (N, heads, 1, width / heads)
     token = tokens[:, 0] + block.ls1(attention.proj(attended.reshape(count, width)))
