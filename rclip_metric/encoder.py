@@ -122,9 +122,7 @@ class Encoder(nn.Module):
                 revision=revision,
             )
         try:
-            encoder.load_state_dict(
-                {key: tensor.float() for key, tensor in state.items()}, strict=True, assign=True
-            )
+            encoder.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True, assign=True)
         except RuntimeError as error:
             raise CheckpointError(f"The weights of {name} do not fit its architecture: {error}") from error
         encoder._place_constants(next(encoder.parameters()).device)
@@ -145,16 +143,9 @@ class Encoder(nn.Module):
             ValueError: When resize is None and the images have another size than the encoder's.
         """
         size = self.chunk_size
-        if (
-            size is None
-            or torch.compiler.is_compiling()
-            or images.device.type != "cpu"
-            or len(images) <= size
-        ):
+        if size is None or torch.compiler.is_compiling() or images.device.type != "cpu" or len(images) <= size:
             return self._embed(images)
-        if torch.is_grad_enabled() and (
-            images.requires_grad or any(p.requires_grad for p in self.parameters())
-        ):
+        if torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in self.parameters())):
             return self._embed(images)
         # Even chunks: nine images go as 5 + 4, since a last chunk of one would be slow.
         return torch.cat([self._embed(chunk) for chunk in images.chunk(math.ceil(len(images) / size))])

@@ -45,11 +45,7 @@ class Layout:
 
 def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
     """Return the keys of an encoder's state dict and the shapes of their tensors."""
-    shapes = (
-        _vit_shapes(architecture)
-        if isinstance(architecture, ViTArchitecture)
-        else _convnext_shapes(architecture)
-    )
+    shapes = _vit_shapes(architecture) if isinstance(architecture, ViTArchitecture) else _convnext_shapes(architecture)
     if mlp_hidden is not None:
         dim = embedding_dim(architecture)
         head = ((mlp_hidden, dim), (mlp_hidden,), (dim, mlp_hidden), (dim,))
@@ -64,9 +60,7 @@ def detect(keys: Iterable[str]) -> str:
         if any(layout.signature.search(key) for key in keys):
             return name
     shown = ", ".join(sorted(keys)[:3]) or "none at all"
-    raise CheckpointError(
-        f"The checkpoint follows none of the layouts {', '.join(LAYOUTS)}; its first keys: {shown}."
-    )
+    raise CheckpointError(f"The checkpoint follows none of the layouts {', '.join(LAYOUTS)}; its first keys: {shown}.")
 
 
 def vision_keys(layout: str, key: str) -> bool:
@@ -145,20 +139,15 @@ def _describe(architecture: Architecture) -> str:
     return f"a ConvNeXt of widths {architecture.widths} and depths {architecture.depths}"
 
 
-def _transformed(
-    tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape
-) -> Tensor:
+def _transformed(tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape) -> Tensor:
     label = ", ".join(names)
     try:
         tensor = transform(tensors, shape)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"The shape of {label} is {_shapes(tensors)}, which cannot give {shape}."
-        ) from error
+        raise CheckpointError(f"The shape of {label} is {_shapes(tensors)}, which cannot give {shape}.") from error
     if tensor.shape != shape:
         raise CheckpointError(
-            f"The shape of {label} is {_shapes(tensors)}, which gives {tuple(tensor.shape)}, "
-            f"expected {shape}."
+            f"The shape of {label} is {_shapes(tensors)}, which gives {tuple(tensor.shape)}, expected {shape}."
         )
     if not tensor.is_floating_point():
         raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected floating point.")
@@ -353,9 +342,7 @@ def _vit_shapes(architecture: ViTArchitecture) -> dict[str, _Shape]:
 
 def _convnext_shapes(architecture: ConvNeXtArchitecture) -> dict[str, _Shape]:
     widths = architecture.widths
-    shapes = {"stem.0.weight": (widths[0], 3, 4, 4), "stem.0.bias": (widths[0],)} | _affine(
-        "stem.1", widths[0]
-    )
+    shapes = {"stem.0.weight": (widths[0], 3, 4, 4), "stem.0.bias": (widths[0],)} | _affine("stem.1", widths[0])
     before = widths[0]
     for stage, (depth, width) in enumerate(zip(architecture.depths, widths, strict=True)):
         if stage > 0 or before != width:
@@ -366,9 +353,7 @@ def _convnext_shapes(architecture: ConvNeXtArchitecture) -> dict[str, _Shape]:
             block = f"stages.{stage}.blocks.{index}"
             shapes |= {f"{block}.gamma": (width,), f"{block}.conv_dw.weight": (width, 1, 7, 7)}
             shapes |= {f"{block}.conv_dw.bias": (width,)} | _affine(f"{block}.norm", width)
-            shapes |= _linear(f"{block}.mlp.fc1", 4 * width, width) | _linear(
-                f"{block}.mlp.fc2", width, 4 * width
-            )
+            shapes |= _linear(f"{block}.mlp.fc1", 4 * width, width) | _linear(f"{block}.mlp.fc2", width, 4 * width)
         before = width
     shapes |= _affine("head.norm", before)
     return _in_tower(shapes, architecture.projection, before)

@@ -81,9 +81,7 @@ class ViTArchitecture:
         if self.activation not in ("gelu", "quick_gelu"):
             raise ValueError(f'activation must be "gelu" or "quick_gelu", got {self.activation!r}.')
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}."
-            )
+            raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
         if self.width % self.heads:
             raise ValueError(f"heads must divide width ({self.width}), got {self.heads}.")
 
@@ -142,9 +140,7 @@ NAMED: dict[str, Architecture] = {
         image_size=224, patch_size=14, width=1024, depth=24, heads=16, activation="quick_gelu", projection=768
     ),
     "dino_vit_b_16": _VIT_B(patch_size=16, norm_eps=1e-6, pre_norm=False, patch_bias=True),
-    "dinov2_vit_b_14": _VIT_B(
-        patch_size=14, norm_eps=1e-6, pre_norm=False, patch_bias=True, layer_scale=True
-    ),
+    "dinov2_vit_b_14": _VIT_B(patch_size=14, norm_eps=1e-6, pre_norm=False, patch_bias=True, layer_scale=True),
     # The small model that is shipped, at 64 pixels.
     "tiny_convnext": ConvNeXtArchitecture(
         image_size=64, depths=(2, 2, 4, 2), widths=(32, 64, 128, 256), projection=128
@@ -228,18 +224,14 @@ class ViTTower(nn.Module):
         )
         if architecture.patch_bias is architecture.pre_norm:  # timm ties the bias to the lack of a pre-norm
             patch = architecture.patch_size
-            self.trunk.patch_embed.proj = nn.Conv2d(
-                3, width, patch, stride=patch, bias=architecture.patch_bias
-            )
+            self.trunk.patch_embed.proj = nn.Conv2d(3, width, patch, stride=patch, bias=architecture.patch_bias)
         self.projection = _projection(width, architecture.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed normalised pixels (N, 3, S, S), S = image_size, as (N, D)."""
         trunk: Any = self.trunk  # timm's types make room for towers without class token or position embedding
         patches = trunk.patch_embed(pixels)  # (N, T, width)
-        tokens = torch.cat(
-            [trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1
-        )  # (N, 1 + T, width)
+        tokens = torch.cat([trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)  # (N, 1 + T, width)
         tokens = trunk.norm_pre(tokens + trunk.pos_embed)
         *blocks, last = trunk.blocks
         for block in blocks:
@@ -302,14 +294,10 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
             known = ", ".join(_TIMM_CONVNEXTS)
             raise ValueError(f"timm_model_name must be one of {known}, got {timm_name!r}.")
         depths, widths = _TIMM_CONVNEXTS[timm_name]
-        _require_defaults(
-            vision, {"timm_pool": ("", "avg"), "timm_proj": ("linear",), "timm_proj_bias": (False,)}
-        )
+        _require_defaults(vision, {"timm_pool": ("", "avg"), "timm_proj": ("linear",), "timm_proj_bias": (False,)})
         if vision.get("timm_proj") != "linear":
             raise ValueError('timm_proj must be "linear" in the OpenCLIP config, and is missing.')
-        return ConvNeXtArchitecture(
-            image_size=image_size, depths=depths, widths=widths, projection=projection
-        )
+        return ConvNeXtArchitecture(image_size=image_size, depths=depths, widths=widths, projection=projection)
     for name in ("layers", "width", "patch_size"):
         if name not in vision:
             raise ValueError(f"The OpenCLIP vision_cfg has no {name}.")
@@ -368,8 +356,10 @@ class _SkipMetaInitialisation(TorchFunctionMode):
     """
 
     _NAMES = frozenset(
-        "normal_ uniform_ kaiming_uniform_ trunc_normal_ zeros_ ones_ constant_ "  # torch.nn.init
-        "erfinv_ mul_ div_ add_ clamp_ zero_ fill_".split()  # tensor methods
+        [
+            *("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_", "zeros_", "ones_", "constant_"),  # nn.init
+            *("erfinv_", "mul_", "div_", "add_", "clamp_", "zero_", "fill_"),  # tensor methods
+        ]
     )
 
     def __torch_function__(

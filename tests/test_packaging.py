@@ -1,4 +1,4 @@
-"""What pyproject.toml promises: train/ is rclip_metric.train; wheel and sdist carry the manifest and the small models."""
+"""What pyproject.toml promises: train/ is rclip_metric.train; wheel and sdist carry manifest and small models."""
 
 import json
 import shutil
