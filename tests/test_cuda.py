@@ -1,0 +1,54 @@
+"""The same numbers on a GPU. Run with a CUDA device: pytest -m cuda."""
+
+import pytest
+import torch
+
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.train.apgd import apgd
+from rclip_metric.train.data.images import seeded
+from rclip_metric.train.threat import LpBall
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 5, 3, 80, 70, generator=seeded(1))
+
+
+def test_distances_are_those_of_the_cpu(images):
+    metric = RobustPerceptualDistance("tiny")
+    expected = metric(*images)
+    metric = metric.to("cuda")
+    torch.testing.assert_close(metric(*images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+    same = images[0].cuda()
+    assert (metric(same, same) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_are_finite_at_zero_distance_under_autocast(images, dtype):
+    metric = RobustPerceptualDistance("tiny").to("cuda")
+    x = images[0].cuda().requires_grad_()
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        distance = metric(x, x.detach())
+    distance.sum().backward()
+    assert distance.dtype == torch.float32 and x.grad is not None and x.grad.isfinite().all()
+
+
+def test_an_attack_starts_where_it_does_on_the_cpu_and_stays_in_the_ball(images):
+    metric = RobustPerceptualDistance("tiny")
+    x = metric.encoder.preprocessing.crop
+    small = images[0, :, :, :x, :x].contiguous()
+    ball = LpBall("l2", 0.5)
+    seeds = list(range(len(small)))
+    torch.testing.assert_close(ball.start(small.cuda(), seeds).cpu(), ball.start(small, seeds))
+    metric = metric.to("cuda")
+    target = metric.embed(small.cuda())
+    found = apgd(
+        lambda points, alive: metric.distance_to(target[alive], points), small.cuda(), ball, 20,
+        start=ball.start(small.cuda(), seeds),
+    )  # fmt: skip
+    assert ball.violation(found.images, small.cuda()) < 1e-5 and (found.loss > 0.01).all()
