@@ -149,6 +149,7 @@ class RobustPerceptualDistance(nn.Module):
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """Cosine similarity <u, v> of each pair, of images as in forward: (N,) in [-1, 1], exactly 1 if identical."""
+        # Unit vectors, so this is <u, v>; summed up directly, identical images would come to 0.9999999 or 1.0000001.
         return 1.0 - self._distance(self._read(x), self._read(y), squared=True)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -193,15 +194,15 @@ class RobustPerceptualDistance(nn.Module):
         Returns:
             `TwoAFC`, every field (N,).
         """
-        images = [self._read(image) for image in (reference, left, right)]
-        _check_pairing(**dict(zip(("reference", "left", "right"), map(len, images), strict=True)))
-        u, *candidates = [self._unit(image) for image in images]
-        left_similarity, right_similarity = torch.broadcast_tensors(
-            *(
-                1.0 - length(self._difference(images[0], image, u, v), squared=True)
-                for image, v in zip(images[1:], candidates, strict=True)
-            )
-        )
+        reference, left, right = (self._read(images) for images in (reference, left, right))
+        _check_pairing(reference=len(reference), left=len(left), right=len(right))
+        u = self._unit(reference)
+
+        def similarity_of(candidate: Tensor) -> Tensor:
+            difference = self._difference(reference, candidate, u, self._unit(candidate))
+            return 1.0 - length(difference, squared=True)
+
+        left_similarity, right_similarity = torch.broadcast_tensors(similarity_of(left), similarity_of(right))
         choice = (right_similarity > left_similarity).long()
         return TwoAFC(left_similarity, right_similarity, choice, left_similarity == right_similarity)
 

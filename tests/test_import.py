@@ -1,6 +1,5 @@
 """`import rclip_metric` is cheap, and pulls in nothing that building a model needs."""
 
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -27,18 +26,6 @@ def test_the_import_pulls_in_torch_and_nothing_else(tmp_path):
 def test_the_probe_would_notice(tmp_path):
     assert "PIL" in loaded_by("rclip_metric, PIL", tmp_path)
     assert "rclip_metric.train" in loaded_by("rclip_metric.train", tmp_path)
-
-
-def test_the_import_costs_a_tenth_of_torch_at_most(tmp_path):
-    code = (
-        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
-        "import rclip_metric; print((time.perf_counter() - b) / (b - a))"
-    )
-    shares = [
-        float(subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True).stdout)
-        for _ in range(3)
-    ]
-    assert statistics.median(shares) < 0.10
 
 
 @pytest.mark.parametrize("name", rclip_metric.__all__)

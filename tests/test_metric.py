@@ -539,6 +539,7 @@ def test_distributed_data_parallel_ignores_the_weights(metric, tmp_path):
 
 
 # Tracing is where a graph would break; one real compilation shows that the graph is also the right one.
+@pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # of torch 2.6's own settings
 @pytest.mark.parametrize(
     ("kind", "size", "backend"), [("convnext", SIDE, "eager"), ("convnext", 50, "eager"), ("vit", 50, "inductor")]
 )
