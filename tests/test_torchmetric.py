@@ -1,5 +1,6 @@
 """The torchmetrics wrapper: one result, however the data came in."""
 
+import pickle
 import subprocess
 import sys
 import warnings
@@ -8,7 +9,6 @@ from typing import Literal
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import Tensor
 
 from rclip_metric import Encoder, RobustPerceptualDistance
@@ -119,10 +119,11 @@ SHARDS = {"uneven": [(0, 4), (4, 7)], "one empty": [(0, 0), (0, 7)]}
 REDUCTIONS: list[Literal["mean", "sum", "none"]] = ["mean", "sum", "none"]
 
 
-def work(rank: int, store: str, encoder: Encoder, results: str) -> None:
-    """One process of the group, over its shard of each kind."""
+def work(rank: int, folder: Path) -> None:
+    """One process of the group, over its shard of each kind: this file run as a script."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    encoder = pickle.loads((folder / "encoder.pickle").read_bytes())
     x, y = pairs(7)
     found = {}
     for name, shards in SHARDS.items():
@@ -134,14 +135,16 @@ def work(rank: int, store: str, encoder: Encoder, results: str) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # an empty shard has had no update, as intended
                 found[f"{name}, {reduction}"] = metric.compute()
-    torch.save(found, f"{results}/{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_agree_with_one(encoder, tmp_path):
     x, y = pairs(7)
     distances = RobustPerceptualDistance(encoder)(x, y)
-    torch.multiprocessing.spawn(work, (str(tmp_path / "store"), encoder, str(tmp_path)), nprocs=2)
+    (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
+    group = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in group] == [0, 0]
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(found) == len(SHARDS) * len(REDUCTIONS)
@@ -154,3 +157,7 @@ def test_without_torchmetrics_the_error_names_the_extra(tmp_path: Path):
     code = "import sys; sys.modules['torchmetrics'] = None; import rclip_metric.torchmetric"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and 'pip install "rclip-metric[torchmetrics]"' in result.stderr
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))
