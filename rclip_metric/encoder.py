@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rclip_metric.errors import CheckpointError
 from rclip_metric.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
-from rclip_metric.towers import Architecture, ConvNeXtArchitecture, build_tower
+from rclip_metric.towers import Architecture, ConvNeXtArchitecture, build_tower, import_timm
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource
@@ -112,6 +112,7 @@ class Encoder(nn.Module):
         from rclip_metric import layouts
 
         layouts.check(state, architecture, mlp_hidden)
+        import_timm()
         with torch.device("meta"):
             encoder = cls(
                 architecture,

@@ -182,6 +182,16 @@ def embedding_dim(architecture: Architecture) -> int:
     return architecture.width if isinstance(architecture, ViTArchitecture) else architecture.widths[-1]
 
 
+def import_timm() -> None:
+    """Import the modules that `build_tower` takes, while no default device is set.
+
+    Importing timm computes tensors (in torchvision and torch.compile), which fails under `torch.device("meta")`.
+    """
+    import timm.layers
+    import timm.models.convnext
+    import timm.models.vision_transformer  # noqa: F401
+
+
 def build_tower(architecture: Architecture) -> ViTTower | ConvNeXtTower:
     """Build the module: normalised pixels (N, 3, S, S) -> unnormalised embeddings (N, D).
 
