@@ -103,25 +103,3 @@ def test_pixels_do_not_change_without_the_version(written):
     sums = [int(s.render(s.sample_scene(s.generator(0, "image", i))).sum(dtype=np.int64)) for i in range(4)]
     expected = json.loads((Path(__file__).parent / "scenes_v1.json").read_text())["pixel_sums"]
     assert sums == pytest.approx(expected, rel=1e-4)  # rounding of the machine's sine may move a pixel
-
-
-def table(folder, text):
-    folder.mkdir(exist_ok=True)
-    (folder / "data.csv").write_text(text)
-    return folder
-
-
-def test_nights_errors_say_what_is_wrong(tmp_path):
-    header = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split,is_imagenet\n"
-    good = "0,1.0,0.0,7,ref/0.png,d/0.png,d/1.png,test,True\n"
-    assert read_nights(table(tmp_path, header + good))[0].label == 0
-    with pytest.raises(ValueError, match=r"no data\.csv"):
-        read_nights(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="'votes'"):
-        read_nights(table(tmp_path, header.replace("votes,", "", 1) + good))
-    with pytest.raises(ValueError, match="row 3"):
-        read_nights(table(tmp_path, header + good + good.replace("1.0,0.0", "1.0,1.0")))
-    with pytest.raises(ValueError, match="'validation'"):
-        read_nights(tmp_path, "validation")
-    with pytest.raises(ValueError, match="no triplet"):
-        read_nights(table(tmp_path, header + good), "train")

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.train.apgd import pgd
 from rclip_metric.train.checkpoint import (
     load_training,
     provenance,
@@ -29,6 +28,7 @@ from rclip_metric.train.checkpoint import (
 from rclip_metric.train.clip import cosine_schedule, parameter_groups
 from rclip_metric.train.data.images import ImageFiles, StepSampler, find_images, loader, seeded
 from rclip_metric.train.objectives import fare
+from rclip_metric.train.pgd import pgd
 from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import save_encoder
 

@@ -1,4 +1,4 @@
-"""Objectives as per-sample losses: functions of embeddings that return (N,)."""
+"""Objectives as per-sample losses (N,), which an attack raises: functions of embeddings, similarities and logits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,135 @@ def fare(embedding: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 def two_afc_cross_entropy(similarities: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the logits [sim(ref, left), sim(ref, right)], (N, 2), against the human label (N,) in {0, 1}.
 
-    No temperature (paper, eq. 4 and 5).
+    No temperature (paper, eq. 4).
     """
     return F.cross_entropy(similarities, label, reduction="none")
 
 
 def two_afc_margin(similarities: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Similarity of the image that people chose, minus the other's: (N,), positive where metric and people agree."""
+    """Similarity of the image that people chose, minus the other's: (N,), positive where metric and people agree.
+
+    The one quantity here that an attack lowers: Square's loss is its negative.
+    """
     chosen = similarities.gather(1, label[:, None])[:, 0]
     other = similarities.gather(1, 1 - label[:, None])[:, 0]
     return chosen - other
+
+
+def odd_one_out_choice(similarities: torch.Tensor) -> torch.Tensor:
+    """The image outside the most similar pair: (N,) in {0, 1, 2}.
+
+    Args:
+        similarities: (N, 3), of the pairs (0, 1), (0, 2), (1, 2). Of equally similar pairs the first wins.
+    """
+    return 2 - similarities.argmax(1)  # without 2, without 1, without 0: the odd image is 2 - the pair's place
+
+
+def odd_one_out(similarities: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
+    """max(the two similarities of the odd image) - similarity of the other two images: (N,), positive where fooled.
+
+    Negative where the metric agrees with people. At exactly zero two pairs tie, and the rule of
+    `odd_one_out_choice` decides (the first most similar pair wins): judge success by the choice, not by this sign.
+
+    Args:
+        similarities: (N, 3), of the pairs (0, 1), (0, 2), (1, 2).
+        odd: the image that people singled out, (N,) in {0, 1, 2}.
+    """
+    place = (2 - odd)[:, None]
+    kept = similarities.gather(1, place)[:, 0]
+    return similarities.scatter(1, place, -torch.inf).max(1).values - kept
+
+
+def embedding_distance(embedding: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """||u(x + delta) - u(x)||_2^2 of normalised embeddings (N, D): (N,), the untargeted attack (paper, eq. 6).
+
+    On unit vectors this is 2 - 2 cos, so that raising it lowers the similarity. Its gradient is zero at the clean
+    image itself: start elsewhere in the ball.
+    """
+    return (embedding - original).square().sum(1)
+
+
+def targeted_embedding_distance(embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-1/K sum_k ||u(x + delta) - u(t_k)||_2^2: (N,), which rises as the image nears its K targets (paper, eq. 5).
+
+    The distance is the squared l_2 distance of normalised embeddings, as in eq. 6: with it, and not with its
+    root, eq. 5 maximises the sum of the cosine similarities, as the paper says it does.
+
+    Args:
+        embedding: (N, D), normalised.
+        targets: (K, D), the same for every image, or (N, K, D); normalised, K at least 1 (the paper has 16).
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    count, size = embedding.shape
+    shared = targets.ndim == 2
+    if (
+        not (shared or (targets.ndim == 3 and len(targets) == count))
+        or targets.shape[-1] != size
+        or not targets.numel()
+    ):
+        raise ValueError(
+            f"targets must be (K, {size}) or ({count}, K, {size}), K at least 1, and they are {tuple(targets.shape)}"
+        )
+    return -(embedding[:, None] - targets).square().sum(2).mean(1)  # (N, K, D) -> (N,)
+
+
+def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """-z_y + log sum_k exp(z_k) of the logits z (N, K) and labels y (N,): (N,)."""
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def dlr(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Difference of logits ratio, -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)): (N,), positive where fooled.
+
+    z_(1) >= z_(2) >= ... are the sorted logits. Neither a shift nor a scale of the logits changes it (Croce & Hein
+    2020). A denominator under 1e-12 counts as 1e-12 and passes no gradient.
+
+    Args:
+        logits: (N, K), K at least 3.
+        label: (N,).
+
+    Raises:
+        ValueError: for fewer than three classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"the DLR loss needs at least 3 classes and the logits have {logits.shape[1]}: use cross_entropy, or for "
+            "two choices the negative of two_afc_margin"
+        )
+    logits = _single_precision(logits)
+    own = logits.gather(1, label[:, None])[:, 0]
+    rival = logits.scatter(1, label[:, None], -torch.inf).max(1).values
+    top = logits.topk(3, dim=1).values
+    return (rival - own) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+
+
+def targeted_dlr(logits: torch.Tensor, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Targeted difference of logits ratio, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2): (N,).
+
+    Positive where the target t outranks the label y. Invariant and guarded like `dlr` (Croce & Hein 2020).
+
+    Args:
+        logits: (N, K), K at least 4.
+        label: (N,).
+        target: (N,), the class to reach.
+
+    Raises:
+        ValueError: for fewer than four classes.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(
+            f"the targeted DLR loss needs at least 4 classes and the logits have {logits.shape[1]}: use dlr, which "
+            "needs 3, or cross_entropy"
+        )
+    logits = _single_precision(logits)
+    own = logits.gather(1, label[:, None])[:, 0]
+    aim = logits.gather(1, target[:, None])[:, 0]
+    top = logits.topk(4, dim=1).values
+    return (aim - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)
+
+
+def _single_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Half-precision logits as float32: in float16 the smallest denominator would be zero."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-Norm = Literal["linf", "l2"]
-
-
-def norms(delta: torch.Tensor) -> torch.Tensor:
-    """The l_2 norm of every sample, shaped (N, 1, 1, 1) to multiply images."""
-    return delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+Norm = Literal["linf", "l2", "l1"]
+NORMS: tuple[str, ...] = get_args(Norm)
+_ORDER: dict[str, float] = {"linf": math.inf, "l2": 2, "l1": 1}
+_TINY = 1e-30  # keeps zero vectors from dividing by zero, and is too small to change any other
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class LpBall:
     """All images within ``eps`` of a centre in the ``norm``, and inside [0, 1].
 
     Args:
-        norm: "linf" (every value moves by at most eps) or "l2" (the Euclidean norm over all values of an image).
+        norm: "linf" (every value moves by at most eps), "l2" (the Euclidean norm over all values of an image) or
+            "l1" (the sum of all moves).
         eps: radius in the scale of [0, 1] images, e.g. 4 / 255.
     """
 
@@ -29,10 +31,10 @@ class LpBall:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"norm must be 'linf' or 'l2', not {self.norm!r}")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must not be negative, and it is {self.eps}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must be a finite number that is not negative, and it is {self.eps}")
 
     def __str__(self) -> str:
         """Name the ball as papers do: ``linf 4/255`` where that is exact, else ``l2 0.857``."""
@@ -41,47 +43,120 @@ class LpBall:
             return f"linf {round(levels)}/255"
         return f"{self.norm} {self.eps:.4g}"
 
-    def project(self, points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    def norms(self, delta: Tensor) -> Tensor:
+        """The ball's norm of every sample (N, 1, 1, 1), summed up in float64 where the device has it."""
+        wide = None if self.norm == "linf" or delta.device.type == "mps" else torch.float64
+        found = torch.linalg.vector_norm(delta.flatten(1), _ORDER[self.norm], dim=1, dtype=wide)
+        return found.to(delta.dtype if wide is None else wide).view(-1, 1, 1, 1)
+
+    def project(self, points: Tensor, centre: Tensor) -> Tensor:
         """Bring points (N, C, H, W) into ball and box.
 
-        For l_inf this is the nearest point of the intersection. For l_2 the points are scaled into the ball and
-        then clamped, which stays inside both (clamping towards a centre in the box never lengthens the
-        perturbation) and is what APGD's authors do.
+        For l_inf and l_1 this is the nearest point of the intersection (l_1: `_project_l1`). For l_2 the points are
+        scaled into the ball and then clamped, which stays inside both (clamping towards a centre in the box never
+        lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out of
+        the l_2 or l_1 ball, nor by more than half an ulp out of the l_inf ball.
         """
         if self.norm == "linf":
-            return torch.clamp(points, (centre - self.eps).clamp_(min=0), (centre + self.eps).clamp_(max=1))
+            return torch.clamp(points, centre - self.eps, centre + self.eps).clamp_(0, 1)
+        if self.norm == "l1":
+            return self._tucked(_project_l1(points, centre, self.eps), centre)
         delta = points - centre
-        scale = (self.eps / norms(delta).clamp(min=1e-12)).clamp(max=1)
-        return torch.clamp(centre + delta * scale, 0, 1)
+        size = self.norms(delta)
+        # Short by one part in eight million, so that rounding rarely carries a point out.
+        scale = torch.where(size > self.eps, self.eps * (1 - 2**-23) / size.clamp(min=_TINY), 1.0)
+        return self._tucked(delta.mul_(scale.to(delta.dtype)).add_(centre).clamp_(0, 1), centre)
 
-    def ascent(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The direction of steepest ascent with unit norm: the sign (l_inf) or the normalised gradient (l_2)."""
+    def _tucked(self, points: Tensor, centre: Tensor) -> Tensor:
+        """Move points that rounding left outside the ball back in, in place, by less than two ulps per value."""
+        size = self.norms(points - centre)
+        outside = (size > self.eps).view(-1)
+        if outside.any():
+            inner, scale = centre[outside], (self.eps / size[outside]).to(points.dtype)
+            nearer = inner + (points[outside] - inner) * scale
+            # One more ulp towards the centre makes every move shorter than the exact one.
+            points[outside] = torch.nextafter(nearer, inner)
+        return points
+
+    def ascent(self, gradient: Tensor, share: Tensor | None = None) -> Tensor:
+        """The direction of steepest ascent with unit norm.
+
+        l_inf: the sign. l_2: the normalised gradient. l_1: the signs of the largest values, a ``share`` (N,) of them
+        (default: the largest alone), divided by their number, as in Croce & Hein 2021.
+        """
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / norms(gradient).clamp(min=1e-12)
+        if self.norm == "l2":
+            return gradient / self.norms(gradient).clamp(min=_TINY).to(gradient.dtype)
+        size = gradient.abs().flatten(1)
+        count = torch.ones(len(size), device=size.device) if share is None else share * size.shape[1]
+        rank = count.long().clamp(1, size.shape[1]) - 1
+        bar = size.sort(1, descending=True).values.gather(1, rank[:, None])  # (N, 1)
+        chosen = size >= bar
+        return gradient.sign() * (chosen / chosen.sum(1, keepdim=True)).view_as(gradient)
 
-    def sample(self, centre: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """A random start: ``noise`` standard uniform on [-1, 1] (l_inf) or normal (l_2), shaped like ``centre``.
+    def sample(self, centre: Tensor, noise: Tensor) -> Tensor:
+        """A random point: ``noise`` uniform on [-1, 1] (l_inf) or normal (l_2, l_1), shaped like ``centre``.
 
-        l_inf: uniform in the ball, as FARE and APGD have it. l_2: on the sphere, in a uniform direction.
+        l_inf: uniform in the ball. l_2: on the sphere, in a uniform direction. l_1: the projection of normal noise.
         """
-        delta = noise * self.eps if self.norm == "linf" else noise / norms(noise).clamp(min=1e-12) * self.eps
-        return self.project(centre + delta, centre)
+        if self.norm == "linf":
+            return self.project(centre + noise * self.eps, centre)
+        if self.norm == "l1":
+            return self.project(centre + noise, centre)
+        return self.project(centre + noise * (self.eps / self.norms(noise).clamp(min=_TINY)).to(noise.dtype), centre)
 
-    def start(self, centre: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        """A random start per sample from a seed per sample: independent of the batch a sample is in."""
+    def start(self, centre: Tensor, seeds: Sequence[int]) -> Tensor:
+        """A random start per sample from a seed per sample, as APGD has it: independent of the batch a sample is in.
+
+        Like `sample`; for l_inf, the noise is stretched so that its largest value is eps. Drawn on the CPU, so that
+        a seed means the same start on every device.
+        """
         rows = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
             if self.norm == "linf":
-                rows.append(torch.rand(centre.shape[1:], generator=generator) * 2 - 1)
+                row = torch.rand(centre.shape[1:], generator=generator) * 2 - 1
+                rows.append(row / row.abs().max())
             else:
                 rows.append(torch.randn(centre.shape[1:], generator=generator))
         return self.sample(centre, torch.stack(rows).to(centre))
 
-    def violation(self, points: torch.Tensor, centre: torch.Tensor) -> float:
-        """By how much the worst point leaves ball or box (0 when all are inside, up to rounding)."""
-        delta = (points - centre).flatten(1)
-        size = delta.abs().amax(1) if self.norm == "linf" else delta.double().norm(dim=1)
+    def violation(self, points: Tensor, centre: Tensor) -> float:
+        """By how much the worst point leaves ball or box (0 when all are inside), computed in float64."""
+        if not len(points):
+            return 0.0
+        points, centre = points.detach().cpu().double(), centre.detach().cpu().double()
+        size = torch.linalg.vector_norm((points - centre).flatten(1), _ORDER[self.norm], dim=1)
         outside = torch.maximum(-points, points - 1).amax()
         return max(0.0, (size - self.eps).amax().item(), outside.item())
+
+
+def _project_l1(points: Tensor, centre: Tensor, eps: float) -> Tensor:
+    """The nearest point of the intersection of the l_1 ball and the box (Croce & Hein 2021, Proposition 2.1).
+
+    It moves value i by sign(d_i) * clip(|d_i| - t, 0, c_i), with d = points - centre, c_i the room between the centre
+    and the box in that direction, and the threshold t >= 0 at which the moves sum up to eps. Their sum falls
+    piecewise linearly in t, with kinks at |d_i| and |d_i| - c_i: sorting these finds the piece, and so t, exactly.
+    """
+    wide = torch.float64 if points.device.type != "mps" else torch.float32
+    delta = (points.to(wide) - centre.to(wide)).flatten(1)
+    size = delta.abs()
+    room = torch.where(delta > 0, 1 - centre.to(wide).flatten(1), centre.to(wide).flatten(1))
+    move = torch.minimum(size, room)
+    outside = move.sum(1) > eps
+    if outside.any():
+        wanted, limit = size[outside], room[outside]
+        kinks = torch.cat([wanted, (wanted - limit).clamp(min=0)], 1)  # (M, 2D): the slope falls by 1, then rises by 1
+        change = torch.cat([torch.ones_like(wanted), -torch.ones_like(wanted)], 1)
+        kinks, order = kinks.sort(1, descending=True)
+        slope = change.gather(1, order).cumsum(1)  # number of values on the move just below each kink
+        step = kinks[:, :-1] - kinks[:, 1:]
+        moved = torch.cat([torch.zeros_like(kinks[:, :1]), (slope[:, :-1] * step).cumsum(1)], 1)  # sum at each kink
+        # The last kink at which the sum is still below eps; from there it is linear.
+        last = torch.searchsorted(moved, torch.full_like(moved[:, :1], eps)).sub_(1).clamp_(min=0)
+        at, rate = moved.gather(1, last), slope.gather(1, last).clamp(min=1)
+        threshold = kinks.gather(1, last) - (eps - at) / rate
+        move[outside] = torch.minimum((wanted - threshold).clamp(min=0), limit)
+    result = centre.to(wide).flatten(1) + move * delta.sign()
+    return result.clamp_(0, 1).to(points.dtype).view_as(points)

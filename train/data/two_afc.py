@@ -1,10 +1,18 @@
-"""Two-alternative forced choice in the NIGHTS format: data.csv, ref/, distort/."""
+"""Two-alternative forced choice on disk: the NIGHTS format (data.csv, ref/, distort/) and the BAPPS format."""
 
 from __future__ import annotations
 
 import csv
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from rclip_metric.images import SUFFIXES
 
 COLUMNS = (
     "id",
@@ -17,30 +25,54 @@ COLUMNS = (
     "split",
     "is_imagenet",
 )
-SPLITS = ("train", "val", "test", "test_imagenet", "test_no_imagenet")
+PARTS = ("train", "val", "test")
+SPLITS = (*PARTS, "test_imagenet", "test_no_imagenet")
 MIN_VOTES = 6
+BAPPS_SPLITS = ("cnn", "color", "deblur", "frameinterp", "superres", "traditional")
+
+_TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 @dataclass(frozen=True)
 class TripletFiles:
-    """One triplet on disk; ``label`` is 1 when people chose the right image, else 0."""
+    """One triplet on disk.
 
-    id: int
+    Attributes:
+        key: Names the triplet within its set: the NIGHTS id as it is written, "cnn/000123" for BAPPS.
+        reference: The image that the other two are compared to.
+        left: NIGHTS' left image, BAPPS' p0.
+        right: NIGHTS' right image, BAPPS' p1.
+        share: Of the people asked, in [0, 1], who found the right image more similar; NIGHTS has 0 and 1 alone.
+        split: The part it is reported under: "train", "val", "test_imagenet" or "test_no_imagenet" for NIGHTS,
+            one of `BAPPS_SPLITS` for BAPPS.
+    """
+
+    key: str
     reference: Path
     left: Path
     right: Path
-    label: int
-    votes: int
-    is_imagenet: bool
+    share: float
+    split: str
+
+    @property
+    def label(self) -> int:
+        """1 where the majority chose the right image, else 0 (also at exactly one half, as published)."""
+        return int(self.share > 0.5)
 
 
 def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -> list[TripletFiles]:
     """Read the triplets of a split, by column name, keeping those with at least ``min_votes`` votes.
 
+    Every row must tell its split, votes and is_imagenet; the rest is looked at in the rows that are kept.
+    Whether the images are there is for `train/data/check.py`.
+
     Args:
-        folder: holds data.csv.
+        folder: holds data.csv, to which the paths in it are relative.
         split: train, val, test, or the halves of the test set, test_imagenet and test_no_imagenet.
         min_votes: 6 in the published protocol.
+
+    Returns:
+        In the order of the file.
 
     Raises:
         ValueError: naming the file, row, column or split that is missing or malformed.
@@ -50,31 +82,135 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
     table = folder / "data.csv"
     if not table.is_file():
         raise ValueError(f"{folder} has no data.csv: pass the folder of a NIGHTS-format set")
-    with table.open(newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(reader.fieldnames or ())}")
-        triplets = []
-        for number, row in enumerate(reader, start=2):  # row 1 of the file is the header
-            try:
-                left, right = float(row["left_vote"]), float(row["right_vote"])
-                votes, identity = int(float(row["votes"])), int(float(row["id"]))
-                if not {left, right} <= {0.0, 1.0} or left == right:
-                    raise ValueError(f"left_vote {row['left_vote']!r} and right_vote {row['right_vote']!r}")
-                imagenet = {"true": True, "false": False, "1": True, "0": False}[row["is_imagenet"].lower()]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{table}, row {number} is malformed ({error}): download the file again") from error
-            half = "test_imagenet" if imagenet else "test_no_imagenet"
-            if votes < min_votes or split not in (
-                row["split"],
-                half if row["split"] == "test" else row["split"],
-            ):
+    triplets: list[TripletFiles] = []
+    rows: dict[str, int] = {}
+    for number, row in _rows(table):
+        try:
+            if None in row or None in row.values():
+                raise ValueError("it has another number of cells than the header")
+            votes = float(row["votes"])
+            if not math.isfinite(votes):
+                raise ValueError(f"votes is {row['votes']!r}, expected a number")
+            if row["split"] not in PARTS:
+                raise ValueError(f"split is {row['split']!r}, expected {', '.join(PARTS)}")
+            if row["is_imagenet"].lower() not in _TRUTH:
+                raise ValueError(f"is_imagenet is {row['is_imagenet']!r}, expected True or False")
+            half = "test_imagenet" if _TRUTH[row["is_imagenet"].lower()] else "test_no_imagenet"
+            part = half if row["split"] == "test" else row["split"]
+            if votes < min_votes or split not in (part, row["split"]):
                 continue
-            reference, left_image, right_image = (folder / row[f"{name}_path"] for name in ("ref", "left", "right"))
-            triplets.append(
-                TripletFiles(identity, reference, left_image, right_image, int(right == 1), votes, imagenet)
+            left, right = float(row["left_vote"]), float(row["right_vote"])
+            if {left, right} != {0.0, 1.0}:
+                raise ValueError(
+                    f"left_vote {row['left_vote']!r} and right_vote {row['right_vote']!r}, expected a 0 and a 1"
+                )
+            for name in ("id", "ref_path", "left_path", "right_path"):
+                if not row[name].strip():
+                    raise ValueError(f"{name} is empty")
+        except ValueError as error:
+            raise ValueError(f"{table}, row {number} is malformed ({error}): download the file again") from error
+        key = row["id"].strip()
+        if key in rows:
+            raise ValueError(
+                f"{table}, row {number} repeats the id {key!r} of row {rows[key]}, and outcomes are kept "
+                "by id: give every triplet its own"
             )
+        rows[key] = number
+        reference, left_image, right_image = (folder / row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
+        triplets.append(TripletFiles(key, reference, left_image, right_image, right, part))
     if not triplets:
         raise ValueError(f"{table} has no triplet of split {split!r} with {min_votes} votes or more")
     return triplets
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows with the line of the file on which they end; the header is line 1."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            header = reader.fieldnames or ()
+            if missing := [column for column in COLUMNS if column not in header]:
+                raise ValueError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(header) or 'none'}")
+            for row in reader:
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is not a UTF-8 text file of comma-separated values ({error}): replace it") from error
+
+
+def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[TripletFiles]:
+    """Read the validation triplets of BAPPS: p0 is the left image, p1 the right one.
+
+    Each split folder has ref/, p0/, p1/ and judge/, and the n-th names of the four, sorted, belong together,
+    as in the published loader; here their stems must agree as well. judge/*.npy is the share of people who
+    prefer p1.
+
+    Args:
+        folder: holds the split folders, or 2afc/val or val, which holds them.
+        splits: which to read, and in which order.
+
+    Returns:
+        Split after split, sorted by name within each.
+
+    Raises:
+        ValueError: naming the split, folder or file that is missing or malformed.
+    """
+    if unknown := [split for split in splits if split not in BAPPS_SPLITS]:
+        raise ValueError(f"unknown BAPPS split {unknown[0]!r}: use some of {', '.join(BAPPS_SPLITS)}")
+    if not splits or len(set(splits)) < len(splits):
+        raise ValueError(f"got the BAPPS splits {', '.join(splits) or '(none)'}: name at least one, and each once")
+    places = [folder, folder / "2afc" / "val", folder / "val"]
+    found = [place for place in places if any((place / split).is_dir() for split in BAPPS_SPLITS)]
+    if not found:
+        raise ValueError(
+            f"{folder} is no BAPPS set: looked for one of the folders {', '.join(BAPPS_SPLITS)} in it, in its "
+            "2afc/val and in its val"
+        )
+    return [triplet for split in splits for triplet in _read_bapps_split(found[0], split)]
+
+
+def _read_bapps_split(root: Path, split: str) -> list[TripletFiles]:
+    names: dict[str, list[str]] = {}
+    for part in ("ref", "p0", "p1", "judge"):
+        suffixes = {".npy"} if part == "judge" else SUFFIXES
+        if not (root / split / part).is_dir():
+            raise ValueError(
+                f"BAPPS split {split!r} lacks the folder {root / split / part}: unpack it, or leave the split out"
+            )
+        files = (name for name in os.listdir(root / split / part) if not name.startswith("."))
+        names[part] = sorted(name for name in files if os.path.splitext(name)[1].lower() in suffixes)
+    stems = {part: [os.path.splitext(name)[0] for name in files] for part, files in names.items()}
+    if not any(stems.values()):
+        raise ValueError(f"BAPPS split {split!r} is empty: {root / split}/ref, p0, p1 and judge hold no files")
+    everything = sorted(set().union(*stems.values()))
+    for part, found in stems.items():
+        if len(found) > len(set(found)):
+            twice = next(stem for stem, following in itertools.pairwise(found) if stem == following)
+            raise ValueError(f"BAPPS split {split!r}: {root / split / part} holds {twice!r} with two suffixes")
+        if found != everything:
+            gone = sorted(set(everything) - set(found))
+            other = next(name for name in stems if gone[0] in stems[name])
+            raise ValueError(
+                f"BAPPS split {split!r}: {root / split / part} has {len(found)} files, and none for {gone[0]!r}, "
+                f"which {root / split / other} holds (files missing there: {len(gone)}): download the set again"
+            )
+    shares = [_read_share(root / split / "judge" / name) for name in names["judge"]]  # 0.1 ms each, threads make it 0.4
+    images = [[root / split / part / name for name in names[part]] for part in ("ref", "p0", "p1")]
+    return [
+        TripletFiles(f"{split}/{stem}", reference, left, right, share, split)
+        for stem, reference, left, right, share in zip(everything, *images, shares, strict=True)
+    ]
+
+
+def _read_share(path: Path) -> float:
+    """The one number in a .npy file, a share in [0, 1]."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:  # a pickle is a ValueError, an empty file an EOFError
+        raise ValueError(f"cannot read {path} ({' '.join(str(error).split())}): download it again") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or values.size != 1:
+        described = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise ValueError(f"{path} holds {described}, expected one number, the share of people who prefer p1")
+    share = float(values.reshape(()))
+    if not 0.0 <= share <= 1.0:  # also NaN
+        raise ValueError(f"{path} holds {share}, expected the share of people who prefer p1, in [0, 1]")
+    return share

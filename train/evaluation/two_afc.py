@@ -1,206 +1,265 @@
-"""2AFC accuracy, clean and under APGD on the reference image (paper, section IV; LipSim's setting)."""
+"""2AFC accuracy, clean and under attack on the reference image (paper, section IV; LipSim's setting)."""
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from rclip_metric import RobustPerceptualDistance, __version__
 from rclip_metric.images import ImageError
-from rclip_metric.train.apgd import Attacked, apgd
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.data.two_afc import TripletFiles
-from rclip_metric.train.objectives import two_afc_cross_entropy
-from rclip_metric.train.threat import LpBall
+from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, records_of, settings_of
+from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.evaluation.robustness import (
+    DEFAULTS,
+    AttackSettings,
+    Confirmed,
+    Decided,
+    RunSettings,
+    attack_block,
+    fixed_options,
+    full_float32,
+    resolved_precision,
+)
+from rclip_metric.train.objectives import two_afc_cross_entropy, two_afc_margin
+
+PROTOCOLS = ("majority", "soft")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Settings of an evaluation; the defaults are the paper's (100 APGD iterations, one start, seed 0)."""
+class TwoAfcData:
+    """Triplets and the protocol that they are judged by.
 
-    balls: tuple[LpBall, ...] = (LpBall("linf", 4 / 255), LpBall("l2", 3.0))
-    steps: int = 100
-    seed: int = 0
-    batch_size: int = 64
-
-
-@dataclass(frozen=True)
-class TwoAfcBatch:
-    """Triplets in memory: images (n, 3, S, S) in [0, 1], labels (n,) in {0, 1}."""
-
-    reference: torch.Tensor
-    left: torch.Tensor
-    right: torch.Tensor
-    label: torch.Tensor
-
-
-def correct(similarities: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Whether the metric picks what people picked: right only if its similarity (column 1) is strictly greater."""
-    return (similarities[:, 1] > similarities[:, 0]).long() == label
-
-
-def attack_two_afc(
-    metric: RobustPerceptualDistance, batch: TwoAfcBatch, ball: LpBall, steps: int, seeds: list[int]
-) -> Attacked:
-    """APGD on the cross-entropy of the two similarities; left and right are embedded once.
-
-    Args:
-        metric: any metric with ``embed``.
-        batch: the triplets, all of which the metric decides correctly (others need no attack).
-        ball: around the reference.
-        steps: gradient steps; "robust" means correct at all ``steps + 1`` points visited, and on the clean image.
-        seeds: one per triplet, for the random start.
+    Attributes:
+        name: "nights", "bapps", or another folder's name; published numbers stand beside the first two only.
+        split: what was read.
+        triplets: in a fixed order.
+        protocol: "majority" (right is what most people chose) or "soft" (the share of people that the metric agrees
+            with; BAPPS as LPIPS and DreamSim report it). A soft tie counts one half.
+        macro: average over splits rather than over triplets.
+        attacked: keys of the triplets that are attacked; None for all.
+        load: path -> (3, S, S); None for the metric's own `preprocess`.
     """
-    with torch.no_grad():
-        options = torch.stack([metric.embed(batch.left), metric.embed(batch.right)], 1)  # (n, 2, D)
 
-    def similarities(images: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        return (metric.embed(images)[:, None] * options[alive]).sum(2)  # (n, 2)
+    name: str
+    split: str
+    triplets: Sequence[TripletFiles]
+    protocol: str = "majority"
+    macro: bool = False
+    attacked: frozenset[str] | None = None
+    load: Callable[[Path], Tensor] | None = None
+    limit: int | None = None
 
-    outcome: dict[str, torch.Tensor] = {}  # similarities of the last evaluation, judged by `succeeded`
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol!r}")
+        if not self.triplets:
+            raise ValueError(f"there is no triplet of {self.name} to evaluate")
 
-    def loss(images: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        logits = similarities(images, alive)
-        outcome["last"] = logits.detach()
-        return two_afc_cross_entropy(logits, batch.label[alive])
-
-    def succeeded(_: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        return ~correct(outcome["last"], batch.label[alive])
-
-    start = ball.start(batch.reference, seeds)
-    return apgd(loss, batch.reference, ball, steps, start=start, succeeded=succeeded)
-
-
-def _load(metric: RobustPerceptualDistance, triplet: TripletFiles) -> list[torch.Tensor]:
-    return [metric.preprocess(path) for path in (triplet.reference, triplet.left, triplet.right)]
+    def settings(self) -> dict[str, Any]:
+        """What the outcomes depend on, JSON: the names and labels of all triplets go in as a digest."""
+        rows = "\n".join(f"{t.key} {t.share} {self.attacked is None or t.key in self.attacked}" for t in self.triplets)
+        digest = hashlib.sha256(rows.encode()).hexdigest()[:16]
+        return {"name": self.name, "split": self.split, "protocol": self.protocol, "triplets": digest}
 
 
-def interval(successes: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share, in percent."""
-    z, share = 1.959964, successes / total
-    middle = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    low, high = (middle - spread) / (1 + z * z / total), (middle + spread) / (1 + z * z / total)
-    return round(100 * max(0.0, low), 2), round(100 * min(1.0, high), 2)
+def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[TripletFiles]:
+    """The first ``count`` triplets of every split, in order: the paper attacks 1,000 of each split of BAPPS."""
+    taken: dict[str, int] = {}
+    kept = []
+    for triplet in triplets:
+        taken[triplet.split] = taken.get(triplet.split, 0) + 1
+        if taken[triplet.split] <= count:
+            kept.append(triplet)
+    return kept
+
+
+def decision(label: Tensor, loss: str = "ce") -> Callable[[Tensor, Tensor], Decided]:
+    """The rule of 2AFC for labels (N,) in {0, 1}: right is chosen only if its similarity is strictly greater."""
+
+    def decide(similarities: Tensor, indices: Tensor) -> Decided:
+        wanted = label[indices]
+        margin = two_afc_margin(similarities, wanted)
+        raised = two_afc_cross_entropy(similarities, wanted) if loss == "ce" else -margin
+        chosen = (similarities[:, 1] > similarities[:, 0]).long()
+        return Decided(raised, margin, chosen != wanted)
+
+    return decide
 
 
 def evaluate_two_afc(
-    metric: RobustPerceptualDistance,
-    triplets: Sequence[TripletFiles],
-    config: EvaluationConfig = EvaluationConfig(),
+    metric: Metric,
+    data: TwoAfcData,
+    attacks: Sequence[AttackSettings] = (),
+    run: RunSettings = DEFAULTS,
     *,
+    source: Metric | None = None,
+    journal: Path | None = None,
+    team: Processes = ALONE,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Clean and robust 2AFC accuracy over triplets on disk.
+) -> list[dict[str, Any]]:
+    """Clean accuracy, and accuracy under each attack; all of them share the images, the clean pass and the options.
+
+    "Robust" is right on the clean image and at every point that the attack visited.
+
+    Args:
+        metric: judged, and attacked.
+        data: the triplets.
+        attacks: none for the clean accuracy alone.
+        run: seed, sizes and precision.
+        source: the metric that transferred attacks are made on.
+        journal: folder of the journal, see `run_blocks`.
+        team: torchrun's processes.
+        quiet: no progress bar.
 
     Returns:
-        A record that JSON can hold: model and revision, settings, versions, accuracies in percent with 95 %
-        intervals, ties, the largest violation of each ball, stalled samples, seconds, and the outcome per triplet.
+        One record per attack, or one of the clean accuracy alone (`report.record`), the same in every process.
+
+    Raises:
+        ValueError: if no triplet can be read.
     """
-    device = metric.encoder.mean.device
+    device = metric.device
+    precision = resolved_precision(run.precision, device)
+    half = metric.in_bfloat16() if precision == "bfloat16" and attacks else None
+    load = data.load or metric.preprocess
+    blocks = [data.triplets[i : i + run.batch_size] for i in range(0, len(data.triplets), run.batch_size)]
+
+    def evaluate(block: Sequence[TripletFiles]) -> Block:
+        with full_float32():
+            return _evaluate_block(metric, block, data, attacks, run, load, half, source)
+
+    results = run_blocks(
+        blocks,
+        evaluate,
+        settings=settings_of("2afc", metric, data.settings(), attacks, run, source),
+        journal=journal,
+        team=team,
+        describe=f"{data.name} {metric.name}",
+        sizes=[len(block) for block in blocks],
+        quiet=quiet,
+    )
+    human = None
+    if data.protocol == "soft":
+        shares = {triplet.key: triplet.share for triplet in data.triplets}
+        human = _human([shares[row["key"]] for result in results for row in result["rows"]])
+    return records_of(
+        results,
+        task="2afc",
+        metric=metric,
+        data={"name": data.name, "split": data.split, "protocol": data.protocol},
+        attacks=attacks,
+        run=run,
+        source=source,
+        team=team,
+        limit=data.limit,
+        macro=data.macro,
+        human=human,
+    )
+
+
+def _evaluate_block(
+    metric: Metric,
+    block: Sequence[TripletFiles],
+    data: TwoAfcData,
+    attacks: Sequence[AttackSettings],
+    run: RunSettings,
+    load: Callable[[Path], Tensor],
+    half: Metric | None,
+    source: Metric | None,
+) -> Block:
+    """The rows of one block: clean, then every attack on those that are right."""
     begun = time.perf_counter()
-    unreadable: list[str] = []
-    outcomes: list[dict[str, Any]] = []
-    violations = [0.0] * len(config.balls)
-    stalled = [0] * len(config.balls)
-    bar = tqdm(total=len(triplets), desc=f"2AFC {metric.encoder.name}", disable=True if quiet else None)
-    for first in range(0, len(triplets), config.batch_size):
-        rows, images = [], []
-        for triplet in triplets[first : first + config.batch_size]:
-            try:
-                images.append(torch.stack(_load(metric, triplet)))
-                rows.append(triplet)
-            except ImageError as error:
-                unreadable.append(str(error))
-        bar.update(len(triplets[first : first + config.batch_size]))
-        if not rows:
-            continue
-        reference, left, right = torch.stack(images, 1).to(device)  # each (n, 3, S, S)
-        batch = TwoAfcBatch(reference, left, right, torch.tensor([row.label for row in rows], device=device))
-        result = metric.two_afc(reference, left, right)
-        clean = correct(torch.stack([result.left_similarity, result.right_similarity], 1), batch.label)
-        robust = [clean.clone() for _ in config.balls]
-        kept = clean.nonzero()[:, 0]
-        if len(kept):
-            chosen = TwoAfcBatch(*(tensor[kept] for tensor in (reference, left, right, batch.label)))
-            for index, ball in enumerate(config.balls):
-                seeds = [config.seed * 1_000_003 + rows[i].id for i in kept.tolist()]
-                attacked = attack_two_afc(metric, chosen, ball, config.steps, seeds)
-                robust[index][kept] = ~attacked.success
-                violations[index] = max(violations[index], ball.violation(attacked.images, chosen.reference))
-                stalled[index] += attacked.stalled
-        for i, row in enumerate(rows):
-            outcomes.append(
-                {
-                    "id": row.id,
-                    "margin": round((result.right_similarity[i] - result.left_similarity[i]).item(), 6),
-                    "label": row.label,
-                    "tie": bool(result.tie[i]),
-                    "clean": bool(clean[i]),
-                    "robust": [bool(flags[i]) for flags in robust],
-                    "is_imagenet": row.is_imagenet,
-                }
-            )
-    bar.close()
-    if not outcomes:
-        raise ValueError(f"none of the {len(triplets)} triplets could be read; the first problem: {unreadable[0]}")
+    triplets, images, unreadable = _read(block, load)
+    if not triplets:
+        nothing = {"seconds": 0.0, "violation": 0.0, "evaluations": 0, "zero_gradients": 0, "nonfinite_gradients": 0}
+        return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (len(attacks) + 1)}
+    reference, options = images[:, 0].to(metric.device), images[:, 1:].to(metric.device)
+    label = torch.tensor([triplet.label for triplet in triplets], device=metric.device)
+    fixed = fixed_options(metric, options, run.chunk_size)
+    chunk = run.chunk_size or len(reference)
+    with torch.no_grad():
+        pairs = zip(reference.split(chunk), fixed.split(chunk), strict=True)
+        similarities = torch.cat([metric.similarities(part, held) for part, held in pairs])  # (n, 2)
+    clean = decision(label)(similarities, torch.arange(len(label), device=metric.device))
+    tie = similarities[:, 0] == similarities[:, 1]
+    costs = [cost(time.perf_counter() - begun, 3 * len(triplets))]
 
-    def accuracy(flags: list[bool]) -> dict[str, Any]:
-        count = sum(flags)
-        return {"accuracy": round(100 * count / len(flags), 2), "interval_95": interval(count, len(flags))}
-
-    return {
-        "task": "2afc",
-        "model": metric.encoder.name,
-        "revision": metric.encoder.revision,
-        "resize": metric.encoder.resize,
-        "triplets": len(outcomes),
-        "unreadable": unreadable,
-        "ties": sum(row["tie"] for row in outcomes),
-        "clean": accuracy([row["clean"] for row in outcomes]),
-        "attacks": [
-            {
-                "attack": "apgd-ce",
-                "norm": ball.norm,
-                "eps": ball.eps,
-                "name": str(ball),
-                **accuracy([row["robust"][index] for row in outcomes]),
-                "largest_violation": violations[index],
-                "stalled": stalled[index],
-            }
-            for index, ball in enumerate(config.balls)
-        ],
-        "settings": {"steps": config.steps, "seed": config.seed, "restarts": 1, "precision": "float32"},
-        "versions": {"rclip-metric": __version__, "torch": torch.__version__},
-        "device": device.type,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "outcomes": outcomes,
-    }
+    rows: list[Row] = []
+    for i, triplet in enumerate(triplets):
+        score, tied = _score(triplet, bool(clean.wrong[i]), bool(tie[i]), data.protocol), bool(tie[i])
+        margin = clean.margin[i].item()
+        rows.append(Row(key=triplet.key, split=triplet.split, clean=score, tie=tied, margin=margin, attacks=[]))
+    chosen = [data.attacked is None or triplet.key in data.attacked for triplet in triplets]
+    right = [i for i in range(len(rows)) if chosen[i] and not bool(clean.wrong[i])]
+    for attack in attacks:
+        confirmed = attack_block(
+            metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
+            [triplets[i].key for i in right], half=half, source=source,
+        )  # fmt: skip
+        _add_attack(rows, triplets, chosen, right, confirmed, data.protocol)
+        costs.append(attack_cost(confirmed))
+    return {"rows": rows, "unreadable": unreadable, "costs": costs}
 
 
-def save_result(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, atomically."""
-    write_json(path, json.loads(json.dumps(record)))
+def _add_attack(
+    rows: Sequence[Row],
+    triplets: Sequence[TripletFiles],
+    chosen: Sequence[bool],
+    right: Sequence[int],
+    confirmed: Confirmed,
+    protocol: str,
+) -> None:
+    """Append (robust score, margin) to every row: unchanged where the clean decision was wrong already."""
+    after = dict(zip(right, zip(confirmed.fooled.tolist(), confirmed.margin.tolist(), strict=True), strict=True))
+    for i, row in enumerate(rows):
+        if not chosen[i]:
+            row["attacks"].append((None, None))
+        elif i not in after:
+            row["attacks"].append((row["clean"], row["margin"]))
+        else:
+            fooled, margin = after[i]
+            score = _score(triplets[i], True, False, protocol) if fooled else row["clean"]
+            row["attacks"].append((score, margin))
 
 
-def markdown_table(records: Sequence[dict[str, Any]]) -> str:
-    """The results as a Markdown table: a row per model, clean and robust accuracy in percent with 95 % intervals."""
-    names = [attack["name"] for attack in records[0]["attacks"]]
-    lines = ["| model | triplets | clean | " + "".join(f"{name} | " for name in names)]
-    lines.append("|---|---|---|" + "---|" * len(names))
-    for record in records:
-        cells = []
-        for part in (record["clean"], *record["attacks"]):
-            low, high = part["interval_95"]
-            cells.append(f"{part['accuracy']:.1f} ({low:.1f} - {high:.1f})")
-        model = record["model"] + (f" @ {record['revision']}" if record["revision"] else "")
-        lines.append(f"| {model} | {record['triplets']} | {' | '.join(cells)} |")
-    return "\n".join(line.rstrip() for line in lines)
+def _score(triplet: TripletFiles, wrong: bool, tie: bool, protocol: str) -> float:
+    """Majority: 1 or 0. Soft: the share of people who chose what the metric chose, one half for a tie."""
+    if protocol == "majority":
+        return float(not wrong)
+    majority = max(triplet.share, 1 - triplet.share)
+    return 0.5 if tie else 1 - majority if wrong else majority
+
+
+def _human(shares: Sequence[float]) -> dict[str, Any]:
+    """The score of one more person, p^2 + (1 - p)^2 (LPIPS), and the highest any metric can reach, max(p, 1 - p)."""
+    person = sum(p * p + (1 - p) ** 2 for p in shares) / len(shares)
+    best = sum(max(p, 1 - p) for p in shares) / len(shares)
+    return {"accuracy": round(100 * person, 4), "ceiling": round(100 * best, 4)}
+
+
+def _read(
+    block: Sequence[TripletFiles], load: Callable[[Path], Tensor]
+) -> tuple[list[TripletFiles], Tensor, list[str]]:
+    """Triplets whose three images could be read, the images (n, 3, 3, S, S), and a sentence per one that could not."""
+
+    def read(triplet: TripletFiles) -> Tensor | str:
+        try:
+            return torch.stack([load(path) for path in (triplet.reference, triplet.left, triplet.right)])
+        except ImageError as error:
+            return f"triplet {triplet.key}: {error}"
+
+    with ThreadPoolExecutor(4) as pool:
+        read_all = list(pool.map(read, block))
+    triplets = [triplet for triplet, found in zip(block, read_all, strict=True) if isinstance(found, Tensor)]
+    images = [found for found in read_all if isinstance(found, Tensor)]
+    unreadable = [found for found in read_all if isinstance(found, str)]
+    return triplets, torch.stack(images) if images else torch.empty(0), unreadable

@@ -1,0 +1,133 @@
+"""Work in blocks: shared out over torchrun's processes, journalled as it goes, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+Block = TypeVar("Block")
+Result = TypeVar("Result", bound=Mapping[str, Any])
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that torchrun started; one of one without torchrun."""
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """Join the others when started by torchrun.
+
+    Only small Python objects travel (over gloo, on the CPU), so it works on any mixture of devices. A process waits for
+    the slowest for as long as it takes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun, "cuda" is the GPU with the number of the local rank."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """A short digest of settings: work is resumed only under the same."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_blocks(
+    blocks: Sequence[Block],
+    evaluate: Callable[[Block], Result],
+    *,
+    settings: dict[str, Any],
+    journal: Path | None = None,
+    team: Processes = ALONE,
+    describe: str = "",
+    sizes: Sequence[int] | None = None,
+    quiet: bool = False,
+) -> list[Result]:
+    """Evaluate every block once, in any number of processes, and return all results, in order, in every process.
+
+    What a block holds does not depend on the number of processes, so neither do the results. With a ``journal``, every
+    result is on disk before the next block begins: each process appends to a file of its own in that folder, and a
+    later call, with the same settings and any number of processes, takes up all that it finds there. Processes on
+    machines that do not share a disk each find their own. A line that a crash cut short is dropped.
+
+    Args:
+        blocks: what there is to do.
+        evaluate: block -> a result that JSON can hold.
+        settings: everything that the results depend on, JSON; a journal of other settings is left alone and unused.
+        journal: folder for the journal; None for none. The caller removes it when the final result is written.
+        team: from `processes`.
+        describe: label of the progress bar.
+        sizes: samples per block, for the progress bar (default: 1 each).
+        quiet: no progress bar.
+    """
+    name = fingerprint({**settings, "blocks": len(blocks)})
+    done: dict[int, Result] = {}
+    if journal is not None:
+        for path in sorted(journal.glob(f"{name}-*.jsonl")):
+            done |= _read(path)
+    everywhere: dict[int, Result] = {}
+    for found in team.gather(done):
+        everywhere |= found
+    mine = [index for index in range(len(blocks)) if index not in everywhere][team.rank :: team.count]
+
+    sizes = sizes or [1] * len(blocks)
+    finished: dict[int, Result] = {}
+    hidden = True if quiet or team.rank else None
+    with tqdm(total=sum(sizes), initial=sum(sizes[i] for i in everywhere), desc=describe, disable=hidden) as bar:
+        for index in mine:
+            finished[index] = evaluate(blocks[index])
+            if journal is not None:
+                _append(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
+            bar.update(sizes[index] * min(team.count, len(mine)))
+    for found in team.gather(finished):
+        everywhere |= found
+    return [everywhere[index] for index in range(len(blocks))]
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
+    with path.open("a") as handle:
+        # After a line that was cut short, begin a new one.
+        handle.write(("" if whole else "\n") + json.dumps(line) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _read(path: Path) -> dict[int, Any]:
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            found[int(entry["block"])] = entry["result"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # cut short by a crash: the block is done again
+    return found

@@ -1,0 +1,128 @@
+"""From the blocks of an evaluation to its records: what all tasks that attack per sample have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict
+
+from rclip_metric.train.evaluation.blocks import ALONE, Processes
+from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.evaluation.outcome import Outcome
+from rclip_metric.train.evaluation.report import record
+from rclip_metric.train.evaluation.robustness import AttackSettings, Confirmed, RunSettings, resolved_precision
+
+
+class Row(TypedDict):
+    """One sample: as `Outcome`, with (robust score, margin) per attack, or (None, None) where it was not attacked."""
+
+    key: str
+    split: str
+    clean: float
+    tie: bool
+    margin: float
+    attacks: list[tuple[float | None, float | None]]
+
+
+class Block(TypedDict):
+    """What a block evaluated to; ``costs`` is that of the clean pass, then one per attack."""
+
+    rows: list[Row]
+    unreadable: list[str]
+    costs: list[dict[str, float]]
+
+
+def cost(seconds: float, evaluations: int) -> dict[str, float]:
+    """What the clean pass cost."""
+    return {"seconds": seconds, "evaluations": evaluations}
+
+
+def attack_cost(confirmed: Confirmed) -> dict[str, float]:
+    """What an attack on a block cost, and what it met."""
+    attacked = confirmed.attacked
+    return {
+        "seconds": confirmed.seconds,
+        "evaluations": attacked.evaluations,
+        "violation": confirmed.violation,
+        "zero_gradients": attacked.zero_gradients,
+        "nonfinite_gradients": attacked.nonfinite_gradients,
+    }
+
+
+def settings_of(
+    task: str,
+    metric: Metric,
+    data: dict[str, Any],
+    attacks: Sequence[AttackSettings],
+    run: RunSettings,
+    source: Metric | None,
+) -> dict[str, Any]:
+    """Everything that the outcomes depend on: what a journal must agree with to be taken up."""
+    return {
+        "task": task,
+        "model": metric.describe(),
+        "data": data,
+        "attacks": [attack.describe() for attack in attacks],
+        "source": source.describe() if source else None,
+        "run": {**asdict(run), "precision": resolved_precision(run.precision, metric.device)},
+    }
+
+
+def records_of(
+    blocks: Sequence[Block],
+    *,
+    task: str,
+    metric: Metric,
+    data: dict[str, Any],
+    attacks: Sequence[AttackSettings],
+    run: RunSettings,
+    source: Metric | None = None,
+    team: Processes = ALONE,
+    limit: int | None = None,
+    macro: bool = False,
+    human: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """One record per attack, or one of the clean accuracy alone; its seconds are those of all processes together.
+
+    Raises:
+        ValueError: if no sample could be read.
+    """
+    rows = [row for block in blocks for row in block["rows"]]
+    unreadable = [sentence for block in blocks for sentence in block["unreadable"]]
+    if not rows:
+        raise ValueError(
+            f"none of the {len(unreadable)} samples of {data['name']} could be read; the first problem: {unreadable[0]}"
+        )
+    records = []
+    for index, attack in enumerate(attacks or (None,)):
+        outcomes = []
+        for row in rows:
+            robust, margin = row["attacks"][index] if attack else (None, None)
+            outcomes.append(Outcome(row["key"], row["split"], row["clean"], row["tie"], row["margin"], robust, margin))
+        spent = [block["costs"][0] for block in blocks]
+        found = [block["costs"][index + 1] for block in blocks] if attack else []
+        threat = attack.describe() if attack else {"attack": "none"}
+        records.append(
+            record(
+                outcomes,
+                task=task,
+                model=metric.describe(),
+                data={**data, "unreadable": unreadable},
+                threat={**threat, "source": source.describe()} if source and attack else threat,
+                seconds=sum(part["seconds"] for part in (*spent, *found)),
+                macro=macro,
+                human=human,
+                largest_violation=max((part["violation"] for part in found), default=None),
+                zero_gradients=int(sum(part["zero_gradients"] for part in found)),
+                nonfinite_gradients=int(sum(part["nonfinite_gradients"] for part in found)),
+                settings={
+                    **asdict(run),
+                    "precision": resolved_precision(run.precision, metric.device),
+                    "limit": limit,
+                },
+                device=metric.device,
+                processes=team.count,
+                images=int(sum(part["evaluations"] for part in (*spent, *found))),
+            )
+        )
+    return records

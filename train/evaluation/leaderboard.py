@@ -1,0 +1,286 @@
+"""The table of results: a row per model and data set, a column per threat model, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rclip_metric.train.evaluation.curves import plot, sweep_plot
+from rclip_metric.train.evaluation.labels import Record, Threat, data_label, model_label, shared_words
+from rclip_metric.train.evaluation.published import reported
+from rclip_metric.train.evaluation.report import short_revision
+
+__all__ = ["STYLES", "Style", "plot", "sweep_plot", "table"]
+
+Style = Literal["markdown", "csv", "html"]
+STYLES = ("markdown", "csv", "html")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A summary, the number of samples of its row, the paper's number, and the footnotes that belong to it."""
+
+    summary: Mapping[str, Any] | None
+    row_samples: int
+    paper: float | None = None
+    notes: tuple[int, ...] = ()
+
+    @property
+    def accuracy(self) -> str:
+        """E.g. ``58.8``; a dash where nothing was measured."""
+        return "-" if self.summary is None else f"{self.summary['accuracy']:.1f}"
+
+    @property
+    def interval(self) -> str:
+        """E.g. ``(55.9 - 61.6)``, and the number of samples where it is not that of the row."""
+        if self.summary is None or not self.summary.get("interval_95"):
+            return ""
+        low, high = self.summary["interval_95"]
+        samples = self.summary.get("samples", self.row_samples)
+        return f"({low:.1f} - {high:.1f}{'' if samples == self.row_samples else f'; {samples} samples'})"
+
+    @property
+    def beside(self) -> str:
+        """E.g. ``paper 74.3``; beside what people reach, the ceiling for any metric."""
+        if self.summary is not None and "ceiling" in self.summary:
+            return f"ceiling {self.summary['ceiling']:.1f}"
+        return "" if self.paper is None else f"paper {self.paper:.1f}"
+
+
+@dataclass
+class Row:
+    """A line of the table: the records of one run of a model over a data set, one per threat."""
+
+    records: list[Record]
+    robust: dict[Threat, Record] = field(default_factory=dict)
+    notes: dict[Threat | None, list[int]] = field(default_factory=dict)
+
+    def cell(self, threat: Threat | None) -> Cell:
+        """The cell under a threat, or the clean one."""
+        samples, notes = self.records[0]["data"]["samples"], tuple(self.notes.get(threat, ()))
+        if threat is None:
+            return Cell(self.records[0]["clean"], samples, reported(self.records[0], "clean"), notes)
+        if threat not in self.robust:
+            return Cell(None, samples)
+        record = self.robust[threat]
+        return Cell(record["robust"], samples, reported(record, "robust"), notes)
+
+    @property
+    def human(self) -> Cell:
+        """What people reach, with the ceiling for any metric if it is known."""
+        found = [record["human"] for record in self.records if record["human"] is not None]
+        return Cell(found[0] if found else None, self.records[0]["data"]["samples"])
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows and columns in order, and what is said below them."""
+
+    rows: list[Row]
+    threats: list[Threat]
+    labels: dict[Threat, str]
+    caption: str
+    footnotes: list[str]
+    human: bool
+
+
+def table(records: Sequence[Record], style: Style = "markdown") -> str:
+    """Lay out records as a table.
+
+    A row is a model (with its revision) on a data set, a column a threat model: l_inf by eps, then l_2. Data sets
+    stay together; within one, the first robust column decides the order. Cells are percent with 95 % intervals.
+
+    Args:
+        records: of `report.record`; one that comes twice counts once, and two runs of the very same thing are two rows.
+        style: "markdown"; "csv", with a column per number and 4 decimals; or "html", a page that needs nothing else.
+
+    Raises:
+        ValueError: for no records or an unknown style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")
+    if not records:
+        raise ValueError("there are no results to make a table of: pass at least one")
+    board = _arrange(records)
+    return {"markdown": _markdown, "csv": _csv, "html": _html}[style](board)
+
+
+def _arrange(records: Sequence[Record]) -> Board:
+    rows = _rows(records)
+    threats = sorted({threat for row in rows for threat in row.robust}, key=lambda threat: threat.order)
+
+    def rank(row: Row) -> tuple[Any, ...]:
+        first, robust, clean = row.records[0], row.cell(threats[0]).summary if threats else None, row.cell(None).summary
+        return (
+            data_label(first),
+            -robust["accuracy"] if robust else 1.0,
+            -clean["accuracy"] if clean else 1.0,
+            model_label(first),
+        )
+
+    rows.sort(key=rank)
+    shared = shared_words([threat.settings() for threat in threats])
+    labels = {
+        threat: " ".join([threat.ball, *(word for key, word in threat.settings().items() if key not in shared)])
+        for threat in threats
+    }
+    caption = "Percent, with 95 % bootstrap intervals."
+    if shared:
+        caption += f" Attack: {', '.join(shared.values())}."
+    footnotes = _number_warnings(rows, labels)
+    return Board(rows, threats, labels, caption, footnotes, any(row.human.summary for row in rows))
+
+
+def _rows(records: Sequence[Record]) -> list[Row]:
+    """Merge the records of one model on one data set.
+
+    A threat that is there already, another number of samples or another clean accuracy mean another run: another row.
+    """
+    rows: dict[tuple[Any, ...], list[Row]] = {}
+    for index, record in enumerate(records):
+        if record in records[:index]:
+            continue
+        identity = (data_label(record), model_label(record), record["data"]["samples"], record["clean"]["accuracy"])
+        runs, threat = rows.setdefault(identity, []), Threat.of(record)
+        row = next((run for run in runs if threat not in run.robust), None)
+        if row is None:
+            row = Row([])
+            runs.append(row)
+        row.records.append(record)
+        if threat is not None:
+            row.robust[threat] = record
+    return [run for runs in rows.values() for run in runs]
+
+
+def _number_warnings(rows: Sequence[Row], labels: Mapping[Threat, str]) -> list[str]:
+    """Number the warnings, once per row and sentence, and leave the numbers in the rows; returns the footnotes."""
+    footnotes: list[str] = []
+    for row in rows:
+        known: dict[str, int] = {}
+        for record in row.records:
+            threat = Threat.of(record)
+            for sentence in record["warnings"]:
+                if sentence not in known:
+                    footnotes.append(f"{model_label(record)}, {labels[threat] if threat else 'clean'}: {sentence}")
+                    known[sentence] = len(footnotes)
+                row.notes.setdefault(threat, []).append(known[sentence])
+    return footnotes
+
+
+def _markdown(board: Board) -> str:
+    def plain(text: str) -> str:
+        """Text that Markdown shows as it is."""
+        return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
+
+    def shown(cell: Cell) -> str:
+        main = " ".join(part for part in (cell.accuracy, cell.interval) if part)
+        return ", ".join(part for part in (main, cell.beside) if part) + "".join(f" [{n}]" for n in cell.notes)
+
+    head = ["model", "data", "samples", "clean", *(board.labels[threat] for threat in board.threats)]
+    lines = ["| " + " | ".join(map(plain, head + ["human"] * board.human)) + " |"]
+    lines.append("|---|---|" + "---:|" * (len(head) - 2 + board.human))
+    for row in board.rows:
+        first = row.records[0]
+        cells = [plain(model_label(first)), plain(data_label(first)), str(first["data"]["samples"])]
+        cells += [shown(row.cell(threat)) for threat in (None, *board.threats)]
+        cells += [shown(row.human)] * board.human
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", plain(board.caption)]
+    if board.footnotes:
+        lines += ["", *(f"- [{number}] {plain(note)}" for number, note in enumerate(board.footnotes, 1))]
+    return "\n".join(lines)
+
+
+def _csv(board: Board) -> str:
+    head = ["model", "revision", "resize", "data", "split", "protocol", "samples", "ties"]
+    for name in ("clean", *(", ".join([t.ball, *t.settings().values()]) for t in board.threats)):
+        head += [name, f"{name}: low", f"{name}: high", f"{name}: samples", f"{name}: paper"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*head, *["human", "human: ceiling"] * board.human, "warnings"])
+    for row in board.rows:
+        first = row.records[0]
+        model, data = first["model"], first["data"]
+        values = [model["name"], short_revision(model.get("revision")), model.get("resize")]
+        values += [*(data.get(key) for key in ("name", "split", "protocol", "samples")), first["clean"]["ties"]]
+        for threat in (None, *board.threats):
+            cell = row.cell(threat)
+            found = cell.summary or {}
+            values += [found.get("accuracy"), *found.get("interval_95", (None, None)), found.get("samples"), cell.paper]
+        people = row.human.summary or {}
+        values += [people.get("accuracy"), people.get("ceiling")] * board.human
+        warnings = dict.fromkeys(sentence for record in row.records for sentence in record["warnings"])
+        writer.writerow([*values, " ".join(warnings)])
+    return text.getvalue().rstrip("\n")
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8884; --quiet: #888; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
+h1 {{ font-size: 1.3rem; }}
+div {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
+th {{ border-bottom-width: 2px; cursor: pointer; vertical-align: bottom; }}
+.number {{ text-align: right; }}
+small {{ color: var(--quiet); display: block; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<div><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>
+<p>{caption} Click a heading to sort.</p>
+{footnotes}
+<script>
+document.querySelectorAll("th").forEach((heading, column) => heading.addEventListener("click", () => {{
+  const body = document.querySelector("tbody"), numeric = heading.classList.contains("number");
+  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const sign = heading.dataset.sign = heading.dataset.sign ? -heading.dataset.sign : numeric ? -1 : 1;
+  const order = (a, b) => numeric ? sign * (a - b) : sign * a.localeCompare(b);
+  [...body.rows].sort((a, b) => order(key(a), key(b))).forEach(row => body.append(row));
+}}));
+</script>
+</body>
+</html>"""
+
+
+def _html(board: Board) -> str:
+    def shown(cell: Cell) -> str:
+        value = -1 if cell.summary is None else cell.summary["accuracy"]
+        notes = "".join(f'<sup><a href="#note-{number}">[{number}]</a></sup>' for number in cell.notes)
+        under = "".join(f"<small>{part}</small>" for part in (cell.interval, cell.beside) if part)
+        return f'<td class="number" data-value="{value}">{cell.accuracy}{notes}{under}</td>'
+
+    head = ["samples", "clean", *(board.labels[threat] for threat in board.threats), *["human"] * board.human]
+    rows = []
+    for row in board.rows:
+        first = row.records[0]
+        cells = [f"<td>{html.escape(text)}</td>" for text in (model_label(first), data_label(first))]
+        cells.append(f'<td class="number">{first["data"]["samples"]}</td>')
+        cells += [shown(row.cell(threat)) for threat in (None, *board.threats)]
+        cells += [shown(row.human)] * board.human
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    notes = [f'<li id="note-{number}">{html.escape(note)}</li>' for number, note in enumerate(board.footnotes, 1)]
+    return _PAGE.format(
+        title=html.escape("Accuracy on " + ", ".join(dict.fromkeys(data_label(row.records[0]) for row in board.rows))),
+        head="<th>model</th><th>data</th>" + "".join(f'<th class="number">{html.escape(name)}</th>' for name in head),
+        rows="\n".join(rows),
+        caption=html.escape(board.caption),
+        footnotes=f"<ol>{''.join(notes)}</ol>" if notes else "",
+    )

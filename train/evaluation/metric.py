@@ -1,0 +1,220 @@
+"""What an evaluation asks of a metric, and adapters: ours, a function to embeddings, a function to distances."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.head import unit
+from rclip_metric.images import open_image
+from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, preprocess_pil
+
+if TYPE_CHECKING:
+    from rclip_metric.images import ImageSource
+
+
+class Metric(Protocol):
+    """An image metric that can be judged and attacked.
+
+    Images are float (N, 3, H, W) in [0, 1], as `preprocess` makes them. What is fixed during an attack (the options of
+    a triplet) goes through `fix` once, and `similarities` compares images with it again and again: for embeddings
+    that is a dot product, for a pairwise distance the other images themselves.
+    """
+
+    name: str
+    revision: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the numbers depend on, for the record: JSON."""
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """Read one image: (3, S, S) in [0, 1]; raises `ImageError` when it cannot be read."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, ...), without a graph."""
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Images (N, 3, H, W) against K fixed ones each, (N, K, ...) -> (N, K), float32, higher is more alike.
+
+        Differentiable in the images; the smallest difference decides, so nothing may be rounded to half precision.
+        """
+
+    def in_bfloat16(self) -> Metric:
+        """The same metric with a backbone in bfloat16, for the attack's own passes."""
+
+
+class EncoderMetric:
+    """A `RobustPerceptualDistance` as the evaluations see it; its similarity is the cosine."""
+
+    def __init__(self, metric: RobustPerceptualDistance) -> None:
+        """Wrap; nothing is copied."""
+        self.metric = metric
+        self.name, self.revision = metric.encoder.name, metric.encoder.revision
+
+    @property
+    def device(self) -> torch.device:
+        """The encoder's."""
+        return self.metric.device
+
+    def describe(self) -> dict[str, Any]:
+        """Name, revision and preprocessing."""
+        encoder = self.metric.encoder
+        p = encoder.preprocessing
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "resize": encoder.resize,
+            "preprocessing": {"mode": p.mode, "resize": p.resize, "crop": p.crop, "interpolation": p.interpolation},
+            "similarity": "cosine",
+        }
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """As for the published numbers, or squashed if the metric was built so: (3, S, S)."""
+        return self.metric.encoder.preprocess(image)
+
+    def fix(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D)."""
+        with torch.no_grad():
+            return self.metric.embed(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D), differentiable."""
+        return unit(self.metric.encoder(images))
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        return (self.embed(images)[:, None] * fixed).sum(2)
+
+    def in_bfloat16(self) -> EncoderMetric:
+        """A copy in bfloat16; images, mean and head stay float32."""
+        return EncoderMetric(copy.deepcopy(self.metric).to(torch.bfloat16))
+
+
+class _FunctionMetric:
+    """What the two adapters of plain functions share: squash to one size, and a name."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        image_size: int,
+        *,
+        name: str,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        autocast: bool = True,
+    ) -> None:
+        """Judge ``function``, frozen by the caller.
+
+        Args:
+            function: differentiable; see the class.
+            image_size: side S of the square that images are squashed to (bicubic, by Pillow).
+            name: as it will stand in tables.
+            revision: which weights.
+            device: where the images go.
+            autocast: whether the attack may run the function under bfloat16 autocast.
+        """
+        self.function, self.image_size, self.name, self.revision = function, image_size, name, revision
+        self._device, self._autocast = torch.device(device), autocast
+        self._half = False
+        # Only its size and interpolation count here: mean and standard deviation are the function's own business.
+        self._preprocessing = Preprocessing("squash", image_size, image_size, "bicubic", CLIP_MEAN, CLIP_STD)
+
+    @property
+    def device(self) -> torch.device:
+        """As given."""
+        return self._device
+
+    def describe(self) -> dict[str, Any]:
+        """Name, revision and size."""
+        how = {"mode": "squash", "resize": self.image_size, "crop": self.image_size, "interpolation": "bicubic"}
+        kind = "cosine" if isinstance(self, EmbeddingMetric) else "minus the distance"
+        return {"name": self.name, "revision": self.revision, "preprocessing": how, "similarity": kind}
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """The whole image, squashed: (3, S, S)."""
+        return preprocess_pil(open_image(image), self._preprocessing, "squash")
+
+    def _call(self, *images: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            return self.function(*images).float()
+
+    def in_bfloat16(self) -> Any:
+        """The same function under autocast."""
+        if not self._autocast:
+            raise ValueError(f"{self.name} does not run in bfloat16: attack it with precision float32")
+        other = copy.copy(self)
+        other._half = True
+        return other
+
+
+class EmbeddingMetric(_FunctionMetric):
+    """Any function from images (N, 3, S, S) in [0, 1] to embeddings (N, D); the similarity is their cosine."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D)."""
+        with torch.no_grad():
+            return unit(self._call(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D), differentiable."""
+        return unit(self._call(images))
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        return (self.embed(images)[:, None] * fixed).sum(2)
+
+
+class DistanceMetric(_FunctionMetric):
+    """Any function of two batches (N, 3, S, S) in [0, 1] to distances (N,); the similarity is minus the distance."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """The images themselves."""
+        return images.detach()
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Minus the distances (N, K) to images (N, K, 3, S, S)."""
+        n, k = fixed.shape[:2]
+        distance = self._call(images.repeat_interleave(k, 0), fixed.flatten(0, 1))  # (N * K,)
+        if distance.numel() != n * k:
+            raise ValueError(f"{self.name} must give one distance per pair, {n * k}, and gave {tuple(distance.shape)}")
+        return -distance.view(n, k)
+
+
+def load_metric(name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default") -> Metric:
+    """Build what ``--model`` names.
+
+    Args:
+        name: a model in the manifest, a path, a Hub id, or ``module:function``, a function that is called with the
+            device and returns a `Metric` (how any other metric is judged).
+        device: cpu, cuda, cuda:1, ...
+        resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
+
+    Raises:
+        ValueError: if the module, the function or the metric is not what it should be.
+        WeightsError: as `RobustPerceptualDistance` raises it.
+    """
+    module, colon, function = name.partition(":")
+    if not colon or os.path.exists(name):
+        return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+    try:
+        built: Metric = getattr(importlib.import_module(module), function)(device)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model {name} names no function that can be imported: {error}") from error
+    missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
+               if not hasattr(built, part)]  # fmt: skip
+    if missing:
+        raise ValueError(
+            f"--model {name} returned an object without {missing[0]!r}: see rclip_metric.train.evaluation.metric"
+        )
+    return built

@@ -1,0 +1,297 @@
+"""Result records: one JSON per model, data set and threat model, with the outcome of every sample inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rclip_metric.train.checkpoint import write_json
+from rclip_metric.train.evaluation.bootstrap import summary
+from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
+from rclip_metric.train.evaluation.published import is_published
+from rclip_metric.train.threat import LpBall
+
+SCHEMA = 1
+PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm")
+# What a file name leaves out because it is the paper's setting; None stands for "not said".
+USUAL: dict[str, tuple[Any, ...]] = {
+    "resize": (None, "published"),
+    "protocol": (None, "2afc", "majority"),
+    "loss": (None, "ce", "cross-entropy"),
+    "steps": (None, 100),
+    "restarts": (None, 1),
+    "targets": (None, 9),
+    "seed": (None, 0),
+    "precision": (None, "float32"),
+}
+
+_KEYS = frozenset({"schema", "task", "model", "data", "threat", "clean", "robust", "splits", "warnings", "samples"})
+
+
+def record(
+    outcomes: Sequence[Outcome],
+    *,
+    task: str,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    threat: Mapping[str, Any],
+    seconds: float,
+    macro: bool = False,
+    human: Mapping[str, Any] | None = None,
+    largest_violation: float | None = None,
+    zero_gradients: int = 0,
+    nonfinite_gradients: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    processes: int = 1,
+    images: int | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> dict[str, Any]:
+    """Build the record of one model on one data set under one threat model.
+
+    Args:
+        outcomes: one per sample that could be read.
+        task: e.g. "2afc".
+        model: name, revision and resize, as the encoder states them.
+        data: name, split, protocol and unreadable (a sentence per sample left out); the name decides which published
+            numbers may stand beside the result.
+        threat: attack ("none", "apgd", "square", ...) and, with an attack, norm, eps in the scale of [0, 1] images,
+            steps, restarts and loss; whatever else tells the attack apart. ``eps_text`` is filled in.
+        seconds: of the whole evaluation.
+        macro: average over splits, not over samples (BAPPS).
+        human: what people reach on the same samples, a `summary` or at least ``{"accuracy": percent}``.
+        largest_violation: by how much the worst point left the ball or the box.
+        zero_gradients: samples that met an all-zero gradient.
+        nonfinite_gradients: samples that met a gradient with NaN or infinity.
+        settings: everything else that the numbers depend on, e.g. seed, precision, batch_size, limit.
+        device: where the model ran.
+        processes: how many ran it.
+        images: images that went through the model, for images_per_second.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        What JSON can hold, and holds unchanged: `load_results` gives back an equal record.
+
+    Raises:
+        ValueError: for no outcomes, two of the same key, or a field that is missing or not a finite number.
+    """
+    _check_outcomes(outcomes)
+    for what, fields, needed in (("model", model, "name"), ("data", data, "name"), ("threat", threat, "attack")):
+        if not isinstance(fields.get(needed), str):
+            raise ValueError(f"the {what} of a record needs a {needed!r}, and has {', '.join(fields) or 'nothing'}")
+    if human is not None and "accuracy" not in human:
+        raise ValueError(f"human needs 'accuracy' in percent, and has {', '.join(human) or 'nothing'}")
+
+    def summaries(rows: Sequence[Outcome], macro: bool) -> dict[str, Any]:
+        attacked = [(row.robust, row.split) for row in rows if row.robust is not None]
+        clean = summary([r.clean for r in rows], [r.split for r in rows], macro=macro, seed=seed, resamples=resamples)
+        robust = None
+        if attacked:
+            scores, splits = zip(*attacked, strict=True)
+            robust = summary(scores, splits, macro=macro, seed=seed, resamples=resamples)
+        return {"clean": clean, "robust": robust}
+
+    whole = summaries(outcomes, macro)
+    names = dict.fromkeys(row.split for row in outcomes)
+    unreadable = list(data.get("unreadable") or [])
+    filled = {key: threat.get(key) for key in ("attack", "norm", "eps", "eps_text", "steps", "restarts", "loss")}
+    if filled["norm"] is not None and filled["eps"] is not None and filled["eps_text"] is None:
+        filled["eps_text"] = str(LpBall(filled["norm"], filled["eps"])).split()[1]
+    built = {
+        "schema": SCHEMA,
+        "task": task,
+        "model": {"name": None, "revision": None, "resize": None, **model},
+        "data": {"split": None, "protocol": None, **data, "samples": len(outcomes), "unreadable": unreadable},
+        "threat": {**threat, **filled},
+        "clean": {**whole["clean"], "ties": sum(row.tie for row in outcomes)},
+        "robust": whole["robust"],
+        "splits": {name: summaries([row for row in outcomes if row.split == name], False) for name in names},
+        "human": human,
+        "largest_violation": largest_violation,
+        "masking": {"zero_gradients": zero_gradients, "nonfinite_gradients": nonfinite_gradients},
+        "warnings": [],
+        "settings": {"macro": macro, "bootstrap": {"seed": seed, "resamples": resamples}, **(settings or {})},
+        "versions": _versions(),
+        "device": _device(torch.device(device)),
+        "processes": processes,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 2) if images is not None and seconds > 0 else None,
+        "samples": pack(outcomes),
+    }
+    built["warnings"] = _warnings(built)
+    return json.loads(json.dumps(built, allow_nan=False))
+
+
+def _check_outcomes(outcomes: Sequence[Outcome]) -> None:
+    if not outcomes:
+        raise ValueError("a record needs at least one sample: check that the data could be read")
+    if len({row.key for row in outcomes}) < len(outcomes):
+        raise ValueError("two samples of a record have the same key: give every sample a key of its own")
+    for row in outcomes:
+        numbers = (row.clean, row.margin, row.robust, row.robust_margin)
+        if not all(math.isfinite(number) for number in numbers if number is not None):
+            raise ValueError(f"sample {row.key!r} has a score or margin that is not finite: check the model's output")
+
+
+def _warnings(built: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before quoting the numbers, as sentences."""
+    threat, masking, unreadable = built["threat"], built["masking"], built["data"]["unreadable"]
+    samples, sentences = built["data"]["samples"], []
+    attacked = samples if built["robust"] is None else built["robust"]["samples"]
+    advice = "where a gradient attack stands still: compare with --attack square."
+    if masking["zero_gradients"]:
+        count = masking["zero_gradients"]
+        sentences.append(f"{count} of {attacked} samples met an all-zero gradient, {advice}")
+    if masking["nonfinite_gradients"]:
+        count = masking["nonfinite_gradients"]
+        sentences.append(f"{count} of {attacked} samples met a gradient with NaN or infinity, {advice}")
+    if built["clean"]["ties"]:
+        count = built["clean"]["ties"]
+        sentences.append(f"{count} of {samples} samples are ties: the metric preferred neither option.")
+    if unreadable:
+        count = len(unreadable)
+        whole = samples + count
+        sentences.append(f"{count} of {whole} samples could not be read and were left out, the first: {unreadable[0]}")
+    violation = built["largest_violation"]
+    if violation is not None and threat["eps"] is not None:
+        ulp = float(np.spacing(np.float32(threat["eps"])))
+        if violation > ulp:
+            sentences.append(
+                f"An attacked image left the {threat['norm']} ball of {threat['eps_text']} or the range [0, 1] by "
+                f"{violation:.2g}, and rounding explains {ulp:.2g}: do not quote the robust accuracy."
+            )
+    return sentences
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {**versions, "python": platform.python_version()}
+
+
+def _device(device: torch.device) -> dict[str, str]:
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
+    name, table = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if device.type == "cpu" and table.exists():
+        stated = re.search(r"^model name\s*:\s*(.+)$", table.read_text(), re.MULTILINE)
+        name = stated[1].strip() if stated else name
+    return {"type": device.type, "name": name}
+
+
+def save(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, atomically."""
+    write_json(path, dict(record))
+
+
+def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
+    """Read records from files, and from the ``*.json`` of folders; a file met twice is read once.
+
+    In a folder, JSON that is no result (it lacks "schema" or "task") is passed over.
+
+    Raises:
+        ValueError: naming the path that does not exist, is no JSON, is no result or one of another schema, or the
+            folder without results.
+    """
+    records: dict[Path, dict[str, Any]] = {}
+    for path in map(Path, paths):
+        found = {file: _read_result(file, required=False) for file in sorted(path.glob("*.json"))}
+        if not path.is_dir():
+            found = {path: _read_result(path, required=True)}
+        results = {file.resolve(): value for file, value in found.items() if value is not None}
+        if not results:
+            raise ValueError(f"{path} holds no result: pass a folder that rclip-metric eval wrote to, or its files")
+        records |= {file: value for file, value in results.items() if file not in records}
+    return list(records.values())
+
+
+def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as JSON ({error}): pass a file that rclip-metric eval wrote"
+        ) from error
+    if not isinstance(value, dict) or not {"schema", "task"} <= value.keys():
+        if required:
+            raise ValueError(f"{path} is no result: pass a file that rclip-metric eval wrote")
+        return None
+    if value["schema"] != SCHEMA:
+        raise ValueError(
+            f"{path} is a result of schema {value['schema']!r} and this version reads {SCHEMA}: "
+            "read it with the version that wrote it, or run the evaluation again"
+        )
+    missing = sorted(_KEYS - value.keys())
+    if missing:
+        raise ValueError(f"{path} is a result without {', '.join(missing)}: run the evaluation again")
+    try:
+        unpack(value)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return value
+
+
+def short_revision(revision: str | None) -> str:
+    """A revision as people quote it: 7 digits of a commit, ``sha256:`` and 12 of a digest."""
+    return re.sub(r"^([0-9a-f]{7})[0-9a-f]{0,33}$", r"\1", revision or "")
+
+
+def result_name(record: Mapping[str, Any]) -> str:
+    """The file name of a record, e.g. ``tiny__nights-test__apgd-linf-4_255.json``.
+
+    Settings that are not the paper's are added, so that results that differ in them have different names; a model
+    that is not the manifest's of that name is followed by its revision, or by a digest of its name if it has none.
+    """
+    model, data, threat, settings = (record.get(key) or {} for key in ("model", "data", "threat", "settings"))
+    name = _safe(model["name"])
+    if not is_published(model):
+        digest = hashlib.sha256(model["name"].encode()).hexdigest()[:8]
+        revision = short_revision(model.get("revision")) or (digest if name != model["name"] else "")
+        name += f"@{_safe(revision)}" if revision else ""
+    parts = [
+        [name, *_unusual(model, "resize")],
+        [data["name"], data.get("split"), *_unusual(data, "protocol")],
+        ["clean" if threat["attack"] == "none" else threat["attack"], threat.get("norm"), threat.get("eps_text")],
+    ]
+    if settings.get("limit") is not None:
+        parts[1].append(f"first{settings['limit']}")
+    steps = None if threat["attack"] == "square" and threat.get("steps") == 5000 else threat.get("steps")
+    others = (key for key in threat if key not in ("attack", "norm", "eps", "eps_text"))
+    parts[2] += _unusual({**threat, "steps": steps}, *others)
+    parts[2] += _unusual(settings, "seed", "precision")
+    return "__".join("-".join(_safe(str(word)) for word in words if word) for words in parts) + ".json"
+
+
+def _unusual(fields: Mapping[str, Any], *keys: str) -> list[str]:
+    """A word for each of the settings that are not the paper's: ``50steps``, ``soft``, ``larger_eps``."""
+    words = []
+    for key in keys:
+        value = fields.get(key)
+        if value in USUAL.get(key, (None, False)):
+            continue
+        if isinstance(value, Mapping):  # the model that a transferred attack was made on
+            words.append("-".join(filter(None, (key, value["name"], short_revision(value.get("revision"))))))
+        else:
+            words.append(key if value is True else f"{value}{key}" if isinstance(value, int | float) else str(value))
+    return words
+
+
+def _safe(text: str) -> str:
+    """Only letters, digits and ``. + @ - _``, no run of ``_``, at most 80 characters (the last ones)."""
+    return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9.+@_-]", "_", text))[-80:].strip("._-") or "model"
