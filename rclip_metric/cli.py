@@ -78,7 +78,8 @@ def _run(arguments: list[str]) -> int:
     try:
         if arguments and arguments[0] in ("train", "eval"):
             # By name: the metric is imported without the training code.
-            return int(importlib.import_module("rclip_metric.train.cli").main(arguments))
+            module = "rclip_metric.train.cli" if arguments[0] == "train" else "rclip_metric.train.eval_cli"
+            return int(importlib.import_module(module).main(arguments))
         args = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed what there is to say
         return int(stop.code or 0)
@@ -153,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     manifest.add_argument("--write", action="store_true", help="with --refresh: write it back")
     manifest.set_defaults(command=_manifest)
 
-    # Only for the list in --help: their arguments go to rclip_metric.train.cli as they are.
+    # Only for the list in --help: their arguments go to rclip_metric.train as they are.
     commands.add_parser("train", help="train a robust encoder", add_help=False)
     commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
     return parser

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from rclip_metric.train.clip import WordTokenizer
 from rclip_metric.train.data.classes import LabelledFolders, prompt_names, read_classes, read_prompts
 from rclip_metric.train.data.images import seeded
 from rclip_metric.train.data.scenes import BACKGROUNDS, SHAPES, generator, render, sample_scene
-from rclip_metric.train.evaluation.metric import DistanceMetric, EncoderMetric, load_metric
+from rclip_metric.train.evaluation.metric import DistanceMetric, EmbeddingMetric, EncoderMetric, load_metric
 from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.zero_shot import ZeroShotConfig, evaluate_zero_shot, zero_shot_block
+from rclip_metric.train.evaluation.report import result_name
+from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot, zero_shot_block
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.train.threat import LpBall
@@ -220,83 +223,111 @@ class TestAttack:
         assert set(attacked.stages) == {"apgd-ce", None}
         assert all(can for can, stage in zip(fooled.tolist(), attacked.stages, strict=True) if stage)
 
-    def test_an_outcome_does_not_depend_on_the_batch(self) -> None:
-        images, weights, label, _ = linear_problem(6)
-        whole = zero_shot_block(flat, weights, images, label, self.ball, 10, list(range(40)))
-        parts = [
-            zero_shot_block(flat, weights, images[part], label[part], self.ball, 10, list(range(40))[part])
-            for part in (slice(0, 7), slice(7, 40))
-        ]
-        rows = [row for part in parts for row in part["rows"]]
-        assert [row["fooled_by"] for row in rows] == [row["fooled_by"] for row in whole["rows"]]
-        expected = [row["robust_margin"] for row in whole["rows"]]
-        assert [row["robust_margin"] for row in rows] == pytest.approx(expected, abs=1e-4)
 
-    def test_what_the_cheap_encoder_finds_is_confirmed(self) -> None:
-        images, weights, label, fooled = linear_problem(6)
+class Raw:
+    """A metric whose embedding is the pixels themselves, so that class embeddings are the weights of a linear model."""
 
-        def wrong(points: Tensor) -> Tensor:  # thinks that everything is class 0, whatever its gradients say
-            return flat(points) + 1000 * weights[0]
+    def __init__(self, offset: Tensor | None = None) -> None:
+        self.offset = offset
 
-        found = zero_shot_block(flat, weights, images, label, self.ball, 10, list(range(40)), attack_embed=wrong)
-        for row, can in zip(found["rows"], fooled.tolist(), strict=True):
-            assert row["robust"] == 1.0 or (can and row["robust_margin"] <= 0)
+    def embed(self, images: Tensor) -> Tensor:
+        return flat(images) if self.offset is None else flat(images) + self.offset
+
+
+KEYS = [f"image {index}" for index in range(40)]
+BALL = LpBall("linf", 0.02)
+
+
+def block(classes: Tensor, images: Tensor, label: Tensor, keys: Sequence[str] = KEYS, **settings: Any) -> Any:
+    settings = {"attacks": [ZeroShotAttack(BALL, 20, 5)], "split": "test", **settings}
+    return zero_shot_block(Raw(), classes, images, label, keys, **settings)
 
 
 class TestBlock:
     def test_margins_ties_and_labels(self) -> None:
         classes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # the first and the last are the same
         images = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.7]]).view(3, 2, 1, 1)
-        label = torch.tensor([0, 2, 1])
-        rows = zero_shot_block(flat, classes, images, label, None, 0, [0, 1, 2])["rows"]
+        rows = block(classes, images, torch.tensor([0, 2, 1]), KEYS[:3], attacks=[])["rows"]
         assert [row["clean"] for row in rows] == [1.0, 0.0, 1.0]  # of equal classes, the first is the answer
         assert [row["tie"] for row in rows] == [True, True, False]
         assert [row["margin"] for row in rows] == pytest.approx([0.0, 0.0, 0.5])
-        assert [row["fooled_by"] for row in rows] == [None, "wrong", None]
-        assert all(row["robust"] is None and row["robust_margin"] is None for row in rows)
+        assert all(row["attacks"] == row["fooled_by"] == [] and row["split"] == "test" for row in rows)
 
     def test_the_robust_margin_is_that_of_the_worst_point(self) -> None:
         images, weights, label, fooled = linear_problem(6)
         label[:5] = (label[:5] + 1) % 6  # wrong from the start: not attacked
-        found = zero_shot_block(flat, weights, images, label, LpBall("linf", 0.02), 20, list(range(40)))
+        found = block(weights, images, label)
         rows = found["rows"]
-        assert [row["fooled_by"] for row in rows[:5]] == ["wrong"] * 5
-        assert all(row["robust"] == 0 and row["robust_margin"] == row["margin"] < 0 for row in rows[:5])
+        assert [row["fooled_by"] for row in rows[:5]] == [["wrong"]] * 5
+        assert all(row["attacks"] == [(0.0, row["margin"])] and row["margin"] < 0 for row in rows[:5])
         logits = images.flatten(1) @ weights.T
         rise = 0.02 * (weights[None] - weights[label][:, None]).abs().sum(2)
         lowest = margins(logits + rise, label)
         for row, can, bound in zip(rows[5:], fooled[5:].tolist(), lowest[5:].tolist(), strict=True):
-            assert row["robust"] == float(not can) and row["robust_margin"] <= row["margin"]
-            assert bound - 1e-3 <= row["robust_margin"] and (row["robust_margin"] <= 0) == can
+            [(score, margin)] = row["attacks"]
+            assert score == float(not can) and (margin <= 0) == can
+            assert bound - 1e-3 <= margin <= row["margin"]
             if not can:
-                assert row["robust_margin"] == pytest.approx(bound, rel=0.02)
-        assert found["largest_violation"] < 1e-7 and found["gradients"] > 0
+                assert margin == pytest.approx(bound, rel=0.02)
+        clean, attack = found["costs"]
+        assert clean["evaluations"] == 40 and attack["evaluations"] > 35 and attack["violation"] < 1e-7
+
+    def test_several_attacks_share_the_clean_pass(self) -> None:
+        images, weights, label, _ = linear_problem(6)
+        balls = [LpBall("linf", eps) for eps in (0.0, 0.005, 0.02)]
+        found = block(weights, images, label, attacks=[ZeroShotAttack(ball, 5, 2) for ball in balls])
+        robust = torch.tensor([[score for score, _ in row["attacks"]] for row in found["rows"]]).sum(0)
+        assert robust[0] == 40 > robust[1] > robust[2] > 0
+        alone = block(weights, images, label, attacks=[ZeroShotAttack(balls[1], 5, 2)])
+        assert [row["fooled_by"][1] for row in found["rows"]] == [row["fooled_by"][0] for row in alone["rows"]]
+
+    def test_an_outcome_depends_neither_on_the_batch_nor_on_the_chunks(self) -> None:
+        images, weights, label, _ = linear_problem(6)
+        whole = block(weights, images, label)["rows"]
+        parts = [slice(0, 7), slice(7, 40)]
+        split = [row for part in parts for row in block(weights, images[part], label[part], KEYS[part])["rows"]]
+        chunked = block(weights, images, label, run=RunSettings(chunk_size=3))["rows"]
+        for rows in (split, chunked):
+            assert [row["fooled_by"] for row in rows] == [row["fooled_by"] for row in whole]
+            expected = [row["attacks"][0][1] for row in whole]
+            assert [row["attacks"][0][1] for row in rows] == pytest.approx(expected, abs=1e-4)
+        other = block(weights, images, label, run=RunSettings(seed=1))["rows"]
+        assert [row["attacks"] for row in other] != [row["attacks"] for row in whole]
+
+    def test_what_the_cheaper_encoder_finds_is_confirmed(self) -> None:
+        images, weights, label, fooled = linear_problem(6)
+        mistaken = Raw(1000 * weights[0])  # takes everything for class 0, wherever its gradients lead
+        found = block(weights, images, label, half=mistaken)
+        for row, can in zip(found["rows"], fooled.tolist(), strict=True):
+            [(score, margin)] = row["attacks"]
+            assert score == 1.0 or (can and margin <= 0)
+        assert sum(row["attacks"][0][0] for row in found["rows"]) < 40
 
     def test_what_cannot_be_classified_is_refused(self) -> None:
-        images = torch.rand(2, 3, 4, 4)
+        images, label = torch.rand(2, 3, 4, 4), torch.zeros(2, dtype=torch.long)
         with pytest.raises(ValueError, match="classification needs at least 2 classes, and there is 1"):
-            zero_shot_block(flat, torch.ones(1, 48), images, torch.zeros(2, dtype=torch.long), None, 0, [0, 1])
+            block(torch.ones(1, 48), images, label, KEYS[:2])
         with pytest.raises(
             ValueError, match="have 48 numbers and the classes' 7: take the text tower of the same CLIP"
         ):
-            zero_shot_block(flat, torch.ones(2, 7), images, torch.zeros(2, dtype=torch.long), None, 0, [0, 1])
+            block(torch.ones(2, 7), images, label, KEYS[:2])
+        with pytest.raises(ValueError, match="must be at least 0, and they are 5 and -1"):
+            ZeroShotAttack(BALL, 5, -1)
 
 
 class TestEvaluation:
-    config = ZeroShotConfig(ball=LpBall("linf", 2 / 255), steps=3, targets=2, batch_size=10)
+    attack = ZeroShotAttack(LpBall("linf", 2 / 255), steps=3, targets=2)
 
-    def run(
-        self, metric: Any, text: TextModel, folders: LabelledFolders, config: ZeroShotConfig, **settings: Any
-    ) -> Any:
-        prompts = read_prompts("scenes-grounds")
-        data = {"name": "grounds", "split": "query"}
-        return evaluate_zero_shot(metric, text, prompts, folders, config, data=data, quiet=True, **settings)
+    def run(self, metric: Any, text: TextModel, folders: LabelledFolders, attacks: Any = (), **settings: Any) -> Any:
+        data = ZeroShotData("grounds", folders, read_prompts("scenes-grounds"), "query")
+        run = RunSettings(batch_size=10, precision=settings.pop("precision", "float32"))
+        return evaluate_zero_shot(metric, text, data, attacks, run, quiet=True, **settings)
 
     def test_the_shipped_clip_tells_grounds_and_loses_some_under_attack(
         self, metric: EncoderMetric, text: TextModel, grounds: Path, tmp_path: Path
     ) -> None:
         folders = read_classes(grounds)
-        record = self.run(metric, text, folders, self.config, journal=tmp_path)
+        [record] = self.run(metric, text, folders, [self.attack], journal=tmp_path)
         outcomes = unpack(record)
         assert [row.key for row in outcomes] == [image.key for image in folders.images]
         assert record["clean"]["accuracy"] >= 85  # 12.5 by chance
@@ -309,20 +340,22 @@ class TestEvaluation:
             assert row.robust_margin is not None and (row.margin >= 0) == (row.clean == 1)
             assert row.robust_margin <= row.margin and (row.robust_margin > 0) == (row.robust == 1)
         assert record["largest_violation"] < 1e-6
-        threat = record["threat"]
+        threat, settings = record["threat"], record["settings"]
         assert (threat["attack"], threat["steps"], threat["targets"]) == ("apgd-ce+apgd-t", 3, 2)
-        assert record["settings"]["text"] == text.source
-        assert record["settings"]["logit_scale"] == pytest.approx(text.scale, abs=1e-4)
+        assert (settings["text"], settings["prompts"]) == (text.source, "scenes-grounds")
+        assert settings["logit_scale"] == pytest.approx(text.scale, abs=1e-4)
+        data, attacked = result_name(record).split("__")[1:]
+        assert data == "grounds-query-scenes-grounds" and attacked.startswith("apgd-ce+apgd-t-linf-2_255-3steps")
 
-        # The accuracy is that of open_clip's recipe on the same images, and the journal holds every block.
+        # The accuracy is that of CLIP's recipe on the same images, and the journal holds every block.
         images = torch.stack([metric.preprocess(image.path) for image in folders.images])
-        prompts = read_prompts("scenes-grounds")
-        classes = class_embeddings(text, folders.names, prompts.templates, quiet=True)
+        templates = read_prompts("scenes-grounds").templates
+        classes = class_embeddings(text, folders.names, templates, quiet=True)
         right = (metric.embed(images) @ classes.T).argmax(1) == torch.tensor([i.label for i in folders.images])
         assert [bool(row.clean) for row in outcomes] == right.tolist()
         blind = copy.copy(metric)
         blind.preprocess = None  # type: ignore[assignment, method-assign]
-        again = self.run(blind, text, folders, self.config, journal=tmp_path)
+        [again] = self.run(blind, text, folders, [self.attack], journal=tmp_path)
         assert again["samples"] == record["samples"] and again["stages"] == record["stages"]
 
     def test_three_classes_have_a_warning_instead_of_targets(
@@ -330,23 +363,27 @@ class TestEvaluation:
     ) -> None:
         some = read_classes(grounds, per_class=1)
         three = LabelledFolders(some.names[:3], some.images[:3])
-        record = self.run(metric, text, three, self.config)
-        assert record["threat"]["attack"] == "apgd-ce" and "t" not in record["stages"]["samples"]
-        [warning] = [sentence for sentence in record["warnings"] if "APGD-T" in sentence]
-        assert warning == "APGD-T was left out: the targeted DLR loss needs 4 classes and there are 3."
+        untargeted = ZeroShotAttack(self.attack.ball, 3, targets=0)
+        [record, asked] = self.run(metric, text, three, [self.attack, untargeted])
+        assert record["threat"]["attack"] == asked["threat"]["attack"] == "apgd-ce"
+        assert record["warnings"] == ["APGD-T was left out: its loss needs 4 classes, and there are 3."]
+        assert asked["warnings"] == [] and record["samples"] == asked["samples"]
+        assert "t" not in record["stages"]["samples"]
 
-    def test_without_a_ball_only_clean_accuracy_is_there(
+    def test_without_an_attack_only_clean_accuracy_is_there(
         self, metric: EncoderMetric, text: TextModel, grounds: Path
     ) -> None:
-        record = self.run(metric, text, read_classes(grounds), ZeroShotConfig(ball=None))
+        [record] = self.run(metric, text, read_classes(grounds))
         assert record["robust"] is None and record["threat"]["attack"] == "none"
-        assert record["clean"]["samples"] == 8 * PER_CLASS and set(record["stages"]["samples"]) <= {"r", "w"}
+        assert record["clean"]["samples"] == 8 * PER_CLASS
+        right = round(record["clean"]["accuracy"] * 8 * PER_CLASS / 100)
+        assert sorted(record["stages"]["samples"]) == ["r"] * right + ["w"] * (8 * PER_CLASS - right)
 
     def test_bfloat16_attacks_are_confirmed_in_float32(
         self, metric: EncoderMetric, text: TextModel, grounds: Path
     ) -> None:
-        config = ZeroShotConfig(ball=LpBall("linf", 4 / 255), steps=2, targets=1, precision="bfloat16")
-        record = self.run(metric, text, read_classes(grounds, per_class=1), config)
+        attack = ZeroShotAttack(LpBall("linf", 4 / 255), steps=2, targets=1)
+        [record] = self.run(metric, text, read_classes(grounds, per_class=1), [attack], precision="bfloat16")
         rows = unpack(record)
         assert any(row.clean and not row.robust for row in rows)
         assert all(row.robust_margin is not None and row.robust_margin <= 0 for row in rows if not row.robust)
@@ -358,12 +395,24 @@ class TestEvaluation:
         for image in folders.images:
             (tmp_path / image.key).parent.mkdir()
             (tmp_path / image.key).write_bytes(image.path.read_bytes()[: 300 if image.label == 0 else None])
-        record = self.run(metric, text, read_classes(tmp_path), ZeroShotConfig(ball=None))
+        [record] = self.run(metric, text, read_classes(tmp_path))
         assert record["clean"]["samples"] == 7
         [problem] = record["data"]["unreadable"]
         assert folders.images[0].key in problem
+        for image in folders.images:
+            (tmp_path / image.key).write_bytes(b"")
+        with pytest.raises(ValueError, match="none of the 8 samples of grounds could be read"):
+            self.run(metric, text, read_classes(tmp_path), [self.attack])
+
+    def test_any_function_to_embeddings_can_be_classified(
+        self, metric: EncoderMetric, text: TextModel, grounds: Path
+    ) -> None:
+        function = EmbeddingMetric(metric.metric.encoder, 64, name="tiny-clean as a function")
+        folders = read_classes(grounds, per_class=1)
+        [record], [expected] = (self.run(judged, text, folders) for judged in (function, metric))
+        assert unpack(record) == unpack(expected)
 
     def test_a_metric_of_distances_is_refused(self, text: TextModel, grounds: Path) -> None:
         pairwise = DistanceMetric(lambda x, y: (x - y).flatten(1).norm(dim=1), 64, name="pixels")
         with pytest.raises(ValueError, match="pixels gives distances and no embeddings: zero-shot classification"):
-            self.run(pairwise, text, read_classes(grounds), self.config)
+            self.run(pairwise, text, read_classes(grounds))

@@ -30,7 +30,7 @@ class ClassesAttacked:
     Attributes:
         untargeted: APGD-CE on all.
         left: (M,), the samples that it did not fool.
-        targeted: APGD-T on those; None where it was left out (no sample left, or fewer than 4 classes).
+        targeted: APGD-T on those; None where it was left out (nothing left, no targets, or fewer than 4 classes).
     """
 
     untargeted: Attacked
@@ -52,13 +52,13 @@ class ClassesAttacked:
         return [self.untargeted] if self.targeted is None else [self.untargeted, self.targeted]
 
 
-def similarities(embed: Embed, classes: Tensor, images: Tensor) -> Tensor:
+def similarities(embed: Embed, classes: Tensor, images: Tensor, chunk_size: int | None = None) -> Tensor:
     """Cosines (n, K) of images with the unit embeddings (K, D) of the classes.
 
     Raises:
-        ValueError: if the text tower gives embeddings of another size than the image encoder.
+        ValueError: if the embeddings of images and classes differ in size.
     """
-    embedding = embed(images)  # (n, D)
+    embedding = torch.cat([embed(part) for part in images.split(chunk_size or len(images))])  # (n, D)
     if embedding.shape[1] != classes.shape[1]:
         raise ValueError(
             f"the image embeddings have {embedding.shape[1]} numbers and the classes' {classes.shape[1]}: "
@@ -85,10 +85,12 @@ def attack_classes(
     scale: float = 100.0,
     targets: int = 9,
     confirm: Judge | None = None,
+    slack: float = 0.0,
+    chunk_size: int | None = None,
 ) -> ClassesAttacked:
     """APGD on the cross-entropy, then on what is left APGD on the targeted DLR loss, one target after another.
 
-    A sample is fooled at the first point visited whose highest logit is not the label's, the first of equal ones.
+    A sample is fooled at the first point visited whose highest similarity is not the label's, the first of equal ones.
 
     Args:
         embed: the image encoder.
@@ -99,39 +101,43 @@ def attack_classes(
         steps: of each APGD run.
         seeds: one per image; every stage and target has a random start of its own.
         scale: factor on the similarities that makes them logits; the DLR loss does not depend on it.
-        targets: the highest classes but the label on the clean image, at most K - 1. With fewer than 4 classes the
-            loss is not defined and the stage is left out.
-        confirm: as for `apgd`.
+        targets: how many of the highest classes but the label on the clean image, at most K - 1; 0 for the first stage
+            alone, which is also all there is with fewer than 4 classes, as the loss is not defined there.
+        confirm: as for `apgd`, for an encoder of half precision.
+        slack: margin of similarities under which ``confirm`` is asked.
+        chunk_size: images per forward and backward pass.
     """
 
     def loss_on(rows: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> LossFunction:
-        """The loss of samples ``rows``, from logits and the places in the batch of those that are still in it."""
+        """The loss of the samples ``rows``; the objective takes logits and which of all samples they belong to."""
 
         def loss(points: Tensor, alive: Tensor) -> Judged:
-            logits = scale * similarities(embed, classes, points)
-            return Judged(objective(logits, rows[alive]), logits.argmax(1) != label[rows[alive]])
+            similarity, samples = similarities(embed, classes, points), rows[alive]
+            wrong = similarity.argmax(1) != label[samples]
+            near = margins(similarity.detach(), label[samples]) < slack
+            return Judged(objective(scale * similarity, samples), wrong | near)
 
         return loss
 
-    everyone = torch.arange(len(images), device=images.device)
     untargeted = apgd(
-        loss_on(everyone, lambda logits, rows: cross_entropy(logits, label[rows])),
+        loss_on(torch.arange(len(images), device=images.device), lambda z, samples: cross_entropy(z, label[samples])),
         images,
         ball,
         steps,
         seeds=seeds,
         confirm=confirm,
+        chunk_size=chunk_size,
     )
     left = (~untargeted.success).nonzero()[:, 0]
-    if not len(left) or len(classes) < FEWEST_FOR_TARGETS:
+    if not len(left) or not targets or len(classes) < FEWEST_FOR_TARGETS:
         return ClassesAttacked(untargeted, left, None)
     with torch.no_grad():
-        clean = similarities(embed, classes, images)
+        clean = similarities(embed, classes, images, chunk_size)
         others = clean.scatter(1, label[:, None], -torch.inf)
         aims = others.topk(min(targets, len(classes) - 1), dim=1).indices  # (N, targets)
 
     def loss_for(target: int) -> LossFunction:
-        return loss_on(left, lambda logits, rows: targeted_dlr(logits, label[rows], aims[rows, target]))
+        return loss_on(left, lambda z, samples: targeted_dlr(z, label[samples], aims[samples, target]))
 
     targeted = apgd_targeted(
         loss_for,
@@ -141,5 +147,6 @@ def attack_classes(
         aims.shape[1],
         seeds=[sample_seed(seeds[row], "apgd-t") for row in left.tolist()],
         confirm=None if confirm is None else lambda points, alive: confirm(points, left[alive]),
+        chunk_size=chunk_size,
     )
     return ClassesAttacked(untargeted, left, targeted)

@@ -1,4 +1,4 @@
-"""``rclip-metric train ...`` and ``rclip-metric eval ...``: the commands that make and judge encoders."""
+"""``rclip-metric train ...``: the commands that make encoders and the data for them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ import os
 import shutil
 import sys
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-PAPER_BALLS = (("linf", "4/255"), ("l2", "3"))
-
-
-def radius(text: str) -> float:
-    """Parse a radius: ``4/255`` or ``0.857``, in the scale of [0, 1] images."""
-    try:
-        value = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a radius: write it like 4/255 or 0.857") from None
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"a radius must not be negative, and {text!r} is")
-    return value
+from rclip_metric.train.options import positive, radius
 
 
 def _counts(text: str) -> tuple[int, int, int]:
@@ -57,7 +45,7 @@ def _config(config: type, options: argparse.Namespace, recipe: dict[str, Any] | 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser for both commands; ``train`` and ``eval`` are its first word."""
+    """The parser; ``train`` is the first word."""
     from rclip_metric.train.clip import ClipConfig
     from rclip_metric.train.data.scenes import ScenesConfig
     from rclip_metric.train.finetune import TINY_RECIPE, FareConfig
@@ -81,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
             "queries": "query images per class",
         },
     )
+    scenes.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
+    scenes.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
     scenes.set_defaults(run=_run_scenes)
 
     clip = train.add_parser("clip", parents=[shared], help="train a small CLIP on scenes (tiny-clean)")
@@ -140,39 +130,23 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     pack.set_defaults(run=_run_pack)
 
-    evaluate = commands.add_parser("eval", help="judge encoders").add_subparsers(dest="task", required=True)
-    nights = evaluate.add_parser(
-        "nights", parents=[shared], help="2AFC accuracy on a NIGHTS-format set, clean and under APGD"
-    )
-    nights.add_argument("--data", type=Path, required=True, help="folder with data.csv, ref/ and distort/")
-    nights.add_argument("--model", nargs="+", required=True, help="model names, paths or Hub ids")
-    nights.add_argument("--split", default="test", help="train, val, test, test_imagenet or test_no_imagenet")
-    nights.add_argument("--attack", choices=("apgd", "none"), default="apgd")
-    nights.add_argument("--norm", nargs="+", choices=("linf", "l2"), default=None, help="default: linf l2")
-    nights.add_argument(
-        "--eps",
-        nargs="+",
-        type=radius,
-        default=None,
-        help="one radius per norm (default: 4/255 3, the paper's)",
-    )
-    nights.add_argument("--steps", type=int, default=100, help="APGD iterations (default %(default)s)")
-    nights.add_argument("--seed", type=int, default=0, help="seed of the random starts (default %(default)s)")
-    nights.add_argument("--limit", type=int, help="only the first LIMIT triplets")
-    nights.add_argument("--batch-size", type=int, default=64, help="triplets at a time (default %(default)s)")
-    nights.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    nights.add_argument("--out", type=Path, help="JSON file for the result, with the outcome of every triplet")
-    nights.set_defaults(run=_run_nights)
     return parser
 
 
 def _run_scenes(options: argparse.Namespace) -> None:
+    from rclip_metric.train.data.scene_formats import write_bapps, write_things
     from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 
     record = write_scenes(options.out, _config(ScenesConfig, options), quiet=options.quiet)
     print(
         f"{options.out}: {record['images']} captioned images, {sum(record['triplets'])} triplets, seed {record['seed']}"
     )
+    if options.bapps:
+        write_bapps(options.out / "bapps", seed=record["seed"], per_split=options.bapps, quiet=options.quiet)
+        print(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
+    if options.things:
+        write_things(options.out / "things", seed=record["seed"], triplets=options.things, quiet=options.quiet)
+        print(f"{options.out / 'things'}: {options.things} triplets")
 
 
 def _run_clip(options: argparse.Namespace) -> None:
@@ -207,40 +181,8 @@ def _run_pack(options: argparse.Namespace) -> None:
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
 
 
-def _run_nights(options: argparse.Namespace) -> None:
-    from rclip_metric import RobustPerceptualDistance
-    from rclip_metric.train.data.two_afc import read_nights
-    from rclip_metric.train.evaluation.two_afc import (
-        EvaluationConfig,
-        evaluate_two_afc,
-        markdown_table,
-        save_result,
-    )
-    from rclip_metric.train.threat import LpBall
-
-    norms = options.norm or [norm for norm, _ in PAPER_BALLS]
-    published = {norm: radius(eps) for norm, eps in PAPER_BALLS}
-    sizes = options.eps or [published[norm] for norm in norms]
-    if len(sizes) != len(norms):
-        raise ValueError(f"{len(norms)} norms and {len(sizes)} radii were given: pass one --eps value per --norm value")
-    balls = () if options.attack == "none" else tuple(LpBall(n, e) for n, e in zip(norms, sizes, strict=True))
-    config = EvaluationConfig(balls=balls, steps=options.steps, seed=options.seed, batch_size=options.batch_size)
-    triplets = read_nights(options.data, options.split)[: options.limit]
-    metrics = [RobustPerceptualDistance(name).to(options.device) for name in options.model]
-    records = []
-    for metric in metrics:
-        record = evaluate_two_afc(metric, triplets, config, quiet=options.quiet)
-        records.append({**record, "data": options.data.name, "split": options.split})
-        if options.out is not None:
-            save_result(options.out, {"results": records})  # what is done survives a later interruption
-    print(markdown_table(records))
-    broken = [problem for record in records for problem in record["unreadable"]]
-    if broken:
-        raise ValueError(f"{len(broken)} triplets could not be read and were left out; the first: {broken[0]}")
-
-
 def main(argv: list[str]) -> int:
-    """Run ``train ...`` or ``eval ...``: 0 when done, 2 for bad input; the Hub's errors are the caller's to report."""
+    """Run ``train ...``: 0 when done, 2 for bad input; the Hub's errors are the caller's to report."""
     options = build_parser().parse_args(argv)
     try:
         options.run(options)

@@ -97,7 +97,7 @@ def dlr(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Difference of logits ratio, -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)): (N,), positive where fooled.
 
     z_(1) >= z_(2) >= ... are the sorted logits. Neither a shift nor a scale of the logits changes it (Croce & Hein
-    2020). A denominator under 1e-12 counts as 1e-12 and passes no gradient.
+    2020). Where the top three are equal the denominator counts as 1e-12 and passes no gradient.
 
     Args:
         logits: (N, K), K at least 3.
@@ -111,11 +111,11 @@ def dlr(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             f"the DLR loss needs at least 3 classes and the logits have {logits.shape[1]}: use cross_entropy, or for "
             "two choices the negative of two_afc_margin"
         )
-    logits = _single_precision(logits)
+    floor, logits = _floored(logits)
     own = logits.gather(1, label[:, None])[:, 0]
     rival = logits.scatter(1, label[:, None], -torch.inf).max(1).values
     top = logits.topk(3, dim=1).values
-    return (rival - own) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+    return (rival - own) / (top[:, 0] - top[:, 2]).clamp(min=floor)
 
 
 def targeted_dlr(logits: torch.Tensor, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -136,13 +136,14 @@ def targeted_dlr(logits: torch.Tensor, label: torch.Tensor, target: torch.Tensor
             f"the targeted DLR loss needs at least 4 classes and the logits have {logits.shape[1]}: use dlr, which "
             "needs 3, or cross_entropy"
         )
-    logits = _single_precision(logits)
+    floor, logits = _floored(logits)
     own = logits.gather(1, label[:, None])[:, 0]
     aim = logits.gather(1, target[:, None])[:, 0]
     top = logits.topk(4, dim=1).values
-    return (aim - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)
+    return (aim - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=floor)
 
 
-def _single_precision(logits: torch.Tensor) -> torch.Tensor:
-    """Half-precision logits as float32: in float16 the smallest denominator would be zero."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _floored(logits: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The smallest denominator, whose inverse the logits' dtype can hold as a gradient; logits at least float32."""
+    floor = max(1e-12, 2 / torch.finfo(logits.dtype).max)  # 1e-12, but 3e-5 in float16
+    return floor, logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

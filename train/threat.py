@@ -54,11 +54,13 @@ class LpBall:
 
         For l_inf and l_1 this is the nearest point of the intersection (l_1: `_project_l1`). For l_2 the points are
         scaled into the ball and then clamped, which stays inside both (clamping towards a centre in the box never
-        lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out of
-        the l_2 or l_1 ball, nor by more than half an ulp out of the l_inf ball.
+        lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out by
+        more than an ulp of eps.
         """
         if self.norm == "linf":
-            return torch.clamp(points, centre - self.eps, centre + self.eps).clamp_(0, 1)
+            # Shorter by half an ulp below 1, so that no rounding of a bound carries it out of the ball.
+            reach = max(0.0, self.eps - 2**-25)
+            return torch.clamp(points, centre - reach, centre + reach).clamp_(0, 1)
         if self.norm == "l1":
             return self._tucked(_project_l1(points, centre, self.eps), centre)
         delta = points - centre
@@ -112,6 +114,8 @@ class LpBall:
         Like `sample`; for l_inf, the noise is stretched so that its largest value is eps. Drawn on the CPU, so that
         a seed means the same start on every device.
         """
+        if not len(seeds):
+            return centre.clone()
         rows = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)

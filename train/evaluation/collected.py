@@ -102,13 +102,15 @@ def records_of(
         spent = [block["costs"][0] for block in blocks]
         found = [block["costs"][index + 1] for block in blocks] if attack else []
         threat = attack.describe() if attack else {"attack": "none"}
+        if attack and attack.attack == "transfer" and source:
+            threat["source"] = source.describe()
         records.append(
             record(
                 outcomes,
                 task=task,
                 model=metric.describe(),
                 data={**data, "unreadable": unreadable},
-                threat={**threat, "source": source.describe()} if source and attack else threat,
+                threat=threat,
                 seconds=sum(part["seconds"] for part in (*spent, *found)),
                 macro=macro,
                 human=human,

@@ -61,6 +61,7 @@ class EncoderMetric:
         """Wrap; nothing is copied."""
         self.metric = metric
         self.name, self.revision = metric.encoder.name, metric.encoder.revision
+        self.image_size = metric.encoder.image_size
 
     @property
     def device(self) -> torch.device:

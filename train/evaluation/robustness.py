@@ -178,6 +178,9 @@ def attack_block(
         ValueError: for a transfer without a source.
     """
     begun = time.perf_counter()
+    if not len(images):
+        nothing = torch.zeros(0, dtype=torch.bool, device=images.device)
+        return Confirmed(nothing, images.new_zeros(0), Attacked(images, images.new_zeros(0), nothing), 0.0, 0.0)
     seeds = [sample_seed(run.seed, key) for key in keys]
     fixed = fixed_options(metric, options, run.chunk_size)
     ball, chunk = settings.ball, run.chunk_size
@@ -228,14 +231,10 @@ def attack_block(
             lambda points, indices: judge(source, held, points, indices).loss, images, ball, settings.steps,
             seeds=seeds, restarts=settings.restarts, larger_eps=settings.larger_eps, chunk_size=chunk,
         )  # fmt: skip
-    if len(images):
-        final = exactly(found.images, torch.arange(len(images), device=images.device))
-        # Every point is judged once more in float32: what was found has to hold there, whatever batch it was found in.
-        fooled, margin = final.wrong | (found.success if half is None else final.wrong), final.margin
-    else:
-        fooled, margin = found.success, images.new_zeros(0)
+    # Every final point is judged once more in float32; a success in half precision has been confirmed there already.
+    final = exactly(found.images, torch.arange(len(images), device=images.device))
     violation = ball.violation(found.images, images)
-    return Confirmed(fooled, margin, found, violation, time.perf_counter() - begun)
+    return Confirmed(final.wrong | found.success, final.margin, found, violation, time.perf_counter() - begun)
 
 
 def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Tensor:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rclip_metric.images import ImageError
+from rclip_metric.images import ImageError, open_image
+from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, records_of, settings_of
@@ -50,7 +52,7 @@ class TwoAfcData:
     """
 
     name: str
-    split: str
+    split: str | None
     triplets: Sequence[TripletFiles]
     protocol: str = "majority"
     macro: bool = False
@@ -81,6 +83,11 @@ def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[Tr
         if taken[triplet.split] <= count:
             kept.append(triplet)
     return kept
+
+
+def loader_at(size: int) -> Callable[[Path], Tensor]:
+    """Reads images squashed to a size of their own, whatever the metric's: LPIPS judges BAPPS at 64 pixels."""
+    return lambda path: preprocess_pil(open_image(path), Preprocessing("squash", size, size), "squash")
 
 
 def decision(label: Tensor, loss: str = "ce") -> Callable[[Tensor, Tensor], Decided]:
@@ -149,8 +156,8 @@ def evaluate_two_afc(
     )
     human = None
     if data.protocol == "soft":
-        shares = {triplet.key: triplet.share for triplet in data.triplets}
-        human = _human([shares[row["key"]] for result in results for row in result["rows"]])
+        read = {row["key"] for result in results for row in result["rows"]}
+        human = _human([triplet for triplet in data.triplets if triplet.key in read], data.macro)
     return records_of(
         results,
         task="2afc",
@@ -239,10 +246,15 @@ def _score(triplet: TripletFiles, wrong: bool, tie: bool, protocol: str) -> floa
     return 0.5 if tie else 1 - majority if wrong else majority
 
 
-def _human(shares: Sequence[float]) -> dict[str, Any]:
+def _human(triplets: Sequence[TripletFiles], macro: bool) -> dict[str, Any] | None:
     """The score of one more person, p^2 + (1 - p)^2 (LPIPS), and the highest any metric can reach, max(p, 1 - p)."""
-    person = sum(p * p + (1 - p) ** 2 for p in shares) / len(shares)
-    best = sum(max(p, 1 - p) for p in shares) / len(shares)
+    parts: dict[str, list[float]] = {}
+    for triplet in triplets:
+        parts.setdefault(triplet.split if macro else "", []).append(triplet.share)
+    if not parts:
+        return None
+    person = fmean(fmean(p * p + (1 - p) ** 2 for p in shares) for shares in parts.values())
+    best = fmean(fmean(max(p, 1 - p) for p in shares) for shares in parts.values())
     return {"accuracy": round(100 * person, 4), "ceiling": round(100 * best, 4)}
 
 

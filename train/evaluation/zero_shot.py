@@ -5,272 +5,320 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
 from rclip_metric.train.attack import sample_seed
-from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins, similarities
+from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins, similarities
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
-from rclip_metric.train.evaluation.blocks import Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.collected import Block, Row, cost, records_of, settings_of
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
-from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.report import record
+from rclip_metric.train.evaluation.robustness import (
+    DEFAULTS,
+    SLACK,
+    RunSettings,
+    full_float32,
+    resolved_precision,
+)
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.threat import LpBall
 
 PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
+USUAL_PROMPTS = "imagenet"
 
-_ALONE = Processes()
-_COUNTS = ("zero_gradients", "nonfinite_gradients", "evaluations", "gradients")
 _LETTERS = {"wrong": "w", "apgd-ce": "c", "apgd-t": "t", None: "r"}
+_MEANINGS = {"w": "wrong on the clean image", "c": "fooled by APGD-CE", "t": "fooled by APGD-T", "r": "right"}
 
 
 @dataclass(frozen=True)
-class ZeroShotConfig:
-    """Settings of an evaluation; the defaults are the paper's (the larger of its two balls).
+class ZeroShotAttack:
+    """One threat model; the defaults are the paper's.
 
     Attributes:
-        ball: the threat; None for clean accuracy alone.
+        ball: the feasible set.
         steps: APGD iterations, for the cross-entropy and for every target.
-        targets: classes to aim at, the highest ones but the right one; 9 in AutoAttack.
-        seed: of the random starts.
-        batch_size: images at a time.
-        precision: of the attack's own passes; what bfloat16 finds is confirmed in float32.
+        targets: classes to aim at, the highest ones but the right one, 9 in AutoAttack; 0 for APGD-CE alone.
     """
 
-    ball: LpBall | None = PAPER_BALLS[1]
+    ball: LpBall
     steps: int = 100
     targets: int = 9
-    seed: int = 0
-    batch_size: int = 64
-    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.steps < 0 or self.targets < 0:
+            raise ValueError(f"steps and targets must be at least 0, and they are {self.steps} and {self.targets}")
+
+    def on(self, classes: int) -> ZeroShotAttack:
+        """What of it is possible with so many classes."""
+        return replace(self, targets=min(self.targets, classes - 1) if classes >= FEWEST_FOR_TARGETS else 0)
+
+    @property
+    def attack(self) -> str:
+        """The stages, as the record names them."""
+        return "+".join(STAGES) if self.targets else STAGES[0]
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON."""
+        threat = {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps, "steps": self.steps}
+        return {**threat, "restarts": 1, **({"targets": self.targets} if self.targets else {})}
 
 
-def zero_shot_block(
-    embed: Embed,
-    classes: Tensor,
-    images: Tensor,
-    label: Tensor,
-    ball: LpBall | None,
-    steps: int,
-    seeds: Sequence[int],
-    *,
-    scale: float = 100.0,
-    targets: int = 9,
-    attack_embed: Embed | None = None,
-) -> dict[str, Any]:
-    """Classify a batch, attack what is right, and say what became of every image.
+@dataclass(frozen=True)
+class ZeroShotData:
+    """A class-per-folder set and the words for its classes.
 
-    Args:
-        embed: the image encoder, in float32.
-        classes: (K, D), a unit embedding per class, K at least 2.
-        images: (n, 3, S, S) in [0, 1].
-        label: (n,).
-        ball: the threat; None for clean accuracy alone.
-        steps: of each APGD run.
-        seeds: one per image.
-        scale: as for `attack_classes`.
-        targets: as for `attack_classes`.
-        attack_embed: a cheaper encoder for the attack's own passes, whose successes ``embed`` confirms.
-
-    Returns:
-        What JSON can hold: ``rows``, one per image with ``clean`` and ``robust`` (1.0 or 0.0; None without an attack),
-        ``tie`` (the highest similarity belongs to several classes), ``margin`` and ``robust_margin`` (in similarity)
-        and ``fooled_by`` ("wrong" on the clean image, a stage, or None); ``largest_violation``, ``zero_gradients``,
-        ``nonfinite_gradients``, ``evaluations`` and ``gradients`` (both counted over images).
-
-    Raises:
-        ValueError: for a single class, or a text tower of another size.
+    Attributes:
+        name: "imagenet", beside which published numbers stand, or another.
+        folders: classes and images.
+        prompts: the words.
+        split: for the record.
+        limit: images per class that were read, None for all.
     """
-    if len(classes) < 2:
-        raise ValueError(f"classification needs at least 2 classes, and there is {len(classes)}")
-    with torch.no_grad():
-        clean = similarities(embed, classes, images)  # (n, K)
-    right = clean.argmax(1) == label
-    ties = (clean == clean.amax(1, keepdim=True)).sum(1) > 1
-    margin = margins(clean, label)
-    fooled_by: list[str | None] = [None if ok else "wrong" for ok in right.tolist()]
-    worst, totals, violation = margin.clone(), dict.fromkeys(_COUNTS, 0), 0.0
-    kept = right.nonzero()[:, 0]
-    if ball is not None and len(kept):
-        centre, own = images[kept], label[kept]
 
-        def confirm(points: Tensor, alive: Tensor) -> Tensor:
-            with torch.no_grad():
-                return similarities(embed, classes, points).argmax(1) != own[alive]
+    name: str
+    folders: LabelledFolders
+    prompts: Prompts
+    split: str | None = None
+    limit: int | None = None
 
-        attacked = attack_classes(
-            attack_embed or embed,
-            classes,
-            centre,
-            own,
-            ball,
-            steps,
-            [seeds[row] for row in kept.tolist()],
-            scale=scale,
-            targets=targets,
-            confirm=None if attack_embed is None else confirm,
-        )
-        for row, stage in zip(kept.tolist(), attacked.stages, strict=True):
-            fooled_by[row] = stage
-        for part, found in zip((slice(None), attacked.left), attacked.attacks, strict=False):
-            with torch.no_grad():
-                there = margins(similarities(embed, classes, found.images), own[part])
-            rows = kept[part]
-            worst[rows] = torch.minimum(worst[rows], there)
-            violation = max(violation, ball.violation(found.images, centre[part]))
-            totals = {name: count + getattr(found, name) for name, count in totals.items()}
-    rows_out = [
-        {
-            "clean": float(right[i]),
-            "tie": bool(ties[i]),
-            "margin": margin[i].item(),
-            "robust": None if ball is None else float(fooled_by[i] is None),
-            "robust_margin": None if ball is None else worst[i].item(),
-            "fooled_by": fooled_by[i],
+    def describe(self) -> dict[str, Any]:
+        """For the record: prompts other than ImageNet's own are another protocol."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "protocol": None if self.prompts.name == USUAL_PROMPTS else self.prompts.name,
         }
-        for i in range(len(images))
-    ]
-    return {"rows": rows_out, "largest_violation": violation, **totals}
+
+
+class ZeroShotRow(Row):
+    """One image: as `Row`, and by attack "wrong" (on the clean image), the stage that fooled it, or None."""
+
+    fooled_by: list[str | None]
 
 
 def evaluate_zero_shot(
     metric: EncoderMetric | EmbeddingMetric,
     text: TextModel,
-    prompts: Prompts,
-    folders: LabelledFolders,
-    config: ZeroShotConfig = ZeroShotConfig(),
+    data: ZeroShotData,
+    attacks: Sequence[ZeroShotAttack] = (),
+    run: RunSettings = DEFAULTS,
     *,
-    data: dict[str, Any],
     journal: Path | None = None,
-    team: Processes = _ALONE,
+    team: Processes = ALONE,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Clean and robust accuracy over a class-per-folder set on disk.
+) -> list[dict[str, Any]]:
+    """Clean accuracy, and accuracy under each attack.
+
+    "Robust" is right on the clean image and at every point that the attack visited. Of equal similarities the first
+    class is the answer.
 
     Args:
-        metric: the image encoder.
-        text: the text tower that goes with it, on any device.
-        prompts: templates and what to call the classes.
-        folders: the set.
-        config: settings.
-        data: ``name`` and, where there is one, ``split`` of the set, for the record.
-        journal: as for `run_blocks`.
-        team: as for `run_blocks`.
+        metric: the image encoder, judged and attacked.
+        text: the text tower that goes with it; it is moved to the metric's device.
+        data: the images and the words.
+        attacks: none for the clean accuracy alone.
+        run: seed, sizes and precision.
+        journal: folder of the journal, see `run_blocks`.
+        team: torchrun's processes.
         quiet: no progress bar.
 
     Returns:
-        A `report.record`, with ``stages``: a letter per sample for what became of it.
+        One record per attack, or one of the clean accuracy alone (`report.record`), with ``stages``: a letter per
+        sample for what became of it.
 
     Raises:
         ValueError: if the metric has no embeddings, the prompts do not fit the folders, or no image can be read.
     """
     if not hasattr(metric, "embed"):
         raise ValueError(f"{metric.name} gives distances and no embeddings: zero-shot classification needs a CLIP")
-    words = prompts.words(folders.names)
+    images, names = data.folders.images, data.folders.names
+    words = data.prompts.words(names)
     text.tower.to(metric.device)
-    classes = class_embeddings(text, words, prompts.templates, quiet=quiet or team.rank > 0)
-    attack_embed = metric.in_bfloat16().embed if config.precision == "bfloat16" and config.ball is not None else None
-    begun = time.perf_counter()
-
-    def evaluate(block: Sequence[LabelledImage]) -> dict[str, Any]:
-        loaded, read, unreadable = [], [], []
-        for item in block:
-            try:
-                loaded.append(metric.preprocess(item.path))
-                read.append(item)
-            except ImageError as error:
-                unreadable.append(str(error))
-        result: dict[str, Any] = {"rows": [], "largest_violation": 0.0, **dict.fromkeys(_COUNTS, 0)}
-        if read:
-            result = zero_shot_block(
-                metric.embed,
-                classes,
-                torch.stack(loaded).to(metric.device),
-                torch.tensor([item.label for item in read], device=metric.device),
-                config.ball,
-                config.steps,
-                [sample_seed(config.seed, item.key) for item in read],
-                scale=text.scale,
-                targets=config.targets,
-                attack_embed=attack_embed,
-            )
-        rows = [{"key": item.key, **row} for item, row in zip(read, result["rows"], strict=True)]
-        return {**result, "rows": rows, "unreadable": unreadable}
-
-    settings = {
-        **asdict(config),
-        "prompts": prompts.name,
-        "templates": len(prompts.templates),
+    with full_float32():
+        classes = class_embeddings(text, words, data.prompts.templates, quiet=quiet or team.rank > 0)
+    possible = [attack.on(len(words)) for attack in attacks]
+    bfloat16 = resolved_precision(run.precision, metric.device) == "bfloat16" and attacks
+    half = metric.in_bfloat16() if bfloat16 else None
+    split = data.split or data.name
+    about = {
+        "prompts": data.prompts.name,
+        "templates": len(data.prompts.templates),
         "classes": len(words),
         "text": text.source,
         "logit_scale": round(text.scale, 4),
     }
-    depends = {
-        "task": "zero-shot",
-        "model": metric.describe(),
-        **settings,
-        "words": _digest([*words, *prompts.templates]),
-        "samples": _digest([item.key for item in folders.images]),
-    }
-    size = config.batch_size
-    blocks = [folders.images[first : first + size] for first in range(0, len(folders.images), size)]
+
+    def evaluate(block: Sequence[LabelledImage]) -> Block:
+        begun = time.perf_counter()
+        read, pixels, unreadable = _read(block, metric)
+        if not read:
+            nothing = {
+                "seconds": 0.0,
+                "evaluations": 0,
+                "violation": 0.0,
+                "zero_gradients": 0,
+                "nonfinite_gradients": 0,
+            }
+            return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (len(possible) + 1)}
+        pixels = pixels.to(metric.device)
+        label = torch.tensor([image.label for image in read], device=metric.device)
+        keys = [image.key for image in read]
+        reading = time.perf_counter() - begun
+        with full_float32():
+            result = zero_shot_block(
+                metric, classes, pixels, label, keys, possible, run, split=split, scale=text.scale, half=half
+            )
+        result["costs"][0]["seconds"] += reading
+        return {**result, "unreadable": unreadable}
+
+    blocks = [images[first : first + run.batch_size] for first in range(0, len(images), run.batch_size)]
+    digests = {"words": _digest([*words, *data.prompts.templates]), "images": _digest([image.key for image in images])}
     results = run_blocks(
         blocks,
         evaluate,
-        settings=depends,
+        settings=settings_of("zero-shot", metric, {**data.describe(), **about, **digests}, possible, run, None),
         journal=journal,
         team=team,
-        describe=f"zero-shot {metric.name}",
+        describe=f"{data.name} {metric.name}",
         sizes=[len(block) for block in blocks],
         quiet=quiet,
     )
-    rows = [row for result in results for row in result["rows"]]
-    unreadable = [problem for result in results for problem in result["unreadable"]]
-    if not rows:
-        raise ValueError(f"none of the {len(folders.images)} images could be read; the first problem: {unreadable[0]}")
-    split = data.get("split") or data["name"]
-    fates = [row.pop("fooled_by") for row in rows]
-    outcomes = [Outcome(split=split, **row) for row in rows]
-    total = {name: sum(result[name] for result in results) for name in _COUNTS}
-    built = record(
-        outcomes,
+    records = records_of(
+        results,
         task="zero-shot",
-        model=metric.describe(),
-        data={**data, "protocol": None, "unreadable": unreadable},
-        threat=_threat(config, len(words)),
-        seconds=time.perf_counter() - begun,
-        largest_violation=None if config.ball is None else max(result["largest_violation"] for result in results),
-        zero_gradients=total["zero_gradients"],
-        nonfinite_gradients=total["nonfinite_gradients"],
-        settings={name: value for name, value in settings.items() if name not in ("ball", "steps", "targets")},
-        device=metric.device,
-        processes=team.count,
-        images=len(rows) + total["evaluations"],
+        metric=metric,
+        data=data.describe(),
+        attacks=possible,
+        run=run,
+        team=team,
+        limit=data.limit,
     )
-    built["stages"] = {
-        "letters": {"w": "wrong on the clean image", "c": "fooled by APGD-CE", "t": "fooled by APGD-T", "r": "right"},
-        "samples": "".join(_LETTERS[fate] for fate in fates),
-    }
-    if config.ball is not None and len(words) < FEWEST_FOR_TARGETS:
-        built["warnings"].append(
-            f"APGD-T was left out: the targeted DLR loss needs {FEWEST_FOR_TARGETS} classes and there are {len(words)}."
-        )
-    return built
+    rows = [row for result in results for row in result["rows"]]
+    for index, record in enumerate(records):
+        record["settings"] |= about
+        fates = [row["fooled_by"][index] if attacks else None if row["clean"] else "wrong" for row in rows]
+        record["stages"] = {"letters": _MEANINGS, "samples": "".join(_LETTERS[fate] for fate in fates)}
+        if attacks and attacks[index].targets and not possible[index].targets:
+            record["warnings"].append(
+                f"APGD-T was left out: its loss needs {FEWEST_FOR_TARGETS} classes, and there are {len(words)}."
+            )
+    return records
 
 
-def _threat(config: ZeroShotConfig, classes: int) -> dict[str, Any]:
-    if config.ball is None:
-        return {"attack": "none"}
-    threat = {"norm": config.ball.norm, "eps": config.ball.eps, "steps": config.steps, "restarts": 1}
-    if classes < FEWEST_FOR_TARGETS:
-        return {"attack": "apgd-ce", **threat}
-    return {"attack": "+".join(STAGES), **threat, "targets": min(config.targets, classes - 1)}
+def zero_shot_block(
+    metric: EncoderMetric | EmbeddingMetric,
+    classes: Tensor,
+    images: Tensor,
+    label: Tensor,
+    keys: Sequence[str],
+    attacks: Sequence[ZeroShotAttack],
+    run: RunSettings = DEFAULTS,
+    *,
+    split: str,
+    scale: float = 100.0,
+    half: EncoderMetric | EmbeddingMetric | None = None,
+) -> Block:
+    """Classify a batch and attack what is right; margins are of similarities.
+
+    Args:
+        metric: judges, in float32; only its ``embed`` is used.
+        classes: (K, D), a unit embedding per class, K at least 2.
+        images: (n, 3, S, S) in [0, 1].
+        label: (n,).
+        keys: the images' names, for their seeds.
+        attacks: what is tried.
+        run: seed and chunk size.
+        split: for the rows.
+        scale: factor on similarities that makes them logits.
+        half: the metric in bfloat16, if the attack's own passes shall run there.
+
+    Returns:
+        A `ZeroShotRow` per image, and the costs.
+
+    Raises:
+        ValueError: for a single class, or a text tower of another size.
+    """
+    begun = time.perf_counter()
+    if len(classes) < 2:
+        raise ValueError(f"classification needs at least 2 classes, and there is {len(classes)}")
+
+    def exactly(points: Tensor) -> Tensor:
+        with torch.no_grad():
+            return similarities(metric.embed, classes, points, run.chunk_size)
+
+    clean = exactly(images)  # (n, K)
+    right = clean.argmax(1) == label
+    tie = (clean == clean.amax(1, keepdim=True)).sum(1) > 1
+    margin = margins(clean, label)
+    rows = [
+        ZeroShotRow(key=key, split=split, clean=float(ok), tie=tied, margin=value, attacks=[], fooled_by=[])
+        for key, ok, tied, value in zip(keys, right.tolist(), tie.tolist(), margin.tolist(), strict=True)
+    ]
+    costs = [cost(time.perf_counter() - begun, len(rows))]
+    kept = right.nonzero()[:, 0]
+    centre, own = images[kept], label[kept]
+
+    def confirm(points: Tensor, indices: Tensor) -> Tensor:
+        return exactly(points).argmax(1) != own[indices]
+
+    for attack in attacks:
+        begun = time.perf_counter()
+        fates: list[str | None] = [None if ok else "wrong" for ok in right.tolist()]
+        worst = margin.clone()
+        spent = {"evaluations": 0.0, "violation": 0.0, "zero_gradients": 0.0, "nonfinite_gradients": 0.0}
+        if len(kept):
+            attacked = attack_classes(
+                (half or metric).embed,
+                classes,
+                centre,
+                own,
+                attack.ball,
+                attack.steps,
+                [sample_seed(run.seed, keys[row]) for row in kept.tolist()],
+                scale=scale,
+                targets=attack.targets,
+                confirm=None if half is None else confirm,
+                slack=0.0 if half is None else SLACK,
+                chunk_size=run.chunk_size,
+            )
+            for row, stage in zip(kept.tolist(), attacked.stages, strict=True):
+                fates[row] = stage
+            for part, found in zip((slice(None), attacked.left), attacked.attacks, strict=False):
+                worst[kept[part]] = torch.minimum(worst[kept[part]], margins(exactly(found.images), own[part]))
+                spent["violation"] = max(spent["violation"], attack.ball.violation(found.images, centre[part]))
+                for name in ("evaluations", "zero_gradients", "nonfinite_gradients"):
+                    spent[name] += getattr(found, name)
+        for row, fate, value in zip(rows, fates, worst.tolist(), strict=True):
+            row["attacks"].append((float(fate is None), value))
+            row["fooled_by"].append(fate)
+        costs.append({"seconds": time.perf_counter() - begun, **spent})
+    return {"rows": rows, "unreadable": [], "costs": costs}
+
+
+def _read(
+    block: Sequence[LabelledImage], metric: EncoderMetric | EmbeddingMetric
+) -> tuple[list[LabelledImage], Tensor, list[str]]:
+    """The images that could be read, their pixels (n, 3, S, S), and a sentence per image that could not."""
+
+    def read(image: LabelledImage) -> Tensor | str:
+        try:
+            return metric.preprocess(image.path)
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, block))
+    kept = [image for image, pixels in zip(block, found, strict=True) if isinstance(pixels, Tensor)]
+    pixels = [pixels for pixels in found if isinstance(pixels, Tensor)]
+    return kept, torch.stack(pixels) if pixels else torch.empty(0), [text for text in found if isinstance(text, str)]
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -1,0 +1,324 @@
+"""``rclip-metric eval ...``: how well a metric agrees with people, clean and under attack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rclip_metric.train.eval_options import balls_of, build_parser
+from rclip_metric.train.threat import LpBall
+
+STEPS = {"apgd": 100, "square": 5000, "noise": 100}
+PAPER: dict[str, dict[str, Any]] = {
+    "nights": {"split": "test", "min-votes": 6, "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100},
+    "bapps": {"protocol": "majority", "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100,
+              "attacked": "1000 per split"},
+    "things": {"attack": "none"},
+    "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
+                 "targets": 9},
+}  # fmt: skip
+
+
+def _attacks(options: argparse.Namespace) -> list[Any]:
+    from rclip_metric.train.evaluation.robustness import AttackSettings
+
+    if options.attack == "none":
+        return []
+    steps = STEPS[options.attack] if options.steps is None else options.steps
+    loss = "margin" if options.attack == "square" else options.loss
+    return [
+        AttackSettings(ball, options.attack, steps, options.restarts, loss, options.larger_eps)
+        for ball in balls_of(options.norm, options.eps)
+    ]
+
+
+def _device(options: argparse.Namespace) -> str:
+    import torch
+
+    from rclip_metric.train.evaluation.blocks import own_device
+
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for and no CUDA device is here: use --device cpu")
+    return own_device(name)
+
+
+def _run_settings(options: argparse.Namespace, metric: Any) -> Any:
+    from rclip_metric.train.evaluation.robustness import RunSettings, default_chunk_size
+
+    size = getattr(metric, "image_size", 224)
+    chunk = options.chunk_size or default_chunk_size(metric.device, size)
+    return RunSettings(options.seed, options.batch_size, chunk, options.precision)
+
+
+def _needs(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) is None:
+            raise ValueError(f"rclip-metric eval {options.task} needs --{name}")
+
+
+def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
+    """--check: decode every image; ValueError when some are broken."""
+    from rclip_metric.train.data.check import check_images
+
+    problems = check_images(paths, quiet=options.quiet)
+    for problem in problems:
+        print(problem)
+    whole = len(set(paths))
+    if problems:
+        raise ValueError(f"{len(problems)} of {whole} images cannot be read: download them again")
+    print(f"{options.data}: all {whole} images can be read")
+
+
+def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
+    """Print the table; name what could not be read."""
+    from rclip_metric.train.evaluation.leaderboard import table
+
+    if rank:
+        return
+    print(table(records))
+    broken = list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"]))
+    if broken:
+        raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
+
+
+def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
+    """What NIGHTS and BAPPS share."""
+    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+
+    if options.check:
+        return _checked([path for t in data.triplets for path in (t.reference, t.left, t.right)], options)
+    _needs(options, "model")
+    attacks, device, team = _attacks(options), _device(options), processes()
+    session = Session(options.out, options.overwrite, team)
+    records: list[dict[str, Any]] = []
+    for name in options.model:
+        metric = load_metric(name, device=device, resize=resize)
+        run = _run_settings(options, metric)
+
+        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
+            return evaluate_two_afc(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
+
+        records += session.records(
+            evaluate, task="2afc", metric=metric, data=data.settings(), attacks=attacks, run=run, limit=options.limit
+        )
+    return _finish(records, options, team.rank)
+
+
+def _nights(options: argparse.Namespace) -> None:
+    _two_afc(options, _nights_data(options), "default")
+
+
+def _nights_data(options: argparse.Namespace) -> Any:
+    from rclip_metric.train.data.two_afc import read_nights
+    from rclip_metric.train.evaluation.two_afc import TwoAfcData
+
+    _needs(options, "data")
+    triplets = read_nights(options.data, options.split)[: options.limit]
+    # The scenes' folder is called nights as well, for its format; published numbers must not stand beside it.
+    name = "scenes" if (options.data.resolve().parent / "scenes.json").exists() else "nights"
+    return TwoAfcData(name, options.split, triplets, limit=options.limit)
+
+
+def _bapps(options: argparse.Namespace) -> None:
+    from rclip_metric.train.data.two_afc import BAPPS_SPLITS, read_bapps
+    from rclip_metric.train.evaluation.two_afc import TwoAfcData, first_of_each_split, loader_at
+
+    _needs(options, "data")
+    triplets = read_bapps(options.data, options.splits or BAPPS_SPLITS)
+    if options.limit:
+        triplets = first_of_each_split(triplets, options.limit)
+    name = "scenes-bapps" if (options.data / "bapps.json").exists() else "bapps"
+    attacked = frozenset(triplet.key for triplet in first_of_each_split(triplets, options.attacked))
+    split = None if options.splits is None else "+".join(sorted(options.splits))
+    load = loader_at(64) if options.protocol == "soft" else None
+    data = TwoAfcData(name, split, triplets, options.protocol, True, attacked, load, options.limit)
+    _two_afc(options, data, "squash")
+
+
+def _things(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from rclip_metric.train.data.things import read_things
+    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
+    from rclip_metric.train.evaluation.session import Session
+
+    _needs(options, "data")
+    things = read_things(options.table or options.data, options.images or options.data / "images")
+    if options.limit:
+        things = replace(things, triplets=things.triplets[: options.limit], odd=things.odd[: options.limit])
+    if options.check:
+        return _checked(things.images, options)
+    _needs(options, "model")
+    name = "scenes-things" if (options.data / "things.json").exists() else "things"
+    data = OddOneOutData(name, things, options.limit)
+    attacks, device, team = _attacks(options), _device(options), processes()
+    session = Session(options.out, options.overwrite, team)
+    records: list[dict[str, Any]] = []
+    for model in options.model:
+        metric = load_metric(model, device=device)
+        run = _run_settings(options, metric)
+
+        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
+            return evaluate_odd_one_out(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
+
+        records += session.records(
+            evaluate, task="odd-one-out", metric=metric, data=data.settings(), attacks=attacks, run=run,
+            limit=options.limit,
+        )  # fmt: skip
+    return _finish(records, options, team.rank)
+
+
+def _sanity(options: argparse.Namespace) -> None:
+    from dataclasses import asdict, replace
+
+    from rclip_metric.train.checkpoint import write_json
+    from rclip_metric.train.evaluation import sanity as suite
+    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+
+    _needs(options, "data", "model")
+    if options.check:
+        return _checked([p for t in _nights_data(options).triplets for p in (t.reference, t.left, t.right)], options)
+    whole = _nights_data(options)
+    balls, device, team = balls_of(options.norm, options.eps), _device(options), processes()
+    settings = suite.SanitySettings(options.steps, tuple(options.iterations), options.queries, options.draws)
+    session = Session(options.out, options.overwrite, team)
+    failed = 0
+    for name in options.model:
+        metric = load_metric(name, device=device)
+        source = load_metric(options.source, device=device) if options.source else None
+        run = _run_settings(options, metric)
+
+        def evaluate(
+            attacks: Any, *, attacked: Any = None, transfer: bool = False,
+            metric: Any = metric, source: Any = source, run: Any = run,
+        ) -> list[dict[str, Any]]:  # fmt: skip
+            data, clean = replace(whole, attacked=attacked), source if transfer else None
+
+            def do(chosen: Any, journal: Path | None) -> list[dict[str, Any]]:
+                return evaluate_two_afc(
+                    metric, data, chosen, run, source=clean, journal=journal, team=team, quiet=options.quiet
+                )
+
+            return session.records(
+                do, task="2afc", metric=metric, data=data.settings(), attacks=attacks, run=run, source=clean,
+                limit=options.limit,
+            )  # fmt: skip
+
+        side = getattr(metric, "image_size", 224)
+        most = {"linf": 1.0, "l2": math.sqrt(3) * side, "l1": 3.0 * side**2}
+        checks, records = suite.sanity(
+            evaluate, balls, settings, transfer=source is not None, largest=lambda ball, most=most: most[ball.norm],
+            report=_say if team.rank == 0 and not options.quiet else lambda line: None,
+        )  # fmt: skip
+        failed += sum(not check.passed for check in checks)
+        if team.rank == 0:
+            print(f"{metric.name} on {whole.name} ({len(whole.triplets)} triplets)\n\n{suite.markdown(checks)}\n")
+            if options.out is not None:
+                record = {"model": metric.describe(), "data": whole.settings(), "settings": asdict(settings)}
+                record |= {"run": asdict(run), "source": source.describe() if source else None}
+                record |= {"versions": records[0]["versions"], "checks": suite.as_json(checks)}
+                write_json(options.out / f"sanity-{metric.name.replace('/', '_')}.json", record)
+    if failed:
+        raise ValueError(f"{failed} checks failed: the robust accuracy should not be quoted without saying so")
+
+
+def _zeroshot(options: argparse.Namespace) -> None:
+    from rclip_metric.train.data.classes import read_classes, read_prompts
+    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.report import result_name, save
+    from rclip_metric.train.evaluation.robustness import resolved_precision
+    from rclip_metric.train.evaluation.zero_shot import ZeroShotConfig, evaluate_zero_shot
+    from rclip_metric.train.text_weights import load_text
+
+    _needs(options, "data")
+    folders = read_classes(options.data, options.per_class)
+    if options.limit:
+        raise ValueError("--limit would keep the first classes only: use --per-class")
+    if options.check:
+        return _checked([image.path for image in folders.images], options)
+    _needs(options, "model")
+    prompts = read_prompts(options.prompts)
+    prompts.words(folders.names)  # what does not fit is found before a model is loaded
+    device, team = _device(options), processes()
+    radii = options.eps or [2 / 255, 4 / 255]
+    balls: list[LpBall | None] = [None] if options.attack == "none" else [LpBall(options.norm, eps) for eps in radii]
+    records: list[dict[str, Any]] = []
+    for name in options.model:
+        metric: Any = load_metric(name, device=device)
+        text = load_text(options.text or name)
+        for ball in balls:
+            precision = resolved_precision(options.precision, metric.device)
+            config = ZeroShotConfig(ball, options.steps, options.targets, options.seed, options.batch_size, precision)
+            journal = options.out / ".journal" / "zeroshot" if options.out else None
+            found = evaluate_zero_shot(
+                metric, text, prompts, folders, config, data={"name": options.name or options.data.name},
+                journal=journal, team=team, quiet=options.quiet,
+            )  # fmt: skip
+            records.append(found)
+            if options.out is not None and team.rank == 0:
+                save(options.out / result_name(found), found)
+    return _finish(records, options, team.rank)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
+    from rclip_metric.train.evaluation.report import load_results
+
+    records = load_results(options.results)
+    text = table(records, options.format)
+    if options.out is not None:
+        partial = options.out.with_name(options.out.name + ".partial")
+        partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+        partial.replace(options.out)
+    elif not (options.plot or options.sweep):
+        print(text)
+    if options.plot is not None:
+        plot(records, options.plot)
+    if options.sweep is not None:
+        sweep_plot(records, options.sweep)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "nights": _nights,
+    "bapps": _bapps,
+    "things": _things,
+    "zeroshot": _zeroshot,
+    "sanity": _sanity,
+    "table": _table,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``eval ...``: 0 when done, 2 for bad input; the Hub's errors are the caller's to report."""
+    options = build_parser(TASKS).parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        if getattr(options, "preset", None):
+            print(json.dumps({"task": options.task, **PAPER.get(options.task, PAPER["nights"])}))
+        else:
+            run(options)
+    except (ValueError, FloatingPointError) as error:
+        print(f"rclip-metric: {error}", file=sys.stderr)
+        return 2
+    return 0

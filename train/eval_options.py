@@ -1,0 +1,172 @@
+"""The arguments of ``rclip-metric eval``, and what --norm and --eps mean together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rclip_metric.train.options import count, positive, radius
+from rclip_metric.train.threat import NORMS, LpBall
+
+PAPER_RADII = {"linf": 4 / 255, "l2": 3.0}
+_ABOUT = "How well a metric agrees with people, clean and under attack."
+_EPILOG = """\
+Any other metric: --model MODULE:FUNCTION calls the function with the device and expects an object as described in
+train/evaluation/metric.py (EmbeddingMetric and DistanceMetric there wrap plain functions).
+
+Several processes or machines: torchrun --nproc-per-node N -m rclip_metric eval ... gives the same numbers as one
+process. With --out, an interrupted run goes on where it stopped when the same command is given again.
+"""
+
+
+def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """The parser; ``eval`` is the first word.
+
+    Args:
+        run: the function behind each task, which gets the parsed arguments.
+    """
+    parser = argparse.ArgumentParser(prog="rclip-metric")
+    group = parser.add_subparsers(dest="group", required=True)
+    commands = group.add_parser("eval", help="judge metrics", description=_ABOUT).add_subparsers(
+        dest="task", required=True, metavar="TASK"
+    )
+    judged = _judged_options()
+    attack = _attack_options("apgd")
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
+
+    nights = commands.add_parser("nights", parents=[judged, attack], help="2AFC in the NIGHTS format", **raw)
+    nights.add_argument("--split", default="test", help="train, val, test, test_imagenet or test_no_imagenet")
+    nights.set_defaults(run=run["nights"])
+
+    bapps = commands.add_parser("bapps", parents=[judged, attack], help="2AFC in the BAPPS format", **raw)
+    bapps.add_argument(
+        "--protocol",
+        choices=("majority", "soft"),
+        default="majority",
+        help="majority: right is what most people chose, images straight to the model's size (this paper); soft: the "
+        "share of people agreed with, images at 64 px (LPIPS, DreamSim). Default: %(default)s",
+    )
+    bapps.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all six")
+    bapps.add_argument(
+        "--attacked",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="triplets per split that are attacked (%(default)s)",
+    )
+    bapps.set_defaults(run=run["bapps"])
+
+    things = commands.add_parser(
+        "things", parents=[judged, _attack_options("none")], help="odd-one-out in the THINGS format", **raw
+    )
+    things.add_argument("--table", type=Path, help="the tab-separated triplets (default: the one in --data)")
+    things.add_argument("--images", type=Path, help="folder, or list of one path per line (default: DATA/images)")
+    things.set_defaults(run=run["things"])
+
+    zeroshot = commands.add_parser(
+        "zeroshot", parents=[judged], help="zero-shot classification of a folder per class", **raw
+    )
+    zeroshot.add_argument("--prompts", default="imagenet", help="name or JSON file (default: %(default)s)")
+    zeroshot.add_argument("--text", help="where the text tower comes from (default: what goes with the model)")
+    zeroshot.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    zeroshot.add_argument("--per-class", type=positive, help="only the first N images of each class")
+    zeroshot.add_argument("--attack", choices=("apgd", "none"), default="apgd", help="apgd: CE, then targeted DLR")
+    zeroshot.add_argument("--norm", choices=NORMS, default="linf")
+    zeroshot.add_argument("--eps", nargs="+", type=radius, help="default: 2/255 4/255")
+    zeroshot.add_argument("--steps", type=count, default=100, help="per APGD run (default: %(default)s)")
+    zeroshot.add_argument("--targets", type=positive, default=9, help="of APGD-T (default: %(default)s)")
+    zeroshot.set_defaults(run=run["zeroshot"])
+
+    sane = commands.add_parser(
+        "sanity", parents=[judged], help="can the robust accuracy be trusted: the paper's checks, with a verdict", **raw
+    )
+    sane.add_argument("--split", default="test")
+    sane.add_argument("--norm", nargs="+", choices=NORMS)
+    sane.add_argument("--eps", nargs="+", type=radius)
+    sane.add_argument("--steps", type=positive, default=100)
+    sane.add_argument("--iterations", nargs="+", type=positive, default=[50, 100, 200, 500, 1000])
+    sane.add_argument("--queries", type=positive, default=5000, help="of the Square Attack")
+    sane.add_argument("--draws", type=positive, default=100, help="of random noise")
+    sane.add_argument("--source", metavar="CLEAN", help="clean model for the transferred attack (default: left out)")
+    sane.set_defaults(run=run["sanity"])
+
+    table = commands.add_parser("table", help="results as a leaderboard and as plots")
+    table.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="files or folders of results")
+    table.add_argument("--format", choices=("markdown", "csv", "html"), default="markdown")
+    table.add_argument("--out", type=Path, help="file for the table (default: printed)")
+    table.add_argument("--plot", type=Path, help="accuracy against eps: .png, .svg or .pdf (extra: plot)")
+    table.add_argument("--sweep", type=Path, help="accuracy against iterations: .png, .svg or .pdf (extra: plot)")
+    table.set_defaults(run=run["table"])
+    return parser
+
+
+def _judged_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--data", type=Path, help="folder of the set")
+    options.add_argument("--model", nargs="+", help="names, paths, Hub ids, or MODULE:FUNCTION")
+    options.add_argument("--out", type=Path, help="folder for the results, one JSON per model and threat; resumes")
+    options.add_argument("--overwrite", action="store_true", help="replace results of other settings")
+    options.add_argument(
+        "--check", action="store_true", help="only read every image of the set, and say what is broken"
+    )
+    options.add_argument(
+        "--preset", choices=("paper",), help="print the paper's settings, which are the defaults, and stop"
+    )
+    options.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
+    options.add_argument("--seed", type=count, default=0, help="of the random starts (default: %(default)s)")
+    options.add_argument("--batch-size", type=positive, default=64, metavar="N",
+                         help="samples in a block, the unit of work (default: %(default)s)")  # fmt: skip
+    options.add_argument(
+        "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
+    )
+    options.add_argument(
+        "--precision", choices=("float32", "bfloat16", "auto"), default="float32",
+        help="of the attack's own passes; successes are confirmed in float32. auto: bfloat16 where the device is fast "
+        "at it, about three times faster and within 0.3 points (default: %(default)s)",
+    )  # fmt: skip
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    options.add_argument("--quiet", action="store_true", help="no progress bar")
+    return options
+
+
+def _attack_options(default: str) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--attack", choices=("apgd", "square", "noise", "none"), default=default, help="default: %(default)s"
+    )
+    options.add_argument("--norm", nargs="+", choices=NORMS, help="default: linf l2")
+    options.add_argument(
+        "--eps",
+        nargs="+",
+        type=radius,
+        help="a radius per norm, or several for one norm (default: 4/255 3, the paper's)",
+    )
+    options.add_argument("--steps", type=count, help="iterations (default: 100), queries of square (5000)")
+    options.add_argument("--restarts", type=positive, default=1, help="of APGD (default: %(default)s)")
+    options.add_argument("--loss", choices=("ce", "margin"), default="ce", help="that is raised (default: %(default)s)")
+    options.add_argument("--larger-eps", action="store_true", help="APGD begins in balls of 3 and 2 times the radius")
+    return options
+
+
+def balls_of(norms: Sequence[str] | None, radii: Sequence[float] | None) -> list[LpBall]:
+    """The threat models that --norm and --eps mean together.
+
+    Raises:
+        ValueError: if they do not fit each other.
+    """
+    names: list[Any] = list(norms or PAPER_RADII)
+    if radii is None:
+        unknown = [name for name in names if name not in PAPER_RADII]
+        if unknown:
+            raise ValueError(f"the paper has no radius for {unknown[0]}: pass --eps")
+        return [LpBall(name, PAPER_RADII[name]) for name in names]
+    if len(names) == 1:
+        return [LpBall(names[0], eps) for eps in radii]
+    if len(radii) != len(names):
+        raise ValueError(
+            f"{len(names)} norms and {len(radii)} radii were given: pass one --eps value per --norm value, "
+            "or several for a single norm"
+        )
+    return [LpBall(name, eps) for name, eps in zip(names, radii, strict=True)]
