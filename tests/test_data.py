@@ -12,8 +12,15 @@ from PIL import Image
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.data import scene_formats
 from rclip_metric.train.data.check import check_images
-from rclip_metric.train.data.scene_formats import DISTORTIONS, sample_comparison, write_bapps, write_things
-from rclip_metric.train.data.scenes import generator, render, sample_scene
+from rclip_metric.train.data.classes import read_classes
+from rclip_metric.train.data.scene_formats import (
+    DISTORTIONS,
+    sample_comparison,
+    write_bapps,
+    write_grounds,
+    write_things,
+)
+from rclip_metric.train.data.scenes import BACKGROUNDS, generator, render, sample_scene
 from rclip_metric.train.data.things import PUBLISHED, read_things
 from rclip_metric.train.data.two_afc import BAPPS_SPLITS, TripletFiles, read_bapps, read_nights
 
@@ -558,3 +565,20 @@ def test_a_metric_does_better_than_chance_on_both(tiny, scene_bapps, scene_thing
     first, second, third = vectors.unbind(1)
     pairs = torch.stack([(second * third).sum(1), (first * third).sum(1), (first * second).sum(1)], 1)  # (T, 3)
     assert (pairs.argmax(1) == read.odd).float().mean() > 0.5  # chance is 1/3
+
+
+class TestGrounds:
+    def test_every_class_has_its_images_and_its_colour(self, tmp_path):
+        folder = tmp_path / "grounds"
+        record = write_grounds(folder, seed=3, per_class=2, quiet=True)
+        found = read_classes(folder)
+        assert list(found.names) == sorted(BACKGROUNDS) and len(found.images) == 2 * len(BACKGROUNDS)
+        for image in found.images:
+            corner = np.asarray(Image.open(image.path), np.float64)[:3, :3].mean((0, 1)) / 255
+            expected = np.asarray(BACKGROUNDS[found.names[image.label]])
+            others = [np.linalg.norm(corner / corner.sum() - np.asarray(c) / sum(c)) for c in BACKGROUNDS.values()]
+            own = np.linalg.norm(corner / corner.sum() - expected / expected.sum())
+            assert own <= sorted(others)[2]  # the hue is among the nearest: light, stripes and noise move it
+        assert write_grounds(folder, seed=3, per_class=2, quiet=True) == record
+        with pytest.raises(ValueError, match="other settings"):
+            write_grounds(folder, seed=4, per_class=2, quiet=True)

@@ -16,8 +16,10 @@ ROOT = Path(__file__).parents[1]
 DATA = [
     "rclip_metric/models/README.md",
     "rclip_metric/models/tiny-clean.safetensors",
+    "rclip_metric/models/tiny-text.safetensors",
     "rclip_metric/models/tiny.safetensors",
     "rclip_metric/py.typed",
+    *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
     "rclip_metric/weights_manifest.json",
 ]
 

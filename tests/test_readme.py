@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.train.evaluation.leaderboard import table
+from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.train.evaluation.sanity import Check, markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,21 +29,25 @@ def test_the_model_table_is_the_manifest():
         assert cells[-1] == (spec.license or "?"), row
 
 
-def test_the_scene_numbers_are_those_of_the_saved_result():
-    results = json.loads((ROOT / "results" / "tiny_2afc.json").read_text())["results"]
+def test_the_tables_are_those_of_the_saved_results():
     card = (ROOT / "rclip_metric" / "models" / "README.md").read_text()
-    for record in results:
-        reported = get_spec(record["model"]).reported["scenes"]
-        values = [record["clean"]["accuracy"], *(attack["accuracy"] for attack in record["attacks"])]
-        assert [reported["clean"], reported["linf"], reported["l2"]] == [round(value, 1) for value in values]
-        digest = get_spec(record["model"]).files[0].sha256
-        assert digest is not None and record["revision"] == f"sha256:{digest[:12]}"
-        low, high = record["clean"]["interval_95"]
-        row = f"| {values[0]:.1f} ({low:.1f} - {high:.1f}) |"
-        assert row in README and row in card
+    records = load_results([ROOT / "results" / "robustness"])
+    assert table(records).strip() in README and table(records).strip() in card
+    assert table(load_results([ROOT / "results" / "formats"])).strip() in README
+    for record in records:
+        reported = get_spec(record["model"]["name"]).reported["scenes"]
+        assert reported["clean"] == round(record["clean"]["accuracy"], 1)
+        assert reported[record["threat"]["norm"]] == round(record["robust"]["accuracy"], 1)
+        digest = get_spec(record["model"]["name"]).files[0].sha256
+        assert digest is not None and record["model"]["revision"] == f"sha256:{digest[:12]}"
+        assert record["warnings"] == [] and record["settings"]["limit"] is None
+
+
+def test_the_verdicts_are_those_of_the_saved_sanity_suite():
+    saved = json.loads((ROOT / "results" / "sanity" / "sanity-tiny.json").read_text())
+    assert markdown([Check(**check) for check in saved["checks"]]) in README
 
 
 def test_every_file_the_readme_links_or_runs_exists():
     for path in re.findall(r"(?:examples|results|rclip_metric|train)/[\w./-]+\.(?:py|png|json|md)", README):
-        if not path.startswith("results/tiny_2afc"):
-            assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path

@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     scenes.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
     scenes.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
+    scenes.add_argument("--grounds", type=positive, metavar="N", help="also N images of each ground colour, in folders")
     scenes.set_defaults(run=_run_scenes)
 
     clip = train.add_parser("clip", parents=[shared], help="train a small CLIP on scenes (tiny-clean)")
@@ -125,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fare.set_defaults(run=_run_fare)
 
+    text = train.add_parser("text", help="write the text tower of a `train clip` run, for zero-shot classification")
+    text.add_argument("run_folder", type=Path, metavar="RUN", help="folder with state.safetensors")
+    text.add_argument("--out", type=Path, help="file to write (default: RUN/text.safetensors, found with the encoder)")
+    text.set_defaults(run=_run_text)
+
     pack = train.add_parser("pack", help="write a run's encoder as one half-precision file, as `tiny` is shipped")
     pack.add_argument("run_folder", type=Path, metavar="RUN", help="folder with model.safetensors and config.json")
     pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
@@ -134,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run_scenes(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.scene_formats import write_bapps, write_things
+    from rclip_metric.train.data.scene_formats import write_bapps, write_grounds, write_things
     from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 
     record = write_scenes(options.out, _config(ScenesConfig, options), quiet=options.quiet)
@@ -144,6 +150,9 @@ def _run_scenes(options: argparse.Namespace) -> None:
     if options.bapps:
         write_bapps(options.out / "bapps", seed=record["seed"], per_split=options.bapps, quiet=options.quiet)
         print(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
+    if options.grounds:
+        write_grounds(options.out / "grounds", seed=record["seed"], per_class=options.grounds, quiet=options.quiet)
+        print(f"{options.out / 'grounds'}: {options.grounds} images of each ground colour")
     if options.things:
         write_things(options.out / "things", seed=record["seed"], triplets=options.things, quiet=options.quiet)
         print(f"{options.out / 'things'}: {options.things} triplets")
@@ -166,6 +175,13 @@ def _run_fare(options: argparse.Namespace) -> None:
     name = options.name or options.out.name
     train_fare(base, options.images, options.out, config, name=name, quiet=options.quiet)
     print(f"{options.out}: load it with RobustPerceptualDistance({str(options.out)!r})")
+
+
+def _run_text(options: argparse.Namespace) -> None:
+    from rclip_metric.train.text_weights import TEXT_NAME, export_text
+
+    path = export_text(options.run_folder / "state.safetensors", options.out or options.run_folder / TEXT_NAME)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _run_pack(options: argparse.Namespace) -> None:

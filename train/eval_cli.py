@@ -79,11 +79,14 @@ def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
 
 def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
     """Print the table; name what could not be read."""
+    from rclip_metric.train.evaluation.breakdown import breakdown
     from rclip_metric.train.evaluation.leaderboard import table
 
     if rank:
         return
     print(table(records))
+    if parts := breakdown(records):
+        print(f"\n{parts}")
     broken = list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"]))
     if broken:
         raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
@@ -164,7 +167,9 @@ def _things(options: argparse.Namespace) -> None:
     _needs(options, "model")
     name = "scenes-things" if (options.data / "things.json").exists() else "things"
     data = OddOneOutData(name, things, options.limit)
-    attacks, device, team = _attacks(options), _device(options), processes()
+    # Three pairs compete here: what is raised is always the margin between them.
+    attacks = [replace(attack, loss="margin") for attack in _attacks(options)]
+    device, team = _device(options), processes()
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:
@@ -242,38 +247,40 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.classes import read_classes, read_prompts
     from rclip_metric.train.evaluation.blocks import processes
     from rclip_metric.train.evaluation.metric import load_metric
-    from rclip_metric.train.evaluation.report import result_name, save
-    from rclip_metric.train.evaluation.robustness import resolved_precision
-    from rclip_metric.train.evaluation.zero_shot import ZeroShotConfig, evaluate_zero_shot
+    from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
     from rclip_metric.train.text_weights import load_text
 
     _needs(options, "data")
-    folders = read_classes(options.data, options.per_class)
     if options.limit:
         raise ValueError("--limit would keep the first classes only: use --per-class")
+    folders, prompts = read_classes(options.data, options.per_class), read_prompts(options.prompts)
     if options.check:
         return _checked([image.path for image in folders.images], options)
     _needs(options, "model")
-    prompts = read_prompts(options.prompts)
-    prompts.words(folders.names)  # what does not fit is found before a model is loaded
+    words = prompts.words(folders.names)  # what does not fit is found before a model is loaded
+    data = ZeroShotData(options.name or options.data.name, folders, prompts, limit=options.per_class)
+    balls = PAPER_BALLS if options.eps is None else tuple(LpBall(options.norm, eps) for eps in options.eps)
+    attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
+    if options.attack == "none":
+        attacks = []
     device, team = _device(options), processes()
-    radii = options.eps or [2 / 255, 4 / 255]
-    balls: list[LpBall | None] = [None] if options.attack == "none" else [LpBall(options.norm, eps) for eps in radii]
+    session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for name in options.model:
         metric: Any = load_metric(name, device=device)
         text = load_text(options.text or name)
-        for ball in balls:
-            precision = resolved_precision(options.precision, metric.device)
-            config = ZeroShotConfig(ball, options.steps, options.targets, options.seed, options.batch_size, precision)
-            journal = options.out / ".journal" / "zeroshot" if options.out else None
-            found = evaluate_zero_shot(
-                metric, text, prompts, folders, config, data={"name": options.name or options.data.name},
-                journal=journal, team=team, quiet=options.quiet,
-            )  # fmt: skip
-            records.append(found)
-            if options.out is not None and team.rank == 0:
-                save(options.out / result_name(found), found)
+        run = _run_settings(options, metric)
+
+        def evaluate(
+            chosen: Any, journal: Path | None, metric: Any = metric, text: Any = text, run: Any = run
+        ) -> list[dict[str, Any]]:
+            return evaluate_zero_shot(metric, text, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
+
+        records += session.records(
+            evaluate, task="zero-shot", metric=metric, data={**data.describe(), "samples": data.digest()},
+            attacks=attacks, run=run, limit=options.per_class,
+        )  # fmt: skip
     return _finish(records, options, team.rank)
 
 

@@ -1,4 +1,4 @@
-"""Procedural scenes in the formats of BAPPS and THINGS: the same evaluations run where the real sets are not.
+"""Procedural scenes in the formats of BAPPS, THINGS and class folders: evaluations run where the real sets are not.
 
 The order of the distortions, and which image of three is the odd one, are known by construction; what the
 simulated people answer differs from that at a known rate. Everything is a function of the seed and its index,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import shutil
@@ -259,6 +260,37 @@ def write_things(
     bar.close()
     partial.replace(folder / "images")
     (folder / "things.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
+    """Write a class-per-folder set, ``<folder>/<colour of the ground>/NNNNN.png``, and return its ``grounds.json``.
+
+    For zero-shot classification: the shipped CLIP knows the colours of grounds well, and shapes hardly at all.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+    """
+    if per_class < 1:
+        raise ValueError(f"got {per_class} images per class, expected 1 or more")
+    record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=list(scenes.BACKGROUNDS))
+    if _written(folder / "grounds.json", record):
+        return record
+    partial = _begin(folder, "grounds.json")
+    left = dict.fromkeys(scenes.BACKGROUNDS, per_class)
+    with tqdm(total=sum(left.values()), desc="grounds", disable=True if quiet else None) as bar:
+        for index in itertools.count():
+            if not any(left.values()):
+                break
+            scene = sample_scene(generator(seed, "ground", index))
+            if left[scene.ground_colour]:
+                left[scene.ground_colour] -= 1
+                path = partial / scene.ground_colour / f"{index:05d}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(render(scene)).save(path, compress_level=1)
+                bar.update()
+    (partial / "grounds.json").write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder)
     return record
 
 

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from rclip_metric.train.evaluation.blocks import ALONE, Processes
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.outcome import Outcome
 from rclip_metric.train.evaluation.report import record
-from rclip_metric.train.evaluation.robustness import AttackSettings, Confirmed, RunSettings, resolved_precision
+from rclip_metric.train.evaluation.robustness import Confirmed, RunSettings, resolved_precision
+from rclip_metric.train.threat import LpBall
+
+
+class Attack(Protocol):
+    """The settings of an attack, as records and file names need them."""
+
+    @property
+    def attack(self) -> str:
+        """Its name."""
+
+    @property
+    def ball(self) -> LpBall:
+        """The feasible set."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON."""
 
 
 class Row(TypedDict):
@@ -53,7 +69,7 @@ def settings_of(
     task: str,
     metric: Metric,
     data: dict[str, Any],
-    attacks: Sequence[AttackSettings],
+    attacks: Sequence[Attack],
     run: RunSettings,
     source: Metric | None,
 ) -> dict[str, Any]:
@@ -74,7 +90,7 @@ def records_of(
     task: str,
     metric: Metric,
     data: dict[str, Any],
-    attacks: Sequence[AttackSettings],
+    attacks: Sequence[Attack],
     run: RunSettings,
     source: Metric | None = None,
     team: Processes = ALONE,

@@ -211,6 +211,8 @@ def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
     """
     records: dict[Path, dict[str, Any]] = {}
     for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"there is no {path}: pass a file or a folder that rclip-metric eval wrote")
         found = {file: _read_result(file, required=False) for file in sorted(path.glob("*.json"))}
         if not path.is_dir():
             found = {path: _read_result(path, required=True)}

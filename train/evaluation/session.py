@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, fingerprint
-from rclip_metric.train.evaluation.collected import settings_of
+from rclip_metric.train.evaluation.collected import Attack, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.report import result_name, save
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.robustness import RunSettings
 
-Evaluate = Callable[[Sequence[AttackSettings], "Path | None"], list[dict[str, Any]]]
+Evaluate = Callable[[Sequence[Attack], "Path | None"], list[dict[str, Any]]]
 """Attacks and a folder for the journal -> a record per attack, or one of the clean accuracy for no attack."""
 
 
@@ -41,7 +41,7 @@ class Session:
         task: str,
         metric: Metric,
         data: dict[str, Any],
-        attacks: Sequence[AttackSettings],
+        attacks: Sequence[Attack],
         run: RunSettings,
         source: Metric | None = None,
         limit: int | None = None,
@@ -63,7 +63,7 @@ class Session:
         """
         if self.out is None:
             return evaluate(attacks, None)
-        wanted: list[AttackSettings | None] = list(attacks) or [None]
+        wanted: list[Attack | None] = list(attacks) or [None]
         marks = [
             fingerprint(settings_of(task, metric, data, [attack] if attack else [], run, source)) for attack in wanted
         ]
@@ -90,7 +90,7 @@ class Session:
         self,
         metric: Metric,
         data: dict[str, Any],
-        attack: AttackSettings | None,
+        attack: Attack | None,
         run: RunSettings,
         source: Metric | None,
         limit: int | None,

@@ -97,6 +97,11 @@ class ZeroShotData:
             "protocol": None if self.prompts.name == USUAL_PROMPTS else self.prompts.name,
         }
 
+    def digest(self) -> str:
+        """Of the images and the words."""
+        texts = (*self.prompts.words(self.folders.names), *self.prompts.templates)
+        return _digest([*texts, *(image.key for image in self.folders.images)])
+
 
 class ZeroShotRow(Row):
     """One image: as `Row`, and by attack "wrong" (on the clean image), the stage that fooled it, or None."""

@@ -1,0 +1,42 @@
+"""Results split by split: both halves of NIGHTS' test set, the six splits of BAPPS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rclip_metric.train.evaluation.labels import Threat, data_label, model_label
+
+Record = Mapping[str, Any]
+
+
+def breakdown(records: Sequence[Record]) -> str:
+    """A Markdown table of every record's splits, in percent with their counts; empty when none has several.
+
+    A row is a model, a data set and a split; a column the clean accuracy, then a threat. A number in brackets is that of
+    the attacked samples, where it is not that of all.
+    """
+    several = [record for record in records if len(record["splits"]) > 1]
+    if not several:
+        return ""
+    threats = sorted({threat for record in several if (threat := Threat.of(record))}, key=lambda threat: threat.order)
+    settings = {threat.ball for threat in threats}
+    rows: dict[tuple[str, str, str], dict[Threat | None, Any]] = {}
+    for record in several:
+        for split, parts in record["splits"].items():
+            row = rows.setdefault((model_label(record), data_label(record), split), {})
+            row[None] = parts["clean"]
+            if threat := Threat.of(record):
+                row[threat] = parts["robust"]
+    names = [t.ball if len(settings) == len(threats) else f"{t.ball}, {t.attack} {t.steps}" for t in threats]
+    lines = ["| " + " | ".join(["model", "data", "split", "samples", "clean", *names]) + " |"]
+    lines.append("|---|---|---" + "|---:" * (2 + len(threats)) + "|")
+    for (model, data, split), row in rows.items():
+        samples = row[None]["samples"]
+        cells = [model, data, split, str(samples), f"{row[None]['accuracy']:.1f}"]
+        for threat in threats:
+            part = row.get(threat)
+            count = "" if part is None or part["samples"] == samples else f" [{part['samples']}]"
+            cells.append("" if part is None else f"{part['accuracy']:.1f}{count}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
