@@ -530,7 +530,7 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
     if random:
         found["seconds per iteration"] = {name: value / (steps + 1) for name, value in seconds.items()}
         found["samples that left"] = int((ours.clean & ~ours.robust).sum())
-        if norm == options.norms[0]:
+        if norm == options.norms[0] and not options.skip_memory:
             memory = {"model": model, "samples": len(triplets.keys), "chunk_size": chunk}
             found["peak bytes"] = peak_memory(runs, device, **memory)
     else:
@@ -629,6 +629,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--random-steps", type=int, default=5, help="iterations for random weights")
     parser.add_argument("--chunk-size", type=int, help="images per pass of ours (default: as for evaluations)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each for the shipped models")
+    parser.add_argument("--skip-memory", action="store_true", help="no process of its own per peak of memory")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--bfloat16-agreement", action="store_true", help="only compare what bfloat16 and float32 find on tiny"

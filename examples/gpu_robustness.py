@@ -148,12 +148,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def benchmark_part(device: str, model: str, batch: int, steps: int) -> dict[str, Any]:
+def benchmark_part(device: str, model: str, batch: int, steps: int, quick: bool) -> dict[str, Any]:
     """The benchmark of the attack, on this device, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="rclip-metric-benchmark-") as folder:
         out = Path(folder) / "benchmark.json"
         command = [sys.executable, str(BENCHMARK), "--models", model, "--device", device, "--out", str(out)]
         command += ["--random-samples", str(batch), "--random-steps", str(steps)]
+        command += ["--skip-memory"] if quick else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return dict(json.loads(out.read_text())["results"])
 
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parts = {
         "outcomes": lambda: outcomes_part(device, samples, 3 if quick else NIGHTS_STEPS),
         "rates": lambda: rates_part(device, models, batch, steps),
-        "benchmark": lambda: benchmark_part(device, models[0], batch, steps),
+        "benchmark": lambda: benchmark_part(device, models[0], batch, steps, quick),
     }
     with full_float32():
         for part in PARTS:

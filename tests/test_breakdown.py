@@ -6,9 +6,9 @@ from rclip_metric.train.evaluation.report import Outcome, record
 
 def result(attacked, **threat):
     rows = [
-        Outcome(str(i), "cnn" if i < 3 else "color", float(i != 0), False, 0.1, *((float(i > 2), 0.1) if i in attacked else ()))
+        Outcome(str(i), "cnn" if i < 3 else "color", float(i != 0), False, 0.1, float(i > 2) if i in attacked else None)
         for i in range(5)
-    ]  # fmt: skip
+    ]
     return record(rows, task="2afc", model={"name": "m"}, data={"name": "bapps"}, threat=threat, seconds=1.0)
 
 

@@ -78,16 +78,13 @@ def apgd(
 
         def attempt(left: Tensor, restart: int = restart, drawn: list[int] | None = drawn) -> Attacked:
             centre = images[left]
-            begin = start[left].detach() if restart == 0 and start is not None else None
-            if begin is None and drawn is not None:
-                chosen = [drawn[index] for index in left.tolist()]
-                widest = LpBall(ball.norm, ball.eps * LARGER_EPS[0][0]) if larger_eps else ball
-                begin = widest.start(centre, chosen)
-            points = centre if begin is None else ball.project(begin, centre) if not larger_eps else begin
-            within = (loss_fn, left, succeeded, confirm)
-            if larger_eps:
-                return _larger_eps(within, centre, points, ball, steps, threshold, chunk_size)
-            return _single(within, centre, points, ball, steps, threshold, chunk_size)
+            first = LpBall(ball.norm, ball.eps * LARGER_EPS[0][0]) if larger_eps else ball
+            if restart == 0 and start is not None:
+                points = first.project(start[left].detach(), centre)
+            else:
+                points = centre if drawn is None else first.start(centre, [drawn[index] for index in left.tolist()])
+            run = _larger_eps if larger_eps else _single
+            return run((loss_fn, left, succeeded, confirm), centre, points, ball, steps, threshold, chunk_size)
 
         result = _continued(result, attempt, images)
         if bool(result.success.all()):

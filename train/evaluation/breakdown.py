@@ -13,8 +13,8 @@ Record = Mapping[str, Any]
 def breakdown(records: Sequence[Record]) -> str:
     """A Markdown table of every record's splits, in percent with their counts; empty when none has several.
 
-    A row is a model, a data set and a split; a column the clean accuracy, then a threat. A number in brackets is that of
-    the attacked samples, where it is not that of all.
+    A row is a model, a data set and a split; a column the clean accuracy, then a threat. A number in brackets counts
+    the attacked samples, where these are not all.
     """
     several = [record for record in records if len(record["splits"]) > 1]
     if not several:

@@ -53,6 +53,12 @@ def cost(seconds: float, evaluations: int) -> dict[str, float]:
     return {"seconds": seconds, "evaluations": evaluations}
 
 
+def empty_block(unreadable: list[str], attacks: int) -> Block:
+    """A block of which nothing could be read."""
+    nothing = {"seconds": 0.0, "evaluations": 0, "violation": 0.0, "zero_gradients": 0, "nonfinite_gradients": 0}
+    return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (attacks + 1)}
+
+
 def attack_cost(confirmed: Confirmed) -> dict[str, float]:
     """What an attack on a block cost, and what it met."""
     attacked = confirmed.attacked

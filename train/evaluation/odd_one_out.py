@@ -15,7 +15,7 @@ from torch import Tensor
 from rclip_metric.images import ImageError
 from rclip_metric.train.data.things import Things
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
-from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, records_of, settings_of
+from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -206,8 +206,7 @@ def _evaluate_block(
     position, odd = position[kept], odd[kept]
     numbers = (torch.arange(len(kept))[kept] + block.start).tolist()
     if not numbers:
-        nothing = {"seconds": 0.0, "violation": 0.0, "evaluations": 0, "zero_gradients": 0, "nonfinite_gradients": 0}
-        return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (len(attacks) + 1)}
+        return empty_block(unreadable, len(attacks))
     with torch.no_grad():
         columns = []
         for a, b in PAIRS:

@@ -18,7 +18,7 @@ from rclip_metric.images import ImageError, open_image
 from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
-from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, records_of, settings_of
+from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -187,8 +187,7 @@ def _evaluate_block(
     begun = time.perf_counter()
     triplets, images, unreadable = _read(block, load)
     if not triplets:
-        nothing = {"seconds": 0.0, "violation": 0.0, "evaluations": 0, "zero_gradients": 0, "nonfinite_gradients": 0}
-        return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (len(attacks) + 1)}
+        return empty_block(unreadable, len(attacks))
     reference, options = images[:, 0].to(metric.device), images[:, 1:].to(metric.device)
     label = torch.tensor([triplet.label for triplet in triplets], device=metric.device)
     fixed = fixed_options(metric, options, run.chunk_size)

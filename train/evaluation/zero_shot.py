@@ -18,7 +18,7 @@ from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins, similarities
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
-from rclip_metric.train.evaluation.collected import Block, Row, cost, records_of, settings_of
+from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -165,14 +165,7 @@ def evaluate_zero_shot(
         begun = time.perf_counter()
         read, pixels, unreadable = _read(block, metric)
         if not read:
-            nothing = {
-                "seconds": 0.0,
-                "evaluations": 0,
-                "violation": 0.0,
-                "zero_gradients": 0,
-                "nonfinite_gradients": 0,
-            }
-            return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (len(possible) + 1)}
+            return empty_block(unreadable, len(possible))
         pixels = pixels.to(metric.device)
         label = torch.tensor([image.label for image in read], device=metric.device)
         keys = [image.key for image in read]
