@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here: run it on a machine with one, or pass --device cpu --quick")
     device, quick = options.device, options.quick
-    samples, batch, steps = (6, 4, 2) if quick else (options.samples, options.batch_size, options.steps)
+    samples, batch, steps = (3, 2, 1) if quick else (options.samples, options.batch_size, options.steps)
     models = ["tiny_convnext"] if quick else ["convnext_base_w", "vit_b_16"]
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "results": {},
     }
     parts = {
-        "outcomes": lambda: outcomes_part(device, samples, 3 if quick else NIGHTS_STEPS),
+        "outcomes": lambda: outcomes_part(device, samples, 1 if quick else NIGHTS_STEPS),
         "rates": lambda: rates_part(device, models, batch, steps),
         "benchmark": lambda: benchmark_part(device, models[0], batch, steps, quick),
     }

@@ -74,7 +74,8 @@ class Encoder(nn.Module):
         self.resize: Resize = resize
         self.name = name
         self.revision = revision
-        self.chunk_size: int | None = 8
+        # As many pixels as eight images of 224x224, but no more than 64 images: small ones pay for every call.
+        self.chunk_size: int | None = max(8, min(64, 8 * 224**2 // architecture.image_size**2))
         self.tower = build_tower(architecture)
         self.embedding_dim = self.tower.embedding_dim
         self.image_size = architecture.image_size

@@ -362,4 +362,5 @@ def test_bad_balls_are_refused():
         LpBall("l2", -1)
     with pytest.raises(ValueError, match="finite"):
         LpBall("l2", math.inf)
+    assert str(LpBall("linf", 0.25 / 255)) == "linf 0.25/255" and str(LpBall("linf", 0.01)) == "linf 2.55/255"
     assert str(LpBall("linf", 4 / 255)) == "linf 4/255" and str(LpBall("l2", 0.857)) == "l2 0.857"

@@ -203,6 +203,8 @@ def test_channels_last_where_it_is_faster(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (8, [8]), (9, [5, 4]), (16, [8, 8]), (17, [6, 6, 5]), (0, [0])])
 def test_large_batches_go_in_even_chunks(count: int, sizes: list[int]) -> None:
     model = encoder("convnext")
+    assert model.chunk_size == 64  # of 32x32 images
+    model.chunk_size = 8  # what it is for 224x224
     images = batch(count, 20, 20) if count else torch.empty(0, 3, 32, 32)
     with torch.no_grad():
         inputs = tower_inputs(model, lambda: model(images))
@@ -215,6 +217,7 @@ def test_large_batches_go_in_even_chunks(count: int, sizes: list[int]) -> None:
 
 def test_no_chunks_where_a_graph_is_needed() -> None:
     model = encoder()
+    model.chunk_size = 8
     images = batch(9)
 
     def calls(images: Tensor) -> int:

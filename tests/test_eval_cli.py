@@ -93,6 +93,7 @@ def test_sanity_ends_in_verdicts_and_keeps_what_they_rest_on(scenes, tmp_path, c
         "accuracy falls with the radius, to zero",
         "more iterations change little",
     }
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("radius.png", "iterations.png"))
     records = load_results([path for path in tmp_path.glob("*__*.json")])
     assert {record["threat"]["attack"] for record in records} >= {"apgd", "noise", "transfer"}
     assert main([*arguments, *settings, "--source", "tiny", "--out", str(tmp_path)]) == code  # all of it is read again

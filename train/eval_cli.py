@@ -204,9 +204,12 @@ def _sanity(options: argparse.Namespace) -> None:
     settings = suite.SanitySettings(options.steps, tuple(options.iterations), options.queries, options.draws)
     session = Session(options.out, options.overwrite, team)
     failed = 0
+    everything: list[dict[str, Any]] = []
     for name in options.model:
         metric = load_metric(name, device=device)
         source = load_metric(options.source, device=device) if options.source else None
+        if source and (source.name, source.revision) == (metric.name, metric.revision):
+            source = None  # its own attack is no transfer
         run = _run_settings(options, metric)
 
         def evaluate(
@@ -232,6 +235,7 @@ def _sanity(options: argparse.Namespace) -> None:
             report=_say if team.rank == 0 and not options.quiet else lambda line: None,
         )  # fmt: skip
         failed += sum(not check.passed for check in checks)
+        everything += records
         if team.rank == 0:
             print(f"{metric.name} on {whole.name} ({len(whole.triplets)} triplets)\n\n{suite.markdown(checks)}\n")
             if options.out is not None:
@@ -239,8 +243,25 @@ def _sanity(options: argparse.Namespace) -> None:
                 record |= {"run": asdict(run), "source": source.describe() if source else None}
                 record |= {"versions": records[0]["versions"], "checks": suite.as_json(checks)}
                 write_json(options.out / f"sanity-{metric.name.replace('/', '_')}.json", record)
+    if options.out is not None and team.rank == 0:
+        _sanity_plots(everything, balls, options)
     if failed:
         raise ValueError(f"{failed} checks failed: the robust accuracy should not be quoted without saying so")
+
+
+def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], options: argparse.Namespace) -> None:
+    """Both sweeps as pictures beside the results, where matplotlib is installed."""
+    from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot
+
+    apgd = [record for record in records if record["threat"]["attack"] == "apgd"]
+    radii = [record for record in apgd if record["threat"]["steps"] == options.steps]
+    own = {(ball.norm, ball.eps) for ball in balls}
+    steps = [record for record in apgd if (record["threat"]["norm"], record["threat"]["eps"]) in own]
+    try:
+        plot(radii, options.out / "radius.png")
+        sweep_plot(steps, options.out / "iterations.png")
+    except ValueError as error:
+        _say(f"no plots: {error}")
 
 
 def _zeroshot(options: argparse.Namespace) -> None:

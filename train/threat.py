@@ -37,10 +37,10 @@ class LpBall:
             raise ValueError(f"eps must be a finite number that is not negative, and it is {self.eps}")
 
     def __str__(self) -> str:
-        """Name the ball as papers do: ``linf 4/255`` where that is exact, else ``l2 0.857``."""
+        """Name the ball as papers do: ``linf 4/255``, ``linf 0.25/255`` where two decimals tell all, ``l2 0.857``."""
         levels = self.eps * 255
-        if self.norm == "linf" and abs(levels - round(levels)) < 1e-6:
-            return f"linf {round(levels)}/255"
+        if self.norm == "linf" and abs(levels - round(levels, 2)) < 1e-6:
+            return f"linf {round(levels, 2):g}/255"
         return f"{self.norm} {self.eps:.4g}"
 
     def norms(self, delta: Tensor) -> Tensor:

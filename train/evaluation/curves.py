@@ -86,7 +86,7 @@ def figure(records: Sequence[Record]) -> Figure:
         radii = sorted({x for curve in curves for x in curve.points})
         if len(radii) > 2 and radii[-1] > WIDE * radii[1]:
             axes.set_xscale("symlog", linthresh=radii[1], linscale=0.4)
-        axes.set_xticks(radii, [f"{radius:.4g}" for radius in radii])
+        axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
         axes.set_xticks([], minor=True)
         axes.set_xlabel(f"{_SYMBOLS.get(norm, norm)} radius" + (" (/255)" if norm == "linf" else ""))
         for curve in curves:

@@ -88,7 +88,7 @@ def sanity(
 
         report(f"{ball}: radius sweep")
         sweep = _radius_sweep(evaluate, apgd, base, largest(ball))
-        records += sweep
+        records += [record for record in sweep if record is not base]
         checks.append(_radius(sweep, str(ball)))
 
         report(f"{ball}: iteration sweep")
