@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction, judged, restart_seeds
 from rclip_metric.train.schedule import Halving, Sparsity
-from rclip_metric.train.threat import LpBall
+from rclip_metric.train.threat import Feasible, LpBall
 
 MOMENTUM = 0.75  # weight of the gradient step against the previous move
 LARGER_EPS = ((3, 0.3), (2, 0.3), (1, 0.4))  # radius as a multiple of eps, share of the steps
@@ -240,6 +240,7 @@ def _single(
     # What follows is of the samples that are still in the batch; `alive` holds their rows.
     alive = torch.arange(total, device=device)
     point = previous = points
+    feasible = Feasible(ball, centre)
     best_gradient = torch.zeros_like(centre)
 
     for step in range(steps + 1):
@@ -262,7 +263,7 @@ def _single(
         if last:
             break
 
-        peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+        peak = gradient.flatten(1).abs().amax(1)
         broken = ~peak.isfinite()
         zero[alive] |= peak == 0
         if bool(broken.any()):
@@ -271,7 +272,7 @@ def _single(
         best_gradient[rows] = gradient[rows]
 
         top = best_loss[alive]
-        back = schedule.reviewed(step, loss, top, (best[alive] - centre) if schedule.due(step) else None)
+        back = schedule.reviewed(step, loss, top, (best[alive] - feasible.centre) if schedule.due(step) else None)
         if back is not None and bool(back.any()):
             # Only the next step starts there; the move before it stays in the momentum, as published.
             point = torch.where(back.view(-1, 1, 1, 1), best[alive], point)
@@ -281,16 +282,19 @@ def _single(
             keep = (~found).nonzero()[:, 0]
             if not len(keep):
                 break
-            alive, centre, point, previous, gradient, best_gradient = (
-                tensor[keep] for tensor in (alive, centre, point, previous, gradient, best_gradient)
+            alive, point, previous, gradient, best_gradient = (
+                tensor[keep] for tensor in (alive, point, previous, gradient, best_gradient)
             )
             schedule.keep(keep)
+            feasible.keep(keep)
 
-        moved = _stepped(ball, schedule, gradient, point, centre)
+        share = {"share": schedule.share} if isinstance(schedule, Sparsity) else {}
+        moved = torch.addcmul(point, ball.ascent(gradient, **share), schedule.size.view(-1, 1, 1, 1))
+        moved = feasible.project_(moved, exact=step == 0 or ball.norm == "l1")
         if step > 0 and ball.norm != "l1":
             # point + 0.75 (moved - point) + 0.25 (point - previous)
-            moved = moved.mul_(MOMENTUM).add_(point, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
-            moved = ball.project(moved, centre)
+            moved.mul_(MOMENTUM).add_(point, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
+            moved = feasible.project_(moved)
         previous, point = point, moved
 
     return Attacked(best, best_loss, success, evaluations, gradients, int(zero.sum()), int(nonfinite.sum()))
@@ -319,9 +323,3 @@ def _evaluate(
     if len(losses) == 1:
         return losses[0], gradients[0] if differentiate else points.new_empty(0), successes[0].clone()
     return torch.cat(losses), torch.cat(gradients) if differentiate else points.new_empty(0), torch.cat(successes)
-
-
-def _stepped(ball: LpBall, schedule: Halving | Sparsity, gradient: Tensor, point: Tensor, centre: Tensor) -> Tensor:
-    """The gradient step alone, projected."""
-    direction = ball.ascent(gradient, schedule.share) if isinstance(schedule, Sparsity) else ball.ascent(gradient)
-    return ball.project(torch.addcmul(point, direction, schedule.size.view(-1, 1, 1, 1)), centre)

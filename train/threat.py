@@ -50,35 +50,8 @@ class LpBall:
         return found.to(delta.dtype if wide is None else wide).view(-1, 1, 1, 1)
 
     def project(self, points: Tensor, centre: Tensor) -> Tensor:
-        """Bring points (N, C, H, W) into ball and box.
-
-        For l_inf and l_1 this is the nearest point of the intersection (l_1: `_project_l1`). For l_2 the points are
-        scaled into the ball and then clamped, which stays inside both (clamping towards a centre in the box never
-        lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out by
-        more than an ulp of eps.
-        """
-        if self.norm == "linf":
-            # Shorter by half an ulp below 1, so that no rounding of a bound carries it out of the ball.
-            reach = max(0.0, self.eps - 2**-25)
-            return torch.clamp(points, centre - reach, centre + reach).clamp_(0, 1)
-        if self.norm == "l1":
-            return self._tucked(_project_l1(points, centre, self.eps), centre)
-        delta = points - centre
-        size = self.norms(delta)
-        # Short by one part in eight million, so that rounding rarely carries a point out.
-        scale = torch.where(size > self.eps, self.eps * (1 - 2**-23) / size.clamp(min=_TINY), 1.0)
-        return self._tucked(delta.mul_(scale.to(delta.dtype)).add_(centre).clamp_(0, 1), centre)
-
-    def _tucked(self, points: Tensor, centre: Tensor) -> Tensor:
-        """Move points that rounding left outside the ball back in, in place, by less than two ulps per value."""
-        size = self.norms(points - centre)
-        outside = (size > self.eps).view(-1)
-        if outside.any():
-            inner, scale = centre[outside], (self.eps / size[outside]).to(points.dtype)
-            nearer = inner + (points[outside] - inner) * scale
-            # One more ulp towards the centre makes every move shorter than the exact one.
-            points[outside] = torch.nextafter(nearer, inner)
-        return points
+        """Bring points (N, C, H, W) into ball and box; see `Feasible`."""
+        return Feasible(self, centre).project_(points.clone())
 
     def ascent(self, gradient: Tensor, share: Tensor | None = None) -> Tensor:
         """The direction of steepest ascent with unit norm.
@@ -134,6 +107,55 @@ class LpBall:
         size = torch.linalg.vector_norm((points - centre).flatten(1), _ORDER[self.norm], dim=1)
         outside = torch.maximum(-points, points - 1).amax()
         return max(0.0, (size - self.eps).amax().item(), outside.item())
+
+
+class Feasible:
+    """The points of ball and box around fixed centres (N, C, H, W): what depends on the centres alone is made once."""
+
+    def __init__(self, ball: LpBall, centre: Tensor) -> None:
+        """Begin with all centres."""
+        self.ball, self.centre = ball, centre
+        if ball.norm == "linf":
+            # Shorter by half an ulp below 1, so that no rounding of a bound carries it out of the ball.
+            reach = max(0.0, ball.eps - 2**-25)
+            self._low, self._high = (centre - reach).clamp_(min=0), (centre + reach).clamp_(max=1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these centres only."""
+        self.centre = self.centre[rows]
+        if self.ball.norm == "linf":
+            self._low, self._high = self._low[rows], self._high[rows]
+
+    def project_(self, points: Tensor, exact: bool = True) -> Tensor:
+        """Bring points (N, C, H, W) into ball and box, in place where the norm allows it.
+
+        For l_inf and l_1 this is the nearest point of the intersection (l_1: `_project_l1`). For l_2 the points are
+        scaled into the ball and then clamped, which stays inside both (clamping towards a centre in the box never
+        lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out by
+        more than an ulp of eps, unless ``exact`` is off: for points on the way to others, which it saves two passes.
+        """
+        ball, centre = self.ball, self.centre
+        if ball.norm == "linf":
+            return torch.clamp(points, self._low, self._high, out=points)
+        if ball.norm == "l1":
+            return self._tucked(_project_l1(points, centre, ball.eps))
+        delta = points.sub_(centre)
+        size = ball.norms(delta)
+        # Short by one part in eight million, so that rounding rarely carries a point out.
+        scale = torch.where(size > ball.eps, ball.eps * (1 - 2**-23) / size.clamp(min=_TINY), 1.0)
+        points = delta.mul_(scale.to(delta.dtype)).add_(centre).clamp_(0, 1)
+        return self._tucked(points) if exact else points
+
+    def _tucked(self, points: Tensor) -> Tensor:
+        """Move points that rounding left outside the ball back in, in place, by less than two ulps per value."""
+        size = self.ball.norms(points - self.centre)
+        outside = (size > self.ball.eps).view(-1)
+        if outside.any():
+            inner, scale = self.centre[outside], (self.ball.eps / size[outside]).to(points.dtype)
+            nearer = inner + (points[outside] - inner) * scale
+            # One more ulp towards the centre makes every move shorter than the exact one.
+            points[outside] = torch.nextafter(nearer, inner)
+        return points
 
 
 def _project_l1(points: Tensor, centre: Tensor, eps: float) -> Tensor:
