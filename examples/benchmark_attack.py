@@ -666,6 +666,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     name, found = f"{model} {norm}", case(model, norm, metric, triplets, options)
                 report["results"][name] = found
                 table(name, found)
+    report["machine"]["load afterwards"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if options.out:
         write_json(options.out, report)
     return report

@@ -22,6 +22,8 @@ from rclip_metric.train.clip import (
 )
 from rclip_metric.train.data.images import StepSampler, seeded
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
+from rclip_metric.train.eval_cli import main as evaluate
+from rclip_metric.train.evaluation.report import load_results, unpack
 from rclip_metric.train.finetune import FareConfig, fare_step, train_fare
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
@@ -213,7 +215,7 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["packed.safetensors"]
     assert packed.stat().st_size < 5e6
     capsys.readouterr()
-    out = tmp_path / "result.json"
+    out = tmp_path / "results"
     judge = [
         "eval",
         "nights",
@@ -225,12 +227,13 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
         "2",
         "--quiet",
     ]
-    assert main([*judge, "--norm", "linf", "l2", "--eps", "4/255", "0.857", "--out", f"{out}"]) == 0
+    assert evaluate([*judge, "--norm", "linf", "l2", "--eps", "4/255", "0.857", "--out", f"{out}"]) == 0
     printed = capsys.readouterr().out
-    assert "| linf 4/255 | l2 0.857 |" in printed and "| robust |" in printed
-    [record] = json.loads(out.read_text())["results"]
-    assert record["triplets"] == len(record["outcomes"]) == 6 and record["attacks"][0]["largest_violation"] < 1e-6
-    assert main([*judge, "--norm", "linf", "--eps", "4/255", "1"]) == 2
+    assert "| linf 4/255 | l2 0.857 |" in printed and "| robust | scenes test majority |" in printed
+    records = load_results([out])
+    assert len(records) == 2 and all(len(unpack(record)) == 6 for record in records)
+    assert all(record["data"]["name"] == "scenes" and record["largest_violation"] < 1e-6 for record in records)
+    assert evaluate([*judge, "--norm", "linf", "l2", "--eps", "4/255"]) == 2
     assert "one --eps value per --norm value" in capsys.readouterr().err
-    assert main([*judge[:3], f"{tmp_path}", *judge[4:]]) == 2
+    assert evaluate([*judge[:3], f"{tmp_path}", *judge[4:]]) == 2
     assert "no data.csv" in capsys.readouterr().err

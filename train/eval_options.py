@@ -124,8 +124,8 @@ def _judged_options() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--precision", choices=("float32", "bfloat16", "auto"), default="float32",
-        help="of the attack's own passes; successes are confirmed in float32. auto: bfloat16 where the device is fast "
-        "at it, about three times faster and within 0.3 points (default: %(default)s)",
+        help="of the attack's own passes; successes are always confirmed in float32. auto: bfloat16 where the device "
+        "is fast at it (default: %(default)s, as in the paper)",
     )  # fmt: skip
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     options.add_argument("--quiet", action="store_true", help="no progress bar")
