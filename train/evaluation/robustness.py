@@ -158,6 +158,7 @@ def attack_block(
     run: RunSettings,
     keys: Sequence[str],
     *,
+    fixed: Tensor | None = None,
     half: Metric | None = None,
     source: Metric | None = None,
 ) -> Confirmed:
@@ -171,6 +172,7 @@ def attack_block(
         settings: the attack.
         run: seed and chunk size.
         keys: the samples' names, for their seeds.
+        fixed: what the metric keeps of the options, (n, K, ...), where the clean pass has computed it already.
         half: the metric in bfloat16, if the attack's own passes shall run there.
         source: the metric that a transferred attack is made on.
 
@@ -182,7 +184,7 @@ def attack_block(
         nothing = torch.zeros(0, dtype=torch.bool, device=images.device)
         return Confirmed(nothing, images.new_zeros(0), Attacked(images, images.new_zeros(0), nothing), 0.0, 0.0)
     seeds = [sample_seed(run.seed, key) for key in keys]
-    fixed = fixed_options(metric, options, run.chunk_size)
+    kept = fixed_options(metric, options, run.chunk_size) if fixed is None else fixed
     ball, chunk = settings.ball, run.chunk_size
 
     def judge(judging: Metric, held: Tensor, points: Tensor, indices: Tensor) -> Decided:
@@ -191,7 +193,7 @@ def attack_block(
     def exactly(points: Tensor, indices: Tensor) -> Decided:
         with torch.no_grad():
             parts = [
-                judge(metric, fixed, p, i)
+                judge(metric, kept, p, i)
                 for p, i in zip(points.split(chunk or len(points)), indices.split(chunk or len(points)), strict=True)
             ]
         return Decided(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -201,7 +203,7 @@ def attack_block(
     if half is None:
 
         def loss_fn(points: Tensor, indices: Tensor) -> Judged:
-            decided = judge(metric, fixed, points, indices)
+            decided = judge(metric, kept, points, indices)
             return Judged(decided.loss, decided.wrong)
 
     else:

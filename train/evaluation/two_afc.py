@@ -209,7 +209,7 @@ def _evaluate_block(
     for attack in attacks:
         confirmed = attack_block(
             metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
-            [triplets[i].key for i in right], half=half, source=source,
+            [triplets[i].key for i in right], fixed=fixed[right], half=half, source=source,
         )  # fmt: skip
         _add_attack(rows, triplets, chosen, right, confirmed, data.protocol)
         costs.append(attack_cost(confirmed))
