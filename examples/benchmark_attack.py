@@ -62,7 +62,7 @@ from rclip_metric.train.threat import LpBall
 SCENES = Path(__file__).parents[1] / "data" / "scenes" / "nights"
 SHIPPED = ("tiny-clean", "tiny")
 NORMS = ("linf", "l2")
-OURS, HALF, LIPSIM, RCLIP = "ours", "ours, bfloat16", "LipSim", "R-CLIP"
+OURS, LIPSIM, RCLIP = "ours", "LipSim", "R-CLIP"
 AIMS = {
     "tiny-clean": "nearly all are fooled within a few steps and leave: at least 10 times faster than LipSim's loop",
     "tiny": "most stay: 2 (LipSim's 3 forward + 1 backward pass against 1 + 1), and 1.3 against R-CLIP's loop",
@@ -247,57 +247,20 @@ def rclip_evaluation(encoder: Encoder, triplets: Triplets, ball: LpBall, steps: 
 # Ours
 
 
-class Mark(torch.autograd.Function):
-    """The identity, which calls back when its gradient is asked for."""
+class Recorder(EncoderMetric):
+    """A metric that keeps a list of its passes: whether with a gradient, and of how many images."""
 
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, note: Callable[[], None]) -> Tensor:
-        ctx.note = note
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.note()
-        return gradients[0], None
-
-
-class Observed(EncoderMetric):
-    """A metric that counts the images of its forward and backward passes, and adds up their seconds where asked to."""
-
-    def __init__(self, metric: EncoderMetric, clocked: bool = False) -> None:
+    def __init__(self, metric: EncoderMetric) -> None:
         super().__init__(metric.metric)
-        self.clocked = clocked
-        self.forward = self.backward = 0
-        self.seconds = self.processor = 0.0
-
-    def _begin(self) -> None:
-        synchronize(self.device)
-        self._begun = time.perf_counter(), time.process_time()
-
-    def _end(self) -> None:
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - self._begun[0]
-        self.processor += time.process_time() - self._begun[1]
+        self.passes: list[tuple[bool, int]] = []
 
     def fix(self, images: Tensor) -> Tensor:
-        self.forward += len(images)
-        if not self.clocked:
-            return super().fix(images)
-        self._begin()
-        fixed = super().fix(images)
-        self._end()
-        return fixed
+        self.passes.append((False, len(images)))
+        return super().fix(images)
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        self.forward += len(images)
-        self.backward += len(images) if images.requires_grad and torch.is_grad_enabled() else 0
-        if not self.clocked:
-            return super().similarities(images, fixed)
-        marked = Mark.apply(images, self._end)  # the backward pass ends here ...
-        self._begin()
-        found = super().similarities(marked, fixed)
-        self._end()
-        return Mark.apply(found, self._begin)  # ... and begins here
+        self.passes.append((images.requires_grad and torch.is_grad_enabled(), len(images)))
+        return super().similarities(images, fixed)
 
 
 def our_evaluation(
@@ -307,38 +270,51 @@ def our_evaluation(
     steps: int,
     chunk_size: int | None,
     half: EncoderMetric | None = None,
-    observed: Observed | None = None,
 ) -> Outcome:
     """Clean accuracy, then the attack on those that are right; as `evaluate_two_afc` does it for one block."""
     reference, options, label, keys = triplets
-    observed = observed or Observed(metric)
-    fixed = fixed_options(observed, options, chunk_size)
+    recorder = Recorder(metric)
+    fixed = fixed_options(recorder, options, chunk_size)
     chunk = chunk_size or len(reference)
     with torch.no_grad():
         pairs = zip(reference.split(chunk), fixed.split(chunk), strict=True)
-        similarities = torch.cat([observed.similarities(part, held) for part, held in pairs])
+        similarities = torch.cat([recorder.similarities(part, held) for part, held in pairs])
     decided = decision(label)(similarities, torch.arange(len(label), device=label.device))
     clean, margin = ~decided.wrong, decided.margin
     robust, rows = clean.clone(), clean.nonzero()[:, 0]
     if len(rows):
         confirmed = attack_block(
-            observed, reference[rows], options[rows], decision(label[rows]), AttackSettings(ball, steps=steps),
-            RunSettings(seed=0, chunk_size=chunk_size), [keys[i] for i in rows.tolist()], fixed=fixed[rows], half=half,
+            recorder, reference[rows], options[rows], decision(label[rows]), AttackSettings(ball, steps=steps),
+            RunSettings(seed=0, chunk_size=chunk_size), [keys[i] for i in rows.tolist()], half=half,
         )  # fmt: skip
         robust[rows] = ~confirmed.fooled
         margin[rows] = confirmed.margin
-    return Outcome(clean, robust, margin, observed.forward, observed.backward)
+    forward = sum(count for _, count in recorder.passes)
+    return Outcome(clean, robust, margin, forward, sum(count for gradient, count in recorder.passes if gradient))
 
 
-def share_outside_passes(run: Callable[..., Outcome], metric: EncoderMetric) -> dict[str, float]:
-    """The share of our whole evaluation that is spent outside the metric's passes."""
-    clocked = Observed(metric, clocked=True)
-    synchronize(metric.device)
-    begun = time.perf_counter(), time.process_time()
-    run(observed=clocked)
-    synchronize(metric.device)
-    seconds, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    return {"of the seconds": 1 - clocked.seconds / seconds, "of the processor's": 1 - clocked.processor / processor}
+def passes_of(
+    metric: EncoderMetric, triplets: Triplets, ball: LpBall, steps: int, chunk_size: int | None
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Our attack (without the clean pass), and the same passes of the metric on the same numbers of images alone."""
+    reference, options, label, keys = triplets
+    run, settings = RunSettings(seed=0, chunk_size=chunk_size), AttackSettings(ball, steps=steps)
+    recorder = Recorder(metric)
+    attack = partial(attack_block, metric, reference, options, decision(label), settings, run, keys)
+    attack_block(recorder, reference, options, decision(label), settings, run, keys)
+    pool, fixed = options.flatten(0, 1), fixed_options(metric, options, chunk_size)
+    decide = decision(label)
+
+    def alone() -> None:
+        for differentiate, count in recorder.passes:
+            if differentiate:
+                variable = reference[:count].detach().requires_grad_()
+                at = torch.arange(count, device=label.device)
+                torch.autograd.grad(decide(metric.similarities(variable, fixed[:count]), at).loss.sum(), variable)
+            else:
+                metric.fix(pool[:count])
+
+    return attack, alone
 
 
 # Models and images
@@ -432,36 +408,28 @@ def take_turns(contestants: Mapping[str, Callable[[], Any]], repeats: int, devic
     return Turns(*medians, results)
 
 
-def synchronize(device: torch.device | str) -> None:
-    if torch.device(device).type == "cuda":
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def contestants_of(
-    metric: EncoderMetric,
-    triplets: Triplets,
-    ball: LpBall,
-    steps: int,
-    chunk_size: int | None,
-    half: EncoderMetric | None = None,
-) -> dict[str, Callable[..., Outcome]]:
-    """All who compete; ours also in bfloat16 where there is a copy in it."""
+    metric: EncoderMetric, triplets: Triplets, ball: LpBall, steps: int, chunk_size: int | None
+) -> dict[str, Callable[[], Outcome]]:
     encoder = plain(metric.metric.encoder)
-    ours = partial(our_evaluation, metric, triplets, ball, steps, chunk_size)
     return {
-        **({} if half is None else {HALF: partial(ours, half)}),
-        OURS: ours,
+        OURS: partial(our_evaluation, metric, triplets, ball, steps, chunk_size),
         LIPSIM: partial(lipsim_evaluation, encoder, triplets, ball, steps),
         RCLIP: partial(rclip_evaluation, encoder, triplets, ball, steps),
     }
 
 
 def measure_memory(model: str, contestant: str, samples: int, chunk_size: int | None) -> dict[str, Any]:
-    """Bytes by which the peak of one iteration is above model and images, in a process of its own."""
+    """Bytes by which the peak of two iterations is above model and images, in a process of its own."""
     metric = load_metric(model, "cpu")
     triplets = own_choices(metric, load_triplets(metric, samples))
     ball = ball_of("linf", model, metric.metric.encoder.image_size)
-    runs = contestants_of(metric, triplets, ball, 1, chunk_size)
+    runs = contestants_of(metric, triplets, ball, 2, chunk_size)
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not (status.exists() and forget.exists()):
         return {"peak": None}
@@ -476,11 +444,10 @@ def measure_memory(model: str, contestant: str, samples: int, chunk_size: int | 
     return {"peak": resident("VmHWM") - before}
 
 
-def peak_memory(runs: Mapping[str, Callable[..., Outcome]], device: str, **settings: Any) -> dict[str, float | None]:
+def peak_memory(runs: Mapping[str, Callable[[], Outcome]], device: str, **settings: Any) -> dict[str, float | None]:
     peaks: dict[str, float | None] = {}
     for name, run in runs.items():
         if device.startswith("cuda"):
-            gc.collect()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             run()
@@ -528,12 +495,14 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
     device, size = options.device, metric.metric.encoder.image_size
     ball = ball_of(norm, model, size)
     random = model not in SHIPPED
-    steps, repeats = (options.random_steps + 1, 1) if random else (options.steps, options.repeats)
+    steps, repeats = (options.random_steps, 1) if random else (options.steps, options.repeats)
     chunk = options.chunk_size or default_chunk_size(metric.device, size)
-    half = metric.in_bfloat16() if bfloat16_is_fast(metric.device) else None
-    first = contestants_of(metric, triplets, ball, 1, chunk, half)
-    runs = contestants_of(metric, triplets, ball, steps, chunk, half)
-    for run in first.values():  # pages, primitives, lazy imports
+    runs: dict[str, Callable[[], Outcome]] = contestants_of(metric, triplets, ball, steps, chunk)
+    fast = bfloat16_is_fast(metric.device)
+    half = metric.in_bfloat16() if fast else None
+    if fast:
+        runs["ours, bfloat16"] = partial(our_evaluation, metric, triplets, ball, steps, chunk, half)
+    for run in contestants_of(metric, triplets, ball, 1, chunk).values():  # pages, primitives, lazy imports
         run()
     seconds, processor, results = take_turns(runs, repeats, device)
     ours = results[OURS]
@@ -545,28 +514,21 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
         "seconds": seconds,
         "times faster": {name: seconds[name] / seconds[OURS] for name in (LIPSIM, RCLIP)},
         "times less processor time": {name: processor[name] / processor[OURS] for name in (LIPSIM, RCLIP)},
-        "images forward": {name: result.forward for name, result in results.items() if name != HALF},
-        "images backward": {name: result.backward for name, result in results.items() if name != HALF},
+        "images forward": {name: result.forward for name, result in results.items() if "bfloat16" not in name},
+        "images backward": {name: result.backward for name, result in results.items() if "bfloat16" not in name},
         "clean accuracy": percent(ours.clean),
         "robust accuracy": {name: percent(result.robust) for name, result in results.items()},
         "clean decisions that differ": int(sum((ours.clean != results[name].clean).sum() for name in (LIPSIM, RCLIP))),
         "outcomes that differ": {name: differing(ours, results[name], triplets) for name in (LIPSIM, RCLIP)},
     }
-    if half is None:
-        found["bfloat16"] = "skipped: this device emulates it, which takes many times as long as float32"
+    if fast:
+        name = "ours, bfloat16"
+        found["times faster in bfloat16"] = {other: seconds[other] / seconds[name] for other in (OURS, LIPSIM, RCLIP)}
+        found["points between bfloat16 and float32"] = abs(percent(results[name].robust) - percent(ours.robust))
     else:
-        found["times faster in bfloat16"] = {name: seconds[name] / seconds[HALF] for name in (OURS, LIPSIM, RCLIP)}
-        found["points between bfloat16 and float32"] = abs(percent(results[HALF].robust) - percent(ours.robust))
+        found["bfloat16"] = "skipped: this device emulates it, which takes many times as long as float32"
     if random:
-        # The clean pass, the options and the last look at what was found are left out: one step against some more.
-        before = take_turns(first, repeats, device)
-        each = {name: (seconds[name] - before.seconds[name]) / (steps - 1) for name in runs}
-        work = {name: processor[name] - before.processor[name] for name in runs}
-        found["seconds per iteration"] = each
-        found["times faster per iteration"] = {name: each[name] / each[OURS] for name in runs if name != OURS}
-        found["times less processor time per iteration"] = {
-            name: work[name] / work[OURS] for name in runs if name != OURS
-        }
+        found["seconds per iteration"] = {name: value / (steps + 1) for name, value in seconds.items()}
         found["samples that left"] = int((ours.clean & ~ours.robust).sum())
         if norm == options.norms[0] and not options.skip_memory:
             memory = {"model": model, "samples": len(triplets.keys), "chunk_size": chunk}
@@ -575,8 +537,15 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
         # As above, but the first step's rise is judged by the start's loss: what is left is rounding.
         paper = rclip_evaluation(plain(metric.metric.encoder), triplets, ball, steps, unset_row=False)
         found["outcomes that differ"]["R-CLIP, every row set"] = differing(ours, paper, triplets)
-    found["share of the attack's own arithmetic"] = share_outside_passes(runs[OURS], metric)
-    found["top operations"] = top_operations(first[OURS] if random else runs[OURS], device)
+    rows = ours.clean.nonzero()[:, 0]
+    right = Triplets(*(part[rows] for part in triplets[:3]), [triplets.keys[i] for i in rows.tolist()])
+    attack, alone = passes_of(metric, right, ball, steps, chunk)
+    turns = take_turns({"attack": attack, "passes": alone}, 1 if random else 2 * repeats + 1, device)
+    found["share of the attack's own arithmetic"] = {
+        kind: 1 - spent["passes"] / spent["attack"]
+        for kind, spent in (("of the seconds", turns.seconds), ("of the processor's", turns.processor))
+    }
+    found["top operations"] = top_operations(attack, device)
     return found
 
 
@@ -654,7 +623,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[*SHIPPED, "convnext_base_w"], metavar="MODEL")
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=NORMS, metavar="NORM")
-    parser.add_argument("--samples", type=int, default=100, help="one batch, for the shipped models (R-CLIP's: 100)")
+    parser.add_argument("--samples", type=int, default=64, help="one batch, for the shipped models")
     parser.add_argument("--steps", type=int, default=100, help="iterations for the shipped models")
     parser.add_argument("--random-samples", type=int, default=8, help="the batch for random weights")
     parser.add_argument("--random-steps", type=int, default=5, help="iterations for random weights")
