@@ -1,8 +1,9 @@
-"""Everything that wants a GPU, in one command: the CUDA tests, and speed and memory of scoring, loss and FARE.
+"""Everything that wants a GPU, in one command: the CUDA tests, and speed and memory of scoring and loss.
 
 python examples/gpu_checks.py --out results/gpu_checks.json
 
-Weights and images are random (seeded). Without a GPU, `--device cpu --models tiny` shows that the script runs.
+Weights and images are random (seeded). Attacks and training have scripts of their own: gpu_robustness.py and
+gpu_training.py. Without a GPU, `--device cpu --models tiny` shows that the script runs.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import torch
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.manifest import get_spec
 from rclip_metric.train.checkpoint import write_json
-from rclip_metric.train.finetune import FareConfig, fare_step
 
 
 def seconds(step: Callable[[], object], device: str, repeats: int) -> float:
@@ -57,13 +57,6 @@ def measure(model: str, device: str, batch: int, repeats: int) -> dict[str, floa
             metric.distance_to(reference, x).sum().backward()
 
         result[f"{name}_loss_images_per_second"] = batch / seconds(loss_step, device, repeats)
-    original = Encoder(spec.architecture, spec.preprocessing).to(device).eval().requires_grad_(False)
-    trained = Encoder(spec.architecture, spec.preprocessing).to(device)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5)
-    noise = torch.rand_like(images[0]) * 2 - 1
-    config = FareConfig(batch_size=batch)
-    step = seconds(lambda: fare_step(trained, original, optimizer, images[0], noise, config), device, repeats)
-    result["fare_float32_images_per_second"] = batch / step
     if device == "cuda":
         result["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return result

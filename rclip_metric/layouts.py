@@ -16,8 +16,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from rclip_metric.architectures import (
+    LIBRARY_KINDS,
+    Architecture,
+    ConvNeXtArchitecture,
+    ViTArchitecture,
+    embedding_dim,
+)
 from rclip_metric.errors import CheckpointError
-from rclip_metric.towers import Architecture, ConvNeXtArchitecture, ViTArchitecture, embedding_dim
+from rclip_metric.library_towers import expected_tensors
 
 _Shape = tuple[int, ...]
 _Transform = Callable[[list[Tensor], _Shape], Tensor]
@@ -45,7 +52,12 @@ class Layout:
 
 def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
     """Return the keys of an encoder's state dict and the shapes of their tensors."""
-    shapes = _vit_shapes(architecture) if isinstance(architecture, ViTArchitecture) else _convnext_shapes(architecture)
+    if isinstance(architecture, ViTArchitecture):
+        shapes = _vit_shapes(architecture)
+    elif isinstance(architecture, ConvNeXtArchitecture):
+        shapes = _convnext_shapes(architecture)
+    else:
+        shapes = {key: expected.shape for key, expected in expected_tensors(architecture).items()}
     if mlp_hidden is not None:
         dim = embedding_dim(architecture)
         head = ((mlp_hidden, dim), (mlp_hidden,), (dim, mlp_hidden), (dim,))
@@ -93,6 +105,7 @@ def convert(
     result: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
+    integers = _integers(architecture)
     for key, shape in expected_shapes(architecture, mlp_hidden).items():
         found = ((key,), _as_is) if key in _HEAD else source(key.removeprefix("tower."), architecture.kind)
         if found is None:
@@ -102,7 +115,7 @@ def convert(
         if absent := [name for name in names if name not in state]:
             missing += absent
             continue
-        result[key] = _transformed([state[name] for name in names], names, transform, shape)
+        result[key] = _transformed([state[name] for name in names], names, transform, shape, integers.get(key))
     unexpected = [key for key in state if key not in used and vision_keys(layout, key)]
     if missing or unexpected:
         raise CheckpointError(
@@ -136,10 +149,22 @@ def _layout(name: str) -> Layout:
 def _describe(architecture: Architecture) -> str:
     if isinstance(architecture, ViTArchitecture):
         return f"a ViT/{architecture.patch_size} of width {architecture.width} and depth {architecture.depth}"
+    if not isinstance(architecture, ConvNeXtArchitecture):
+        return f"the {architecture.kind} tower {architecture.model}"
     return f"a ConvNeXt of widths {architecture.widths} and depths {architecture.depths}"
 
 
-def _transformed(tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape) -> Tensor:
+def _integers(architecture: Architecture) -> dict[str, torch.dtype]:
+    """The tensors that are not floating point: in a library's tower, the counters of a BatchNorm and the like."""
+    if not isinstance(architecture, LIBRARY_KINDS):
+        return {}
+    tensors = expected_tensors(architecture).items()
+    return {key: expected.dtype for key, expected in tensors if not expected.dtype.is_floating_point}
+
+
+def _transformed(
+    tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape, integer: torch.dtype | None
+) -> Tensor:
     label = ", ".join(names)
     try:
         tensor = transform(tensors, shape)
@@ -149,7 +174,9 @@ def _transformed(tensors: list[Tensor], names: tuple[str, ...], transform: _Tran
         raise CheckpointError(
             f"The shape of {label} is {_shapes(tensors)}, which gives {tuple(tensor.shape)}, expected {shape}."
         )
-    if not tensor.is_floating_point():
+    if integer is not None and tensor.dtype != integer:
+        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected {integer}.")
+    if integer is None and not tensor.is_floating_point():
         raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected floating point.")
     return tensor
 
@@ -225,6 +252,8 @@ _OPEN_CLIP_MODULES = {
 
 
 def _open_clip_visual(key: str, kind: str) -> _Source:
+    if kind == "open_clip":
+        return (key.removeprefix("trunk."),), _as_is
     if kind == "convnext":
         return ("head.proj.weight" if key == "projection.weight" else key,), _as_is
     if key in _OPEN_CLIP_VIT:

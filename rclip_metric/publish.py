@@ -50,16 +50,47 @@ def push_encoder(
         HubError: The network or the Hub.
         StorageError: There is no room for the temporary copy.
     """
-    from huggingface_hub import HfApi
+    with tempfile.TemporaryDirectory(prefix="rclip-metric-") as temporary:
+        folder = save_encoder(encoder, temporary, training=training, license=license, notes=notes)
+        return push_files(
+            {path.name: path for path in sorted(folder.iterdir())},
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str,
+) -> str:
+    """Puts files on the Hub in one commit, beside what is there; returns the commit.
+
+    Args:
+        files: Paths on this machine, or contents, by their path in the repository.
+        repo_id: As for `push_encoder`.
+        private: As for `push_encoder`.
+        token: As for `push_encoder`.
+        revision: As for `push_encoder`.
+        commit_message: As for `push_encoder`.
+
+    Raises:
+        HubError: The network or the Hub.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token, library_name="rclip-metric")
-    with tempfile.TemporaryDirectory(prefix="rclip-metric-") as folder:
-        save_encoder(encoder, folder, training=training, license=license, notes=notes)
-        with explained(f"The repository {repo_id}"), _quiet_off_a_terminal():
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    with explained(f"The repository {repo_id}"), _quiet_off_a_terminal():
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     return commit.oid
 
 

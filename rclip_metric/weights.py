@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -295,12 +295,21 @@ def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str,
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    try:
-        # Only the zip form that torch.save writes since 1.6 can be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error
+    state = read_pickle(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")
     return state
+
+
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, on the CPU and mapped where it can be; runs no code from the file.
+
+    Raises:
+        CheckpointError: The file is unreadable, or holds more than tensors and plain containers.
+    """
+    try:
+        # Only the zip form that torch.save writes since 1.6 can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error

@@ -18,6 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml  # type: ignore[import-untyped]  # huggingface_hub's own requirement
+
+TEXT_FIELDS = ("license", "license_name", "library_name", "pipeline_tag", "base_model", "base_model_relation")
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pt")
 
 
@@ -151,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/cdn/(?P<digest>\w+)", self._send_stored),
             (r"/upload/(?P<digest>\w+)", self._receive),
             (r"/api/repos/create", self._create),
+            (r"/api/validate-yaml", self._validate_card),
             (r"/api/models/(?P<repo_id>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", self._preupload),
             (r"/api/models/(?P<repo_id>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", self._commit),
             (r"/api/models/(?P<repo_id>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", self._model_info),
@@ -250,6 +254,15 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.server_hub.commit(repo_id, {".gitattributes": b""})
         return self._json({"url": f"{self.server_hub.url}/{repo_id}", "id": repo_id})
+
+    def _validate_card(self, body: bytes) -> None:
+        """As far as the tests need it: front matter that is no mapping, or has a wrong kind of value, is refused."""
+        parts = json.loads(body)["content"].split("---\n")
+        values = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
+        wrong = [f'"{key}" must be a string' for key in TEXT_FIELDS if not isinstance((values or {}).get(key, ""), str)]
+        if not isinstance(values, dict):
+            return self._json({"warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
+        return self._json({"errors": [{"message": text} for text in wrong], "warnings": []}, 400 if wrong else 200)
 
     def _preupload(self, body: bytes, repo_id: str, revision: str) -> None:
         if self._may_write() and self._repo(repo_id):

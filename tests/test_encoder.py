@@ -354,3 +354,95 @@ def test_a_vit_of_another_patch_size_needs_its_own_weights() -> None:
     with pytest.raises(CheckpointError, match=r"pos_embed is \(1, 17, 64\).*expected \(1, 5, 64\)"):
         Encoder.from_weights(weights(VIT), coarse, CROP)
     assert math.prod(expected_shapes(coarse)["tower.trunk.pos_embed"]) == 5 * 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_changes_neither_outputs_nor_gradients(kind: str) -> None:
+    model = encoder(kind).requires_grad_(True)
+    images = batch(4).requires_grad_()
+    sought = [images, *model.parameters()]
+
+    def results() -> list[Tensor]:
+        embeddings = model(images)
+        return [embeddings, *torch.autograd.grad((embeddings * embeddings.detach().cos()).sum(), sought)]
+
+    expected = results()
+    assert not model.checkpointing
+    model.checkpointing = True
+    for ours, theirs in zip(results(), expected, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert "checkpointing" not in model.state_dict()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected[0], atol=1e-6, rtol=1e-6)
+
+
+def test_checkpointing_repeats_the_dropout_of_an_adapter() -> None:
+    model = encoder("vit").requires_grad_(True).train()
+    block: Any = model.tower.trunk.blocks[0]  # type: ignore[union-attr, index]
+    block.attn.qkv = nn.Sequential(block.attn.qkv, nn.Dropout(0.5))
+    images = batch(4)
+
+    def gradient() -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            (result,) = torch.autograd.grad(model(images).square().sum(), [block.mlp.fc1.weight])
+        return result
+
+    expected = gradient()
+    model.checkpointing = True
+    torch.testing.assert_close(gradient(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        ViTArchitecture(image_size=64, patch_size=8, width=64, depth=12, heads=4),
+        ConvNeXtArchitecture(image_size=64, depths=(3, 3, 6, 3), widths=(16, 32, 64, 128)),
+    ],
+    ids=["vit", "convnext"],
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointing_keeps_less_for_the_backward_pass(architecture: Architecture, frozen: bool) -> None:
+    """A block keeps its input alone, and else that of each of its layers."""
+    model = Encoder(architecture, Preprocessing("crop", 64, 64)).requires_grad_(not frozen)
+    images = batch(2, 64, 64).requires_grad_()
+
+    def kept() -> int:
+        seen: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            embeddings = model(images)
+        del embeddings
+        return sum(size for address, size in seen.items() if address not in own)
+
+    whole = kept()
+    model.checkpointing = True
+    assert kept() < whole / 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_last_on_request(kind: str) -> None:
+    model = encoder(kind)
+    images = batch(4, 40, 36).requires_grad_()
+    expected = model(images)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), [images])
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert not model.channels_last
+    (pixels,) = tower_inputs(model, lambda: model(images))
+    assert pixels.is_contiguous()
+    model.channels_last = True
+    (pixels,) = tower_inputs(model, lambda: model(images))
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (pixels,) = tower_inputs(model, lambda: model(images))
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    result = model(images)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(result.square().sum(), [images])[0], gradient, atol=1e-4, rtol=1e-5)

@@ -223,7 +223,7 @@ def test_another_depth_or_projection_is_refused(published: Published) -> None:
     if isinstance(architecture, ViTArchitecture):
         deeper: Architecture = replace(architecture, depth=4)
     else:
-        deeper = replace(architecture, depths=(3, 3, 9, 4))
+        deeper = replace(architecture, depths=(3, 3, 9, 4))  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"missing .*\.3\..* and \d+ more"):
         convert(published.state, published.layout, deeper)
     shallower = replace(deeper, **({"depth": 2} if deeper.kind == "vit" else {"depths": (3, 3, 9, 2)}))  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ def test_another_depth_or_projection_is_refused(published: Published) -> None:
             convert(published.state, published.layout, replace(architecture, projection=24))
     else:
         with pytest.raises(CheckpointError, match=r"unexpected (visual\.)?(proj|head\.proj\.weight)\."):
-            convert(published.state, published.layout, replace(architecture, projection=None))
+            convert(published.state, published.layout, replace(architecture, projection=None))  # type: ignore[arg-type]
 
 
 def test_other_dtypes() -> None:

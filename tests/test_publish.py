@@ -2,14 +2,16 @@
 
 import copy
 import hashlib
+import json
 
 import pytest
 import torch
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.errors import AccessError, ManifestError, NetworkError
+from rclip_metric.errors import AccessError, HubError, ManifestError, NetworkError
 from rclip_metric.manifest import get_spec, load_manifest
 from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.publish import push_files
 from rclip_metric.towers import ViTArchitecture
 from rclip_metric.weights import load_encoder, push_encoder, refresh_manifest
 
@@ -40,6 +42,26 @@ def test_pushed_and_loaded_by_id_gives_the_same_embeddings(hub, encoder, tmp_pat
     with torch.no_grad():
         newest = load_encoder("me/mine", cache_dir=tmp_path, token=hub.token).eval()
         assert torch.equal(newest(batch), encoder(batch))
+
+
+def test_files_are_pushed_together_beside_what_is_there(hub, tmp_path, capfd):
+    (tmp_path / "a.safetensors").write_bytes(weights := b"w" * 5000)
+    files = {
+        "model.safetensors": tmp_path / "a.safetensors",
+        "notes/one.json": b"{}",
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    first = push_files(files, "me/mine", token=hub.token, commit_message="First")
+    second = push_files(
+        {"notes/two.json": json.dumps([1]).encode()}, "me/mine", token=hub.token, commit_message="Second"
+    )
+    repo = hub.repos["me/mine"]
+    assert list(repo.commits)[1:] == [first, second] and not repo.private
+    assert repo.commits[first]["model.safetensors"] == weights and repo.commits[first]["notes/one.json"] == b"{}"
+    assert set(repo.commits[second]) == {".gitattributes", *files, "notes/two.json"}
+    with pytest.raises(HubError, match=r"The repository me/mine could not be transferred: ValueError: .*400") as bad:
+        push_files({"README.md": b"---\nlicense: [1]\n---\n"}, "me/mine", token=hub.token, commit_message="Bad")
+    assert "\n" not in str(bad.value) and repo.head == second and capfd.readouterr().err == ""
 
 
 def test_a_push_without_the_right_to_write_is_refused(hub, encoder):

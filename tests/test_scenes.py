@@ -6,11 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rclip_metric.train.clip import CONTEXT, WordTokenizer
 from rclip_metric.train.data import scenes as s
+from rclip_metric.train.data.classes import read_classes, read_prompts
+from rclip_metric.train.data.scene_formats import write_pairs
 from rclip_metric.train.data.two_afc import read_nights
+from rclip_metric.train.text import class_embeddings
+from rclip_metric.train.text_weights import load_text
+from rclip_metric.weights import load_encoder
 
 SMALL = s.ScenesConfig(seed=3, images=12, triplets=(4, 4, 40), pool=2, queries=1)
 
@@ -103,3 +109,56 @@ def test_pixels_do_not_change_without_the_version(written):
     sums = [int(s.render(s.sample_scene(s.generator(0, "image", i))).sum(dtype=np.int64)) for i in range(4)]
     expected = json.loads((Path(__file__).parent / "scenes_v1.json").read_text())["pixel_sums"]
     assert sums == pytest.approx(expected, rel=1e-4)  # rounding of the machine's sine may move a pixel
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "pairs"
+    write_pairs(folder, seed=5, per_class=2, quiet=True)
+    return folder
+
+
+def test_pairs_are_80_classes_of_an_object_on_a_ground(pairs, tmp_path):
+    found = read_classes(pairs)
+    assert (
+        list(found.names) == sorted(f"{c}-on-{g}" for c in s.COLOURS for g in s.BACKGROUNDS) and len(found.names) == 80
+    )
+    assert len(found.images) == 160
+    write_pairs(tmp_path / "fewer", seed=5, per_class=1, quiet=True)
+    for image in read_classes(tmp_path / "fewer").images:  # a function of the seed and the index
+        assert image.path.read_bytes() == (pairs / image.key).read_bytes()
+    with pytest.raises(ValueError, match="other settings"):
+        write_pairs(pairs, seed=6, per_class=2, quiet=True)
+    with pytest.raises(ValueError, match="got 0 images per class"):
+        write_pairs(tmp_path / "none", per_class=0)
+
+
+def test_pairs_show_the_object_that_their_folder_names(pairs):
+    """The pixels that differ from the scene without its object are nearer to its colour than to seven of the others."""
+    for index, (colour, ground) in enumerate(
+        [("red", "teal"), ("white", "navy"), ("black", "beige"), ("blue", "grey")]
+    ):
+        scene = s.sample_scene(s.generator(5, f"pair {colour} on {ground}", index % 2))
+        bare = s.replace(scene, objects=(), ground_colour=ground)
+        shown = np.asarray(Image.open(pairs / f"{colour}-on-{ground}" / f"{index % 2:05d}.png"), np.float64)
+        inside = abs(shown - s.render(bare)).sum(2) > 30
+        share = inside.mean()
+        assert 0.005 < share < 0.15  # one object: its circle has a radius of 0.10 to 0.21 of the side
+        mean = shown[inside].mean(0) / 255
+        distances = {name: float(np.linalg.norm(mean - np.asarray(rgb))) for name, rgb in s.COLOURS.items()}
+        assert distances[colour] <= sorted(distances.values())[2], (colour, distances)
+
+
+def test_the_shipped_clip_tells_pairs_by_their_prompts(pairs):
+    prompts, found = read_prompts("scenes-pairs"), read_classes(pairs)
+    for word in prompts.words(found.names):
+        WordTokenizer()([template.replace("{}", word) for template in prompts.templates])  # raises for an unknown word
+    some = [name for name in found.names if name.endswith(("-teal", "-beige"))]
+    images = [image for image in found.images if found.names[image.label] in some]
+    encoder = load_encoder("tiny-clean").eval()
+    classes = class_embeddings(load_text("tiny-clean"), prompts.words(some), prompts.templates, quiet=True)  # (20, D)
+    with torch.no_grad():
+        embeddings = encoder(torch.stack([encoder.preprocess(image.path) for image in images]))  # (40, D)
+    labels = torch.tensor([some.index(found.names[image.label]) for image in images])
+    right = ((embeddings @ classes.T).argmax(1) == labels).float().mean()
+    assert len(images) == 40 and right > 0.65  # 82 % of 1,280 images of all classes; 5 % of these by chance

@@ -107,7 +107,7 @@ def test_adapter_in_place_of_the_last_qkv_is_used() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_norm_eps_and_activation_reach_every_layer(name: str) -> None:
-    architecture = replace(ARCHITECTURES[name], norm_eps=0.25)
+    architecture = replace(ARCHITECTURES[name], norm_eps=0.25)  # type: ignore[arg-type]
     tower = build_tower(architecture)
     norms = [m for m in tower.modules() if isinstance(m, nn.LayerNorm)]
     assert len(norms) >= 7
@@ -219,7 +219,7 @@ def test_architecture_survives_json(architecture: Architecture) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("clip", {"kind": "resnet"}, "kind must be one of vit, convnext, got 'resnet'"),
+        ("clip", {"kind": "resnet"}, "kind must be one of vit, convnext, timm, open_clip, got 'resnet'"),
         ("clip", {"registers": 4}, "Unknown vit field registers"),
         ("clip", {"width": 0}, "width must"),
         ("clip", {"depth": True}, "depth must"),

@@ -1,18 +1,14 @@
-"""CLIP and FARE on scenes: the loss is the equation, a resumed run is the uninterrupted one, and the commands work."""
+"""CLIP on scenes: the loss is the equation, a resumed run is the uninterrupted one; and the commands work together."""
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
 
-from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
 from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.cli import main
 from rclip_metric.train.clip import (
-    TINY_PREPROCESSING,
     ClipConfig,
     WordTokenizer,
     build_clip,
@@ -24,11 +20,9 @@ from rclip_metric.train.data.images import StepSampler, seeded
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.eval_cli import main as evaluate
 from rclip_metric.train.evaluation.report import load_results, unpack
-from rclip_metric.train.finetune import FareConfig, fare_step, train_fare
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
 CLIP = ClipConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, text_width=32, text_layers=1)
-FARE = FareConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, inner_steps=2, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +30,6 @@ def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, ScenesConfig(images=24, triplets=(1, 1, 12), pool=1, queries=1), quiet=True)
     return folder
-
-
-def small_encoder():
-    torch.manual_seed(0)
-    return Encoder(SMALL, TINY_PREPROCESSING, name="small")
 
 
 def same_weights(one, other):
@@ -104,7 +93,6 @@ def stop_after(out, step, run):
         pass
 
     import rclip_metric.train.clip as clip
-    import rclip_metric.train.finetune as finetune
 
     saved = clip.save_training
 
@@ -115,80 +103,8 @@ def stop_after(out, step, run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip, "save_training", save_and_crash)
-        patch.setattr(finetune, "save_training", save_and_crash)
         with pytest.raises(LostMachine):
             run(out)
-
-
-def test_a_resumed_fare_run_is_the_uninterrupted_one_and_spares_the_original(scenes, tmp_path):
-    original = small_encoder()
-    before = [p.clone() for p in original.parameters()]
-    images = scenes / "images" / "train"
-    whole = train_fare(original, images, tmp_path / "whole", FARE, name="r", quiet=True)
-    stop_after(tmp_path / "cut", 2, lambda out: train_fare(original, images, out, FARE, name="r", quiet=True))
-    again = train_fare(original, images, tmp_path / "cut", FARE, name="r", quiet=True)
-    assert same_weights(whole, again)
-    assert all(torch.equal(a, b) for a, b in zip(before, original.parameters(), strict=True))
-    assert not same_weights(whole, original)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 4 and lines[-1]["loss"] > 0
-
-
-def test_the_result_of_a_run_loads_by_path_with_its_preprocessing(scenes, tmp_path):
-    trained = train_fare(small_encoder(), scenes / "images", tmp_path / "run", FARE, name="mine", quiet=True)
-    metric = RobustPerceptualDistance(tmp_path / "run")
-    assert metric.encoder.preprocessing == TINY_PREPROCESSING and metric.encoder.name == "mine"
-    images = torch.rand(2, 3, 64, 64, generator=seeded(1))
-    torch.testing.assert_close(metric.encoder(images), trained(images))
-
-
-def test_a_fare_step_is_the_equation():
-    """Without an inner problem (eps 0) the loss is || phi(x) - phi_orig(x) ||^2, summed over D, mean over the batch."""
-    original, encoder = small_encoder(), small_encoder()
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.05)
-    images = torch.rand(5, 3, 64, 64, generator=seeded(1))
-    with torch.no_grad():
-        expected = sum(((encoder(x[None]) - original(x[None])) ** 2).sum() for x in images) / 5
-    optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-5)
-    config = dataclasses.replace(FARE, eps=0.0)
-    result = fare_step(encoder, original, optimizer, images, torch.zeros_like(images), config)
-    assert result.loss == pytest.approx(expected.item(), rel=1e-4)
-    after = fare_step(encoder, original, optimizer, images, torch.zeros_like(images), config)
-    assert after.loss < result.loss
-    assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
-    assert all(p.grad is None for p in original.parameters())
-
-
-def test_the_inner_problem_raises_the_loss():
-    original, encoder = small_encoder(), small_encoder()
-    images = torch.rand(4, 3, 64, 64, generator=seeded(2))
-    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
-    noise = torch.rand(images.shape, generator=seeded(3)) * 2 - 1
-    random, attacked = (
-        fare_step(encoder, original, optimizer, images, noise, dataclasses.replace(FARE, inner_steps=n)).loss
-        for n in (0, 10)
-    )
-    assert attacked > 2 * random > 0
-
-
-def test_a_diverging_run_stops_with_the_reason(scenes, tmp_path):
-    original = small_encoder()
-    with torch.no_grad():
-        next(original.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="nan"):
-        train_fare(original, scenes / "images", tmp_path / "run", FARE, name="r", quiet=True)
-
-
-def test_an_unreadable_image_is_left_out_and_named(scenes, tmp_path):
-    images = tmp_path / "images"
-    shutil.copytree(scenes / "images" / "train", images)
-    broken = next(images.rglob("*.png"))
-    broken.write_bytes(broken.read_bytes()[:200])
-    train_fare(small_encoder(), images, tmp_path / "run", FARE, name="r", quiet=True)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert {name for line in lines for name in line.get("unreadable", [])} == {str(broken)}
 
 
 def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
@@ -209,7 +125,8 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     ]
     assert main([*fare, "--out", f"{runs / 'robust'}", "--eps", "2/255", "--inner-steps", "1", *small]) == 0
     settings = json.loads((runs / "robust" / "run.json").read_text())
-    assert settings["eps"] == 2 / 255 and settings["steps"] == 2 and settings["learning_rate"] == 5e-4
+    recipe = settings["recipe"]
+    assert recipe["eps"] == 2 / 255 and recipe["steps"] == 2 and recipe["learning_rate"] == 5e-4
     packed = tmp_path / "packed.safetensors"
     assert main(["train", "pack", f"{runs / 'robust'}", "--out", f"{packed}"]) == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["packed.safetensors"]

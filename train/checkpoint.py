@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+
+from rclip_metric.errors import CheckpointError, StorageError
+from rclip_metric.train import tensor_file
+from rclip_metric.train.run_folder import state_path, states, step_of, storing
+
+VERSION = 2  # of the files written here; 1 had no checksum and kept the optimiser's tensors alone
+
+# How an optimiser computes and not what: these follow the machine that goes on, not the one that stopped.
+_MACHINE = ("params", "foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run stands: ``step`` steps are done; ``tensors`` holds ``model.*`` and ``optimizer.N.*``."""
+    """Where a run stands.
+
+    Attributes:
+        step: this many steps are done.
+        config: the recipe, as JSON holds it.
+        parts: "model" and "optimizer" as their `state_dict` gave them, and whatever else was saved beside them: nested
+            dicts, lists and tuples of CPU tensors and plain values.
+        facts: what the run wanted to remember, as JSON holds it: the position in the data, seconds so far.
+        path: the file it was read from.
+    """
 
     step: int
     config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    parts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write JSON so that a reader sees either the old file or the whole new one.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, path)
+    with storing(path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps(record, indent=2) + "\n")
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def provenance(
@@ -38,51 +70,230 @@ def provenance(
     return {"method": method, "norm": norm, "eps": eps, "data": data, "base": base}
 
 
-def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Any) -> None:
-    """Write the state of a run after ``step`` steps into one safetensors file (its metadata holds the JSON).
+def save_state(
+    folder: Path,
+    step: int,
+    config: Any,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any] | None = None,
+    keep: int = 2,
+    **extra: Any,
+) -> Path:
+    """Write everything that a restart needs after ``step`` steps to ``folder/state-STEP.safetensors``.
 
-    One file, renamed into place: a crash while writing leaves the last good checkpoint.
+    The file is written under another name, flushed to the disk and renamed; only then are older ones removed. Whatever
+    happens meanwhile, the last good state stays.
+
+    Args:
+        folder: of the run; made if it does not exist.
+        step: steps that are done.
+        config: a dataclass or mapping: what a state must agree in to be continued.
+        model: without DDP's or torch.compile's wrapper.
+        optimizer: any of torch.optim.
+        facts: what JSON holds: the position in the data, how the run was started.
+        keep: states to keep, this one included; 0 for all. States of later steps do not count and stay.
+        extra: more to restore: tensors and plain values, in dicts, lists and tuples (``rng=random_state()``,
+            ``scaler=scaler.state_dict()``, ``dual=dual.state_dict()``).
+
+    Returns:
+        The file.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; it names the state that is still good.
+        ValueError: if ``keep`` is negative.
     """
-    tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        for slot, value in slots.items():
-            tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).detach().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"step": str(step), "config": json.dumps(asdict(config))})
-    os.replace(partial, path)
+    if keep < 0:
+        raise ValueError(f"--keep must be 0 (all states) or more, and it is {keep}")
+    path = state_path(folder, step)
+    _write_state(path, step, config, model, optimizer, facts or {}, extra)
+    older = [other for other in states(folder) if step_of(other) <= step]
+    with storing(f"the states before {path.name}, which are not needed any more,", folder, doing="removed from"):
+        for other in older[:-keep] if keep else []:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def latest_state(
+    folder: Path, config: Any = None, *, report: Callable[[str], None] | None = None
+) -> TrainingState | None:
+    """The newest state in a folder that can be read, or None where there is none.
+
+    Args:
+        folder: of the run.
+        config: what the state must have been written with; None for anything.
+        report: gets one sentence per state that is damaged and passed over; by default they become warnings.
+
+    Raises:
+        ValueError: if the state was written with another config (it names the fields) or by a newer version, or if
+            there are states and all are damaged.
+    """
+    damaged = []
+    for path in reversed(states(folder)):
+        try:
+            state = read_state(path)
+        except CheckpointError as error:
+            damaged.append(f"{error} The state before it is used.")
+            continue
+        for sentence in damaged:
+            if report is None:
+                warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+            else:
+                report(sentence)
+        if config is not None:
+            _check_config(state, config)
+        return state
+    if damaged:
+        raise ValueError(
+            f"none of the states in {folder} can be read (files: {len(damaged)}): remove them to begin anew, or choose "
+            f"another output folder; of the newest: {damaged[0].removesuffix(' The state before it is used.')}"
+        )
+    return None
+
+
+def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Any) -> None:
+    """Write the state of a run after ``step`` steps into one file that is replaced every time, as `save_state` does."""
+    _write_state(path, step, config, model, optimizer, {}, {})
+
+
+def _write_state(
+    path: Path,
+    step: int,
+    config: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> None:
+    packed = tensor_file.pack({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra})
+    metadata = {
+        "version": str(VERSION),
+        "step": str(step),
+        "config": json.dumps(_plain(config)),
+        "facts": json.dumps(dict(facts)),
+    }
+    with storing(f"the state after step {step}", path.parent, packed.size):
+        tensor_file.write(path, packed, metadata)
+
+
+def read_state(path: Path) -> TrainingState:
+    """Read one file of `save_state` or `save_training`.
+
+    Raises:
+        CheckpointError: if it is damaged, or no such file.
+        ValueError: if a newer version wrote it.
+    """
+    parts, metadata = tensor_file.read(path)
+    try:
+        version, step = int(metadata["version"]), int(metadata["step"])
+        config, facts = json.loads(metadata["config"]), json.loads(metadata["facts"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run.") from error
+    if version > VERSION:
+        raise ValueError(
+            f"{path} has version {version} of the format, and this rclip-metric reads {VERSION}: update it"
+        )
+    return TrainingState(step, config, parts, facts, path)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as JSON gives it back."""
+    values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _check_config(state: TrainingState, config: Any) -> None:
+    stored, wanted = state.config, _plain(config)
+    absent = object()
+    differing = [name for name in sorted({*stored, *wanted}) if stored.get(name, absent) != wanted.get(name, absent)]
+    if differing:
+        told = ", ".join(f"{name} ({stored.get(name)!r}, and now {wanted.get(name)!r})" for name in differing)
+        raise ValueError(
+            f"{state.path} was written with another setting of {told}: continue with the same settings, or choose "
+            "another output folder"
+        )
 
 
 def load_training(path: Path, config: Any) -> TrainingState | None:
     """Read a state, or None when there is none.
 
     Raises:
-        ValueError: if the state was written under another config, with the fields that differ.
+        ValueError: if the state was written under another config, with the fields that differ, or is damaged.
     """
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as handle:
-        metadata = handle.metadata()
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    stored, wanted = json.loads(metadata["config"]), json.loads(json.dumps(asdict(config)))
-    differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
-    if differing:
-        raise ValueError(
-            f"{path} was written with another setting of {', '.join(differing)}: "
-            "continue with the same settings, or choose another output folder"
-        )
-    return TrainingState(int(metadata["step"]), stored, tensors)
+    state = read_state(path)
+    _check_config(state, config)
+    return state
 
 
 def restore_training(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state back into a model and its optimiser, strictly."""
-    weights = {name[6:]: value for name, value in state.tensors.items() if name.startswith("model.")}
-    model.load_state_dict(weights, strict=True)
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in state.tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
-    whole = optimizer.state_dict()
-    whole["state"] = slots
-    optimizer.load_state_dict(whole)
+    """Put a state back into a model and its optimiser, strictly: what follows is what would have followed.
+
+    The learning rate and the other numbers of the optimiser's groups come back as well; whether it is fused, and on
+    which device, stays as it is now. The state's tensors become the optimiser's: restore from one state once.
+
+    Raises:
+        ValueError: if the state is of another model or of another kind of optimiser.
+    """
+    try:
+        model.load_state_dict(state.parts["model"], strict=True)
+        stored, live = state.parts["optimizer"], optimizer.state_dict()["param_groups"]
+        sizes = [[len(group["params"]) for group in groups] for groups in (stored["param_groups"], live)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"its optimiser has groups of {sizes[0]} parameters, and the run's groups of {sizes[1]}")
+        groups = [
+            {**now, **{name: value for name, value in then.items() if name not in _MACHINE}}
+            for now, then in zip(live, stored["param_groups"], strict=True)
+        ]
+        optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
+    except (RuntimeError, ValueError) as error:
+        lines = " ".join(str(error).split())
+        raise ValueError(f"{state.path} does not fit this run: {lines}") from error
+    # The file has no memory formats: a channels_last parameter gets slots like it back, or its updates turn slow.
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The states of torch's own generators, of the CPU and, if it is one, of a CUDA device: uint8."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_random_state(states: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    """Put back what `random_state` gave; a CUDA state is left where the run goes on without CUDA."""
+    torch.set_rng_state(states["cpu"])
+    if torch.device(device).type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def save_batch(folder: Path, step: int, images: Tensor, *, rank: int = 0, **tensors: Tensor) -> str:
+    """Keep a batch whose loss was not finite in ``folder/failed-step-N.safetensors``, and say so in a sentence.
+
+    Args:
+        folder: of the run.
+        step: the step that failed, counted from 1.
+        images: (B, 3, S, S).
+        rank: of the process; the others than the first put it into the name.
+        tensors: more to look at, by name: the attacked images, embeddings, the loss per image.
+
+    Returns:
+        Where the batch is and what is in it, or why it could not be kept: this must not hide the failure itself.
+    """
+    path = folder / f"failed-step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"
+    values = {"images": images, **tensors}
+    try:
+        packed = tensor_file.pack(values)
+        with storing(f"the batch of step {step}", folder, packed.size):
+            tensor_file.write(path, packed, {"step": str(step)})
+    except StorageError as error:
+        return str(error).rstrip(".")
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())
+    return f"the batch of step {step} is in {path} for inspection ({shapes})"

@@ -69,7 +69,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
         "zeroshot", parents=[judged], help="zero-shot classification of a folder per class", **raw
     )
     zeroshot.add_argument("--prompts", default="imagenet", help="imagenet, imagenet-simple, imagenet-tecoa, simple, "
-                          "scenes, scenes-grounds, or a JSON file (default: %(default)s)")  # fmt: skip
+                          "scenes, scenes-grounds, scenes-pairs, or a JSON file (default: %(default)s)")  # fmt: skip
     zeroshot.add_argument("--text", help="where the text tower comes from (default: what goes with the model)")
     zeroshot.add_argument("--name", help="of the data set, for tables (default: the folder's)")
     zeroshot.add_argument("--per-class", type=positive, help="only the first N images of each class")

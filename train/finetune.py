@@ -1,183 +1,281 @@
-"""Adversarial fine-tuning of an image encoder: FARE (Schlarmann et al. 2024; paper, eq. 2).
+"""Adversarial fine-tuning of an image encoder: FARE (Schlarmann et al. 2024; paper, eq. 2), TeCoA, and two others.
 
-    min over phi of  E_x  max over ||z - x||_inf <= eps of  || phi(z) - phi_orig(x) ||_2^2
-
-This version runs in one process and resumes exactly; the recipe's numbers are the defaults.
+One process on a CPU or a GPU, or any number of them under torchrun. The batch of a step, every image's random start
+and so the whole run are functions of the config alone; a run that was interrupted goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import time
-from dataclasses import asdict, dataclass
+import os
+import signal
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss, StepResult
 from rclip_metric.train.checkpoint import (
-    load_training,
+    latest_state,
     provenance,
     restore_training,
-    save_training,
+    save_batch,
+    save_state,
     write_json,
 )
-from rclip_metric.train.clip import cosine_schedule, parameter_groups
-from rclip_metric.train.data.images import ImageFiles, StepSampler, find_images, loader, seeded
-from rclip_metric.train.objectives import fare
-from rclip_metric.train.pgd import pgd
+from rclip_metric.train.clip import cosine_schedule
+from rclip_metric.train.data.classes import read_prompts
+from rclip_metric.train.data.stream import open_stream
+from rclip_metric.train.evaluation.robustness import bfloat16_is_fast
+from rclip_metric.train.interrupt import Interrupt, Interrupted
+from rclip_metric.train.progress import TrainingLog
+from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
+from rclip_metric.train.team import Team, join
+from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.threat import LpBall
+from rclip_metric.train.validation import Validator, held_out
+from rclip_metric.train.weights_digest import weights_digest
 from rclip_metric.weights import save_encoder
 
 
-@dataclass(frozen=True)
-class FareConfig:
-    """Settings of a FARE run; the defaults are the paper's (ImageNet, 2 epochs at batch 128)."""
-
-    seed: int = 0
-    steps: int = 20_000
-    warmup_steps: int = 1_400
-    batch_size: int = 128
-    learning_rate: float = 1e-5
-    weight_decay: float = 1e-4
-    eps: float = 4 / 255
-    inner_steps: int = 10
-    inner_step_size: float = 1 / 255
-    inner_momentum: float = 0.9
-    save_every: int = 100
-
-
-# What makes `tiny` out of `tiny-clean`: the same loss and inner problem; a network of 2 M parameters that has
-# seen 64x64 scenes for minutes needs, and stands, a larger learning rate than a CLIP trained on two billion images.
-TINY_RECIPE = {"steps": 1_200, "warmup_steps": 50, "learning_rate": 5e-4, "batch_size": 64}
-
-
-@dataclass(frozen=True)
-class FareStep:
-    """What one update saw: the loss (mean over the batch), and mean cosines to the original embedding, under attack."""
-
-    loss: float
-    adversarial_cosine: float
-
-
-def fare_step(
-    encoder: Encoder, original: Encoder, optimizer: torch.optim.Optimizer, images: torch.Tensor, noise: torch.Tensor,
-    config: FareConfig,
-) -> FareStep:  # fmt: skip
-    """One update: attack the batch with the encoder in eval mode, then step on the loss at the attacked images.
-
-    Args:
-        encoder: phi, trained.
-        original: phi_orig, frozen; embedded once, without a graph.
-        optimizer: over the encoder's parameters; its gradients are left as None.
-        images: (B, 3, S, S) in [0, 1].
-        noise: uniform on [-1, 1], shaped like ``images``: the random start of the inner problem.
-        config: eps and the inner problem's settings.
-
-    Raises:
-        FloatingPointError: if the loss is not finite; the weights are as they were before the step.
-    """
-    with torch.no_grad():
-        target = original(images)  # (B, D)
-    encoder.eval()
-    encoder.requires_grad_(False)  # the inner problem needs gradients of pixels only
-    attacked = pgd(
-        lambda points: fare(encoder(points), target),
-        images,
-        LpBall("linf", config.eps),
-        config.inner_steps,
-        config.inner_step_size,
-        noise=noise,
-        momentum=config.inner_momentum,
-    )
-    encoder.requires_grad_(True)
-    encoder.train()
-    embedding = encoder(attacked)
-    loss = fare(embedding, target).mean()
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the FARE loss is {loss.item()}: lower the learning rate, or look at the batch")
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    cosine = torch.cosine_similarity(embedding.detach(), target).mean()
-    return FareStep(loss.item(), cosine.item())
-
-
-def train_fare(
+def finetune(
     original: Encoder,
-    images: Path,
+    source: str | Path,
     out: Path,
-    config: FareConfig = FareConfig(),
+    config: FinetuneConfig = FinetuneConfig(),  # noqa: B008 (frozen)
+    run: RunConfig = RunConfig(),  # noqa: B008 (frozen)
     *,
-    name: str,
+    name: str | None = None,
+    text: TextModel | None = None,
+    validation: Path | None = None,
+    nights: Path | None = None,
     quiet: bool = False,
 ) -> Encoder:
-    """Fine-tune a copy of ``original`` on any tree of images and write it to ``out`` in our format.
+    """Fine-tune a copy of ``original`` and write it to ``out`` in our format.
 
-    ``out/state.safetensors`` is written every ``save_every`` steps; a run that finds one continues from it and
-    ends with the weights that an uninterrupted run would have had. ``out/log.jsonl`` has one line per 10 steps.
-    A file that cannot be read is left out of its batch, and named in the log.
+    In ``out``: ``state-*.safetensors`` to go on from, ``log.jsonl``, and when the last step is done
+    ``model.safetensors`` with ``config.json`` and ``run.json``. The same call goes on where a run was interrupted and
+    ends with the weights that an uninterrupted run has (on a CPU bit for bit). A file that cannot be read is left out
+    of its batch, and named in the log.
 
     Args:
         original: the clean encoder; it is not changed.
-        images: folder; every image file below it is used, labels are not needed.
-        out: folder for the state, the log and the result.
-        config: the recipe.
-        name: the name of the new encoder.
+        source: any tree of images (TeCoA: a folder per class), or WebDataset shards: see `open_stream`.
+        out: folder of the run; processes on several machines must share it.
+        config: what is computed.
+        run: how.
+        name: of the new encoder; the folder's by default.
+        text: for TeCoA, the text tower of the same CLIP.
+        validation: held-out images, on which cosines under PGD are taken.
+        nights: a NIGHTS-format set, whose ``val`` split is judged, clean and under APGD.
         quiet: no progress bar (there is none anyway where stderr is not a terminal).
 
     Raises:
-        ValueError: if there are no images, too few for a batch, or a state of other settings.
-        FloatingPointError: if the loss is not finite.
+        ValueError: if there are no images, or too few for a batch; if ``out`` holds a run of other settings.
+        NonFiniteLoss: if the loss is not finite; the batch is kept in ``out``.
+        StorageError: if a state cannot be written; the last one stays good.
+        Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
-    paths = find_images(images)
-    original = copy.deepcopy(original).eval().requires_grad_(False)
+    team = join(run.device)
+    try:
+        return _finetune(
+            original, source, out, config, run, team, name or out.name, text, validation, nights, quiet or team.rank > 0
+        )
+    finally:
+        team.leave()
+
+
+def _finetune(
+    original: Encoder, source: str | Path, out: Path, config: FinetuneConfig, run: RunConfig, team: Team, name: str,
+    text: TextModel | None, validation: Path | None, nights: Path | None, quiet: bool,
+) -> Encoder:  # fmt: skip
+    device = team.device
+    original = copy.deepcopy(original).to(device).eval().requires_grad_(False)
     encoder = copy.deepcopy(original)
     encoder.name, encoder.revision = name, None
-    encoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameter_groups(encoder, config.weight_decay), lr=config.learning_rate)
-    schedule = cosine_schedule(config.steps, config.warmup_steps)
-    state = load_training(out / "state.safetensors", config)
-    start = 0
-    if state is not None:
-        restore_training(state, encoder, optimizer)
-        start = state.step
-
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / "log.jsonl"
-    device = next(encoder.parameters()).device
-    sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
-    progress = tqdm(
-        loader(ImageFiles(paths, encoder.preprocess), sampler), desc="FARE", disable=True if quiet else None
+    for one in (original, encoder):
+        one.checkpointing = run.checkpointing
+        if isinstance(one.architecture, ConvNeXtArchitecture):
+            one.channels_last = True
+            one.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
-    begun = time.perf_counter()
-    for step, (_, batch, broken) in enumerate(progress, start=start):
-        if broken:
-            _append(log, {"step": step + 1, "unreadable": [str(paths[index]) for index in broken]})
-        if not len(batch):
-            continue
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step)
-        noise = torch.rand(batch.shape, generator=seeded(config.seed, 1, step)) * 2 - 1
-        result = fare_step(encoder, original, optimizer, batch.to(device), noise.to(device), config)
-        if (step + 1) % 10 == 0 or step + 1 == config.steps:
-            seconds = time.perf_counter() - begun
-            rate = (step + 1 - start) * config.batch_size / seconds
-            line = {"step": step + 1, **asdict(result), "seconds": seconds, "images_per_second": rate}
-            _append(log, line)
-            progress.set_postfix_str(f"loss {result.loss:.3f}, adversarial cosine {result.adversarial_cosine:.3f}")
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_training(out / "state.safetensors", encoder, optimizer, step + 1, config)
-    encoder.eval()
-    write_json(out / "run.json", {"method": "FARE", "base": original.name, "images": str(images), **asdict(config)})
-    levels = f"{config.eps * 255:g}/255"
-    save_encoder(encoder, out, training=provenance("FARE", images.name, "linf", levels, original.name), license="MIT")
+    found = latest_state(out, config)  # every process reads it: the folder is shared
+    start = 0 if found is None else found.step
+    if team.first(start) != start:
+        raise ValueError(f"process {team.rank} sees step {start} in {out}, the first process another: share the folder")
+    stream = open_stream(
+        source, encoder.preprocess, batch_size=config.batch_size, seed=config.seed, start=start, stop=config.steps,
+        rank=team.rank, world=team.count, labels=config.loss == "tecoa", workers=_workers(run, device),
+    )  # fmt: skip
+    classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
+    bfloat16 = run.precision == "bfloat16" or (run.precision == "auto" and bfloat16_is_fast(device))
+    step = AdversarialStep(
+        encoder, original, optimizer, config, bfloat16=bfloat16, part=_part(run, encoder, device),
+        compiled=run.compile, classes=classes, team=team,
+    )  # fmt: skip
+    if found is not None:
+        restore_training(found, encoder, optimizer)
+        step.load_state(found.parts)
+    validator = None
+    if team.rank == 0 and (validation or nights):
+        held = None if validation is None else held_out(validation, encoder, run.validation_images)
+        validator = Validator(
+            held, original, LpBall("l2" if config.norm == "l2" else "linf", config.eps), steps=config.inner_steps,
+            step_size=config.inner_step_size, seed=config.seed, nights=nights, nights_limit=run.validation_triplets,
+            nights_steps=run.validation_attack_steps,
+        )  # fmt: skip
+
+    facts = {} if found is None else found.facts
+    sizes = {name: value for name, value in stream.describe().items() if name != "path"}
+    if facts.get("data", sizes) != sizes:
+        raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
+    unreadable = int(facts.get("unreadable", 0))
+    schedule = cosine_schedule(config.steps, config.warmup_steps)
+    log = TrainingLog(
+        out, total=config.steps, start=start, quiet=quiet, tensorboard=run.tensorboard, rank=team.rank,
+        every=run.log_every, label=METHODS[config.loss], pending=facts.get("pending"),
+    )  # fmt: skip
+    saved: dict[int, Path] = {}
+
+    def save(done: int) -> Path:
+        beside = step.state()
+        if team.rank == 0 and done not in saved:
+            facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes}
+            saved[done] = save_state(
+                out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside
+            )
+        team.wait()
+        return saved.get(done, out)
+
+    with log, Interrupt() as interrupt:
+        for number, batch in enumerate(stream, start=start):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(number)
+            if batch.broken:
+                unreadable += len(batch.broken)
+                log.event(number + 1, unreadable=batch.broken)
+            labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+            if classes is not None and labels is not None and len(labels) and int(batch.labels.max()) >= len(classes):
+                raise ValueError(
+                    f"a label is {int(batch.labels.max())} and the prompts {config.prompts!r} have {len(classes)} "
+                    "classes: pass the prompts of this data set"
+                )
+            images = batch.images.to(device, non_blocking=True)
+            measure = (number + 1) % run.log_every == 0 or number + 1 == config.steps
+            try:
+                result = step(images, batch.keys, labels, number, measure=measure)
+            except NonFiniteLoss as error:
+                raise _kept(error, out, number + 1, team) from None
+            done = number + 1
+            if result.images:
+                log.step(done, result.images, **_values(result), **_memory(device), learning_rate=group["lr"])
+            if validator is not None and (done % run.validate_every == 0 or done == config.steps):
+                log.validation(done, validator(encoder))  # before the state: what is logged by then is kept
+            if done % run.save_every == 0 or done == config.steps:
+                save(done)
+            asked = team.sum(torch.tensor(float(interrupt.signal is not None), device=device)).item()
+            if asked and done < config.steps:
+                log.event(done, interrupted=True)
+                save(done)
+                asked_by = interrupt.signal or signal.SIGTERM  # or another process was asked
+                raise Interrupted(
+                    asked_by, f"the state of step {done} is in {out}, and the same command goes on from it"
+                )
+        seconds = log.seconds
+    encoder.eval().requires_grad_(False)
+    encoder.checkpointing = False
+    if team.rank == 0:
+        data = {**stream.describe(), "unreadable": unreadable}
+        base = {"name": original.name, "revision": original.revision}
+        _write_run(out, encoder, config, run, base, data, team, bfloat16, seconds)
+    team.wait()
     return encoder
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as handle:
-        handle.write(json.dumps(line) + "\n")
+def _classes(
+    config: FinetuneConfig, names: tuple[str, ...] | None, text: TextModel | None, device: torch.device
+) -> Tensor:
+    """The unit embeddings (K, D) of the class prompts."""
+    if text is None:
+        raise ValueError("tecoa needs the text tower of the encoder's CLIP: pass a base that has one")
+    if not config.prompts:
+        raise ValueError("tecoa needs class prompts: pass --prompts, such as imagenet-tecoa or a JSON file")
+    prompts = read_prompts(config.prompts)
+    if names is None:  # shards have numbers for classes, in the order of the prompts' own list
+        if not isinstance(prompts.classes, tuple):
+            raise ValueError(f"shards need prompts that list their classes in order, and {config.prompts!r} does not")
+        names = prompts.classes
+    return class_embeddings(text, prompts.words(names), prompts.templates, quiet=True).to(device)
+
+
+def _part(run: RunConfig, encoder: Encoder, device: torch.device) -> int | None:
+    """Images per pass: on a CPU more are slower, a GPU takes all that its memory holds."""
+    return run.part or (encoder.chunk_size if device.type == "cpu" else None)
+
+
+def _workers(run: RunConfig, device: torch.device) -> int:
+    if run.workers >= 0:
+        return run.workers
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def _values(result: StepResult) -> dict[str, float]:
+    """What is logged: the numbers that were taken."""
+    values = {name: value for name, value in asdict(result).items() if name != "images"}
+    return {name: value for name, value in values.items() if value == value}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """The most GPU memory that tensors took so far, in GB."""
+    return {"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
+
+
+def _kept(error: NonFiniteLoss, out: Path, step: int, team: Team) -> NonFiniteLoss:
+    """The same error, which also says where the batch was kept."""
+    if error.images is None or error.attacked is None:
+        return error
+    told = save_batch(out, step, error.images, rank=team.rank, attacked=error.attacked)
+    return NonFiniteLoss(f"{error}; {told}", error.images, error.attacked)
+
+
+def _write_run(
+    out: Path, encoder: Encoder, config: FinetuneConfig, run: RunConfig, base: dict[str, Any], data: dict[str, Any],
+    team: Team, bfloat16: bool, seconds: float,
+) -> None:  # fmt: skip
+    method = METHODS[config.loss]
+    levels = f"{config.eps * 255:g}/255" if config.norm == "linf" else f"{config.eps:g}"
+    encoder.revision = weights_digest(encoder.state_dict())
+    training = provenance(method, Path(data["path"]).name, config.norm, levels, base["name"])
+    save_encoder(encoder, out, training=training, license=None)
+    record = {
+        "method": method,
+        "base": base,
+        "data": data,
+        "recipe": asdict(config),
+        "run": {**asdict(run), "bfloat16": bfloat16, "processes": team.count, "device": _device_name(team.device)},
+        "seed": config.seed,
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    write_json(out / "run.json", record)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("rclip-metric", "torch", "torchvision", "timm")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

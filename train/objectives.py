@@ -11,6 +11,55 @@ def fare(embedding: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     return (embedding - original).square().sum(1)
 
 
+def tecoa(embedding: torch.Tensor, classes: torch.Tensor, label: torch.Tensor, scale: float = 100.0) -> torch.Tensor:
+    """TeCoA's loss, cross-entropy of scale * cos(phi(z), psi(t_k)) against the class y: (N,) (Mao et al. 2023).
+
+    Args:
+        embedding: phi(z), (N, D), of any length.
+        classes: psi(t_k), the unit embeddings (K, D) of the classes' prompts.
+        label: y, (N,) in 0 .. K - 1.
+        scale: the factor that makes cosines logits, 100 in CLIP.
+    """
+    logits = scale * F.normalize(embedding, dim=1) @ classes.T  # (N, K)
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def sim_clip(adversarial: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """Sim-CLIP's loss, 1 - 1/2 [cos(phi(z), sg(phi(x))) + cos(phi(x), sg(phi(z)))]: (N,) (Hossain & Imteaj 2024).
+
+    Both embeddings (N, D) are the tuned encoder's own; sg passes no gradient, so that each branch follows the other as
+    a fixed target, which keeps the two from collapsing to a point. The constant 1 is ours: the loss is 0 where the
+    two agree.
+    """
+    towards_clean = torch.cosine_similarity(adversarial, clean.detach())
+    towards_adversarial = torch.cosine_similarity(clean, adversarial.detach())
+    return 1 - (towards_clean + towards_adversarial) / 2
+
+
+def lore(
+    adversarial: torch.Tensor, clean: torch.Tensor, original: torch.Tensor, multiplier: torch.Tensor, rho: float
+) -> torch.Tensor:
+    """LORE's Lagrangian: FARE, and a bound on how far clean embeddings may move, (N,) (Khodabandeh et al. 2025, eq. 7).
+
+    || phi(z) - phi_orig(x) ||_2^2 + lambda(x) (|| phi(x) - phi_orig(x) ||_2^2 - rho || phi_orig(x) ||_2^2).
+
+    The encoder lowers it, the multiplier lambda(x) >= 0 raises it (`dual.DualNetwork`).
+
+    Args:
+        adversarial: phi(z), (N, D), not normalised.
+        clean: phi(x), (N, D).
+        original: phi_orig(x), (N, D).
+        multiplier: lambda(x), (N,).
+        rho: share of || phi_orig(x) ||^2 by which the clean embedding may move (0.1 in the paper).
+    """
+    return fare(adversarial, original) + multiplier * excess(clean, original, rho)
+
+
+def excess(clean: torch.Tensor, original: torch.Tensor, rho: float) -> torch.Tensor:
+    """LORE's constraint, || phi(x) - phi_orig(x) ||_2^2 - rho || phi_orig(x) ||_2^2: (N,), positive where broken."""
+    return fare(clean, original) - rho * original.square().sum(1)
+
+
 def two_afc_cross_entropy(similarities: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the logits [sim(ref, left), sim(ref, right)], (N, 2), against the human label (N,) in {0, 1}.
 

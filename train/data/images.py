@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,13 +14,42 @@ from rclip_metric.images import ImageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def find_images(root: Path) -> list[Path]:
-    """All image files below ``root``, sorted by path.
+def walk_images(root: str | Path) -> Iterator[str]:
+    """Paths of all image files below ``root``, sorted by path, part by part; nothing where there is no such folder.
+
+    Links to folders are followed, unless they lead back to a folder that holds them.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if a folder below ``root`` cannot be listed.
     """
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if os.path.isdir(root):
+        yield from _walk(os.fspath(root), (os.path.realpath(root),))
+
+
+def _walk(folder: str, holders: tuple[str, ...]) -> Iterator[str]:
+    """As `walk_images`; ``holders`` are the real paths of the folders from the root to this one."""
+    # The entries of a listing know what they are: a million files are not asked one by one, as Path.is_file would.
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"cannot list the folder {folder}: {error.strerror}") from error
+    for entry in entries:
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+            yield entry.path
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(holders[-1], entry.name)
+            if real not in holders:
+                yield from _walk(entry.path, (*holders, real))
+
+
+def find_images(root: Path) -> list[Path]:
+    """All image files below ``root``, sorted by path, as `walk_images` finds them.
+
+    Raises:
+        ValueError: if there is none, or a folder cannot be listed.
+    """
+    paths = [Path(path) for path in walk_images(root)]
     if not paths:
         raise ValueError(f"no image files ({', '.join(SUFFIXES)}) below {root}: pass a folder that holds some")
     return paths

@@ -294,6 +294,35 @@ def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bo
     return record
 
 
+def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
+    """Write a class-per-folder set, ``<folder>/<colour>-on-<ground colour>/NNNNN.png``, and return its ``pairs.json``.
+
+    80 classes for supervised fine-tuning (TeCoA). Every scene shows one object, of any shape, size, texture and place.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+    """
+    if per_class < 1:
+        raise ValueError(f"got {per_class} images per class, expected 1 or more")
+    record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=len(COLOURS) * len(BACKGROUNDS))
+    if _written(folder / "pairs.json", record):
+        return record
+    partial = _begin(folder, "pairs.json")
+    with tqdm(total=record["classes"] * per_class, desc="pairs", disable=True if quiet else None) as bar:
+        for colour, paint in itertools.product(COLOURS, BACKGROUNDS):
+            place = partial / f"{colour}-on-{paint}"
+            place.mkdir()
+            for index in range(per_class):
+                scene = sample_scene(generator(seed, f"pair {colour} on {paint}", index))
+                one = replace(scene.objects[0], colour=colour)
+                scene = replace(scene, objects=(one,), ground_colour=paint)
+                Image.fromarray(render(scene)).save(place / f"{index:05d}.png", compress_level=1)
+                bar.update()
+    (partial / "pairs.json").write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder)
+    return record
+
+
 def _record(**settings: Any) -> dict[str, Any]:
     return {
         "generator": "rclip_metric.train.data.scene_formats",

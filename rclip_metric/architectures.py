@@ -1,0 +1,281 @@
+"""What an architecture is: frozen records of vision towers, written to JSON and read from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+
+def require_positive_int(name: str, value: object) -> None:
+    """Raise ValueError unless the field is a positive integer."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _require_positive_number(name: str, value: object) -> None:
+    if type(value) not in (int, float) or not 0 < value < float("inf"):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def _require_projection(value: object) -> None:
+    if value is not None:
+        require_positive_int("projection", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTArchitecture:
+    """A Vision Transformer that embeds an image as its class token.
+
+    Attributes:
+        image_size: Side of the square input, in pixels; a multiple of `patch_size`.
+        patch_size: Side of a patch, in pixels.
+        width: Size of a token.
+        depth: Number of blocks.
+        heads: Attention heads; divides `width`.
+        mlp_ratio: Hidden size of a block's MLP, in widths.
+        activation: "gelu", or "quick_gelu" (x * sigmoid(1.702 x)), with which OpenAI's weights were trained.
+        norm_eps: eps of every LayerNorm: 1e-5 in OpenCLIP, 1e-6 in DINO and DINOv2.
+        pre_norm: A LayerNorm before the first block (CLIP).
+        patch_bias: The patch embedding has a bias (not in CLIP).
+        layer_scale: Each branch is scaled per channel (DINOv2).
+        projection: Size of the embedding after a linear map without bias; None embeds as the normed class
+            token.
+    """
+
+    kind: ClassVar[str] = "vit"
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    norm_eps: float = 1e-5
+    pre_norm: bool = True
+    patch_bias: bool = False
+    layer_scale: bool = False
+    projection: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the field that is wrong."""
+        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+            require_positive_int(name, getattr(self, name))
+        _require_projection(self.projection)
+        _require_positive_number("norm_eps", self.norm_eps)
+        _require_positive_number("mlp_ratio", self.mlp_ratio)
+        for name in ("pre_norm", "patch_bias", "layer_scale"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        if self.activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f'activation must be "gelu" or "quick_gelu", got {self.activation!r}.')
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width}), got {self.heads}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNeXtArchitecture:
+    """A ConvNeXt that embeds an image as its normed average feature.
+
+    Attributes:
+        image_size: Side of the square input, in pixels, at least 32. The weights do not depend on it.
+        depths: Blocks in each of the four stages.
+        widths: Channels of each of the four stages.
+        norm_eps: eps of every LayerNorm.
+        projection: Size of the embedding after a linear map without bias; None embeds as the normed feature.
+    """
+
+    kind: ClassVar[str] = "convnext"
+    image_size: int
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    norm_eps: float = 1e-6
+    projection: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the field that is wrong."""
+        require_positive_int("image_size", self.image_size)
+        if self.image_size < 32:
+            raise ValueError(f"image_size must be at least 32 (four stages halve it), got {self.image_size}.")
+        for name in ("depths", "widths"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(values) != 4:
+                raise ValueError(f"{name} must be four integers, one per stage, got {values!r}.")
+            for value in values:
+                require_positive_int(name, value)
+        _require_positive_number("norm_eps", self.norm_eps)
+        _require_projection(self.projection)
+
+
+_LIBRARY_NAME = re.compile(r"[\w.-]+")  # of a registry: nothing that the library would fetch or open
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmArchitecture:
+    """Any model of timm without its classifier: it embeds an image as its pooled features.
+
+    Attributes:
+        model: timm's name, with the tag of its configuration where it has one ("resnet50.a1_in1k"): the tag decides
+            what timm builds, and no weights come with it.
+        image_size: Side of the square input, in pixels.
+        features: Size of the pooled features, checked when the tower is built.
+        options: JSON text of an object: further arguments of timm's constructor, as a Hub repository of timm's
+            states them in its `model_args`.
+        projection: Size of the embedding after a linear map without bias; None embeds as the pooled features.
+    """
+
+    kind: ClassVar[str] = "timm"
+    model: str
+    image_size: int
+    features: int
+    options: str = field(default="{}", metadata={"json": True})
+    projection: int | None = None
+
+    # What `LibraryTower` sets itself, and what would read a file or ask the network.
+    _RESERVED: ClassVar[frozenset[str]] = frozenset(
+        [
+            *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+            *("num_classes", "img_size", "in_chans", "scriptable", "exportable", "no_jit"),
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the field that is wrong."""
+        _require_library_name("model", self.model)
+        for name in ("image_size", "features"):
+            require_positive_int(name, getattr(self, name))
+        _require_projection(self.projection)
+        options = _json_object("options", self.options)
+        if reserved := sorted(options.keys() & self._RESERVED):
+            raise ValueError(f"options must not set {', '.join(reserved)}.")
+        object.__setattr__(self, "options", json.dumps(options, sort_keys=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipArchitecture:
+    """The image tower of any OpenCLIP config, as OpenCLIP computes it: ResNets, EVA, SigLIP, CoCa and others.
+
+    Attributes:
+        model: OpenCLIP's name of the config.
+        image_size: Side of the square input, in pixels.
+        projection: Size of the embedding, the config's embed_dim.
+        config: JSON text of an object with the config's embed_dim, vision_cfg and quick_gelu; None for the config that
+            OpenCLIP has under that name.
+    """
+
+    kind: ClassVar[str] = "open_clip"
+    model: str
+    image_size: int
+    projection: int
+    config: str | None = field(default=None, metadata={"json": True})
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the field that is wrong."""
+        if self.config is None:
+            _require_library_name("model", self.model)
+        elif type(self.model) is not str or not self.model:
+            raise ValueError(f"model must be a text, got {self.model!r}.")
+        for name in ("image_size", "projection"):
+            require_positive_int(name, getattr(self, name))
+        if self.config is None:
+            return
+        config = _json_object("config", self.config)
+        if set(config) != {"embed_dim", "vision_cfg", "quick_gelu"} or not isinstance(config["vision_cfg"], dict):
+            raise ValueError(f"config must have embed_dim, vision_cfg and quick_gelu, got {', '.join(config)}.")
+        if config["embed_dim"] != self.projection:
+            raise ValueError(
+                f"projection must be the config's embed_dim ({config['embed_dim']}), got {self.projection}."
+            )
+        trunk = config["vision_cfg"].get("timm_model_name")
+        if trunk is not None:
+            _require_library_name("timm_model_name", trunk)
+        object.__setattr__(self, "config", json.dumps(config, sort_keys=True))
+
+
+def _require_library_name(name: str, value: object) -> None:
+    if not isinstance(value, str) or not _LIBRARY_NAME.fullmatch(value):
+        raise ValueError(f"{name} must be a name in the library's registry, got {value!r}.")
+
+
+def _json_object(name: str, text: object) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text!r}.")
+    return value
+
+
+Architecture = ViTArchitecture | ConvNeXtArchitecture | TimmArchitecture | OpenClipArchitecture
+LIBRARY_KINDS = (TimmArchitecture, OpenClipArchitecture)
+
+_KINDS: dict[str, type[Architecture]] = {
+    cls.kind: cls for cls in (ViTArchitecture, ConvNeXtArchitecture, TimmArchitecture, OpenClipArchitecture)
+}
+
+_VIT_B = partial(ViTArchitecture, image_size=224, width=768, depth=12, heads=12)
+
+NAMED: dict[str, Architecture] = {
+    # OpenCLIP's convnext_base_w at the 224 pixels of the published evaluation (its own config says 256).
+    "convnext_base_w": ConvNeXtArchitecture(
+        image_size=224, depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024), projection=640
+    ),
+    "vit_b_16": _VIT_B(patch_size=16, projection=512),
+    "vit_b_32": _VIT_B(patch_size=32, projection=512),
+    "vit_l_14": ViTArchitecture(
+        image_size=224, patch_size=14, width=1024, depth=24, heads=16, activation="quick_gelu", projection=768
+    ),
+    "dino_vit_b_16": _VIT_B(patch_size=16, norm_eps=1e-6, pre_norm=False, patch_bias=True),
+    "dinov2_vit_b_14": _VIT_B(patch_size=14, norm_eps=1e-6, pre_norm=False, patch_bias=True, layer_scale=True),
+    # The small model that is shipped, at 64 pixels.
+    "tiny_convnext": ConvNeXtArchitecture(
+        image_size=64, depths=(2, 2, 4, 2), widths=(32, 64, 128, 256), projection=128
+    ),
+}
+
+
+def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
+    """Return a dict that json can write and `architecture_from_dict` reads."""
+    values: dict[str, Any] = {"kind": architecture.kind}
+    for entry in fields(architecture):
+        value = getattr(architecture, entry.name)
+        if value is not None and entry.metadata.get("json"):
+            value = json.loads(value)
+        values[entry.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def architecture_from_dict(mapping: Mapping[str, Any]) -> Architecture:
+    """Read an architecture from its dict; ValueError names a field that is unknown, missing or wrong."""
+    values = dict(mapping)
+    kind = values.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}.")
+    cls = _KINDS[kind]
+    known = {f.name: f for f in fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"Unknown {kind} field {', '.join(unknown)}; the fields are {', '.join(known)}.")
+    if missing := [n for n, f in known.items() if n not in values and f.default is MISSING]:
+        raise ValueError(f"Missing {kind} field {', '.join(missing)}.")
+    for name in ("depths", "widths"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    for name, entry in known.items():
+        if entry.metadata.get("json") and isinstance(values.get(name), Mapping):
+            values[name] = json.dumps(values[name])
+    return cls(**values)
+
+
+def embedding_dim(architecture: Architecture) -> int:
+    """Return the size D of the embeddings."""
+    if architecture.projection is not None:
+        return architecture.projection
+    if isinstance(architecture, ViTArchitecture):
+        return architecture.width
+    return architecture.widths[-1] if isinstance(architecture, ConvNeXtArchitecture) else architecture.features

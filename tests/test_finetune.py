@@ -1,0 +1,314 @@
+"""Fine-tuning runs: resumed, interrupted, shared out and diverging ones end as they should, and so do the commands."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.encoder import Encoder
+from rclip_metric.errors import StorageError
+from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.train.adversarial import NonFiniteLoss
+from rclip_metric.train.checkpoint import latest_state
+from rclip_metric.train.cli import main
+from rclip_metric.train.clip import TINY_PREPROCESSING
+from rclip_metric.train.config import configured, read_recipe, recipe_names
+from rclip_metric.train.data.scene_formats import write_pairs
+from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
+from rclip_metric.train.finetune import finetune
+from rclip_metric.train.settings import FinetuneConfig, RunConfig
+from rclip_metric.train.text_weights import load_text
+from rclip_metric.weights import load_encoder, save_encoder
+
+SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+CONFIG = FinetuneConfig(steps=5, warmup_steps=2, batch_size=10, inner_steps=2, learning_rate=1e-3)
+RUN = RunConfig(save_every=2, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, ScenesConfig(images=24, triplets=(1, 12, 1), pool=1, queries=1), quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs") / "pairs"
+    write_pairs(folder, per_class=1, quiet=True)
+    return folder
+
+
+def small_encoder():
+    torch.manual_seed(0)
+    return Encoder(SMALL, TINY_PREPROCESSING, name="small")
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def crash_at(step, monkeypatch):
+    """Lose the machine right after the state of ``step`` is on disk."""
+    import rclip_metric.train.finetune as module
+
+    class LostMachine(Exception):
+        pass
+
+    saved = module.save_state
+
+    def save_and_crash(out, done, *args, **more):
+        saved(out, done, *args, **more)
+        if done == step:
+            raise LostMachine
+
+    monkeypatch.setattr(module, "save_state", save_and_crash)
+    return LostMachine
+
+
+@pytest.mark.parametrize("loss", ["fare", "lore"])
+def test_a_resumed_run_is_the_uninterrupted_one_and_spares_the_original(scenes, tmp_path, loss, monkeypatch):
+    """24 images at 10 a step: the third step of an epoch has the 4 that are left."""
+    original, config = small_encoder(), dataclasses.replace(CONFIG, loss=loss, dual_every=3)
+    images = scenes / "images"
+    whole = finetune(original, images, tmp_path / "whole", config, RUN, quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(crash_at(2, patch)):
+        finetune(original, images, tmp_path / "cut", config, RUN, quiet=True)
+    again = finetune(original, images, tmp_path / "cut", config, RUN, quiet=True)
+    assert same(whole, again) and same(original, small_encoder()) and not same(whole, original)
+    times = ("seconds", "images_per_second")
+    logs = [
+        [{k: v for k, v in line.items() if k not in times} for line in lines_of(tmp_path / run)]
+        for run in ("whole", "cut")
+    ]
+    assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == [2, 4, 5]
+    assert {"loss", "adversarial_cosine", "clean_cosine", "gradient_norm", "learning_rate"} <= logs[0][-1].keys()
+    assert [path.name for path in (tmp_path / "whole").glob("state-*")] == [
+        f"state-{step:08d}.safetensors" for step in (4, 5)
+    ] or len(list((tmp_path / "whole").glob("state-*"))) == 2
+    with pytest.raises(ValueError, match="learning_rate"):
+        finetune(original, images, tmp_path / "cut", dataclasses.replace(config, learning_rate=1.0), RUN, quiet=True)
+
+
+def test_the_result_loads_by_path_and_says_how_it_was_made(scenes, tmp_path):
+    trained = finetune(small_encoder(), scenes / "images", tmp_path / "run", CONFIG, RUN, name="mine", quiet=True)
+    metric = RobustPerceptualDistance(tmp_path / "run")
+    assert metric.encoder.preprocessing == TINY_PREPROCESSING and metric.encoder.name == "mine"
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(metric.encoder(images), trained(images), rtol=1e-5, atol=1e-5)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["method"] == "FARE" and record["base"]["name"] == "small" and record["data"]["images"] == 24
+    assert FinetuneConfig(**record["recipe"]) == CONFIG
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["training"] == {"method": "FARE", "norm": "linf", "eps": "4/255", "data": "images", "base": "small"}
+
+
+def test_tecoa_learns_its_classes(pairs, tmp_path):
+    """On the clean images (eps 0) four epochs lower the cross-entropy over the 80 prompts of the shipped text tower."""
+    config = dataclasses.replace(
+        CONFIG, loss="tecoa", prompts="scenes-pairs", eps=0.0, inner_steps=0, steps=8, batch_size=40, warmup_steps=0
+    )
+    base, text = load_encoder("tiny-clean"), load_text("tiny-clean")
+    finetune(base, pairs, tmp_path / "run", config, dataclasses.replace(RUN, log_every=1), text=text, quiet=True)
+    losses = [line["loss"] for line in lines_of(tmp_path / "run")]
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["classes"] == 80
+    with pytest.raises(ValueError, match="needs the text tower"):
+        finetune(base, pairs, tmp_path / "none", config, RUN, quiet=True)
+    with pytest.raises(ValueError, match="needs class prompts"):
+        finetune(base, pairs, tmp_path / "none", dataclasses.replace(config, prompts=""), RUN, text=text, quiet=True)
+
+
+def test_validation_on_held_out_images_and_triplets(scenes, tmp_path):
+    run = dataclasses.replace(RUN, validate_every=3, validation_images=5, validation_triplets=6)
+    finetune(
+        small_encoder(), scenes / "images", tmp_path / "run", CONFIG, run,
+        validation=scenes / "classes", nights=scenes / "nights", quiet=True,
+    )  # fmt: skip
+    found = {line["step"]: line["validation"] for line in lines_of(tmp_path / "run") if "validation" in line}
+    assert found.keys() == {3, 5}
+    for values in found.values():
+        assert values["adversarial_cosine"] < values["clean_cosine"] <= 1
+        assert 0 <= values["two_afc_robust"] <= values["two_afc_clean"] <= 100
+
+
+def test_a_diverging_run_stops_with_the_batch_and_keeps_its_last_state(scenes, tmp_path):
+    original = small_encoder()
+    out = tmp_path / "run"
+    with pytest.raises(NonFiniteLoss, match=r"at step \d.*failed-step-\d+\.safetensors"):
+        finetune(
+            original, scenes / "images", out, dataclasses.replace(CONFIG, learning_rate=1e30, warmup_steps=0),
+            dataclasses.replace(RUN, save_every=1), quiet=True,
+        )  # fmt: skip
+    from safetensors.torch import load_file
+
+    (kept,) = out.glob("failed-step-*.safetensors")
+    tensors = load_file(kept)
+    assert tensors["images"].shape[1:] == tensors["attacked"].shape[1:] == (3, 64, 64)
+    state = latest_state(out)
+    assert state is not None and all(torch.isfinite(v).all() for v in state.parts["model"].values())
+    assert not (out / "model.safetensors").exists()
+
+
+def test_an_unreadable_image_is_left_out_counted_and_named(scenes, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(scenes / "images", images)
+    broken = next(images.rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    finetune(small_encoder(), images, tmp_path / "run", CONFIG, RUN, quiet=True)
+    assert {name for line in lines_of(tmp_path / "run") for name in line.get("unreadable", [])} == {str(broken)}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["unreadable"] >= 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(scenes, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="it is no folder: choose another"):
+        finetune(small_encoder(), scenes / "images", tmp_path / "file" / "run", CONFIG, RUN, quiet=True)
+
+
+TRAIN = [sys.executable, "-m", "rclip_metric", "train", "fare"]
+
+
+def environment(**more):
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path):
+    save_encoder(small_encoder(), tmp_path / "base")
+    command = [
+        *TRAIN, "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--steps", "60", "--batch-size",
+        "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--log-every", "1", "--device", "cpu",
+    ]  # fmt: skip
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen([*command, "--out", f"{stopped}"], stderr=subprocess.PIPE, env=environment())
+    deadline = time.monotonic() + 120
+    while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"the same command goes on from it" in told and b"Traceback" not in told
+    state = latest_state(stopped)
+    assert state is not None and 3 <= state.step < 60 and not (stopped / "model.safetensors").exists()
+    for out in (stopped, tmp_path / "whole"):
+        subprocess.run([*command, "--out", f"{out}"], check=True, env=environment(), capture_output=True)
+    assert same(load_encoder(stopped), load_encoder(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("loss", ["fare", "lore"])
+def test_two_processes_compute_what_one_does(scenes, tmp_path, loss):
+    """The loss curve of two gloo processes is that of one; the last step of an epoch has 4 images, then 5 and 5."""
+    save_encoder(small_encoder(), tmp_path / "base")
+    options = [
+        "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--loss", loss, "--steps", "6",
+        "--batch-size", "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--warmup-steps", "1",
+        "--log-every", "1", "--device", "cpu", "--part", "3", "--clip-gradient", "100",
+    ]  # fmt: skip
+    subprocess.run([*TRAIN, *options, "--out", f"{tmp_path / 'one'}"], check=True, env=environment())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    several = [*torchrun, "-m", "rclip_metric", "train", "fare", *options, "--out", f"{tmp_path / 'two'}"]
+    done = subprocess.run(several, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["step"] for line in two] == list(range(1, 7))
+    for name in ("loss", "adversarial_cosine", "clean_cosine", "gradient_norm"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
+    for a, b in zip(*(load_encoder(tmp_path / run).parameters() for run in ("one", "two")), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["run"]["processes"] == 2
+
+
+def test_every_recipe_is_a_config_and_names_its_base():
+    from rclip_metric.manifest import model_names
+
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        assert recipe.row and recipe.base and recipe.source
+        assert recipe.base in model_names() or recipe.base.startswith("open_clip:")
+        if recipe.command in ("fare", "tecoa"):
+            config = configured(FinetuneConfig, None, recipe.settings)
+            assert config.loss == recipe.command and config.inner_steps == 10 and config.inner_momentum == 0.9
+            if not name.startswith("tiny"):
+                eps = 2 / 255 if "2-vit" in name else 4 / 255
+                published = FinetuneConfig(loss=config.loss, prompts=config.prompts, eps=eps)
+                assert config == published  # the defaults are the paper's
+
+
+def test_settings_come_from_recipe_file_and_options_in_this_order(scenes, tmp_path, capsys):
+    save_encoder(small_encoder(), tmp_path / "base")
+    (tmp_path / "mine.json").write_text(json.dumps({"steps": 3, "batch_size": 7, "eps": "2/255", "log_every": 1}))
+    command = ["train", "fare", "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--quiet"]
+    out = ["--out", f"{tmp_path / 'run'}"]
+    given = ["--recipe", "tiny", "--config", f"{tmp_path / 'mine.json'}", "--batch-size", "8", "--inner-steps", "1"]
+    assert main([*command, *out, *given]) == 0
+    assert "RobustPerceptualDistance" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    recipe = record["recipe"]
+    assert recipe["learning_rate"] == 5e-4 and recipe["steps"] == 3 and recipe["eps"] == 2 / 255
+    assert recipe["batch_size"] == 8 and recipe["inner_steps"] == 1 and record["run"]["log_every"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--recipe", "r-clip-g"], "did you mean r-clip-f"),
+        (["--recipe", "r-clip-t"], "is for `train tecoa`"),
+        (["--config", "missing.json"], "cannot be read"),
+        (["--batch-size", "1000"], "there are 24 images"),
+        (["--device", "cuda:77"], "GPUs"),
+        (["--base", "tiny-cleen"], "tiny-clean"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--learning-rate", "0"], "must be positive"),
+    ],
+)
+def test_bad_input_is_one_sentence(scenes, tmp_path, capsys, more, told):
+    from rclip_metric.cli import main as whole
+
+    command = [
+        "train",
+        "fare",
+        "--base",
+        "tiny-clean",
+        "--images",
+        f"{scenes / 'images'}",
+        "--out",
+        f"{tmp_path / 'r'}",
+    ]
+    assert whole([*command, *more]) != 0
+    captured = capsys.readouterr()
+    assert told in captured.err and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+
+
+def test_a_setting_that_does_not_exist_is_named(tmp_path):
+    (tmp_path / "mine.json").write_text('{"epss": 1}')
+    with pytest.raises(ValueError, match="did you mean 'eps'"):
+        configured(FinetuneConfig, None, {"epss": 1})
+    with pytest.raises(ValueError, match=r"batch_size must be like 128"):
+        configured(FinetuneConfig, None, {"batch_size": "many"})
+    with pytest.raises(ValueError, match="one of pgd, apgd"):
+        configured(FinetuneConfig, None, {"attack": "fgsm"})
+
+
+@pytest.mark.parametrize("command", ["fare", "tecoa"])
+def test_the_help_explains_every_setting(command, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", command, "--help"])
+    text = capsys.readouterr().out
+    fields = [*dataclasses.fields(FinetuneConfig), *dataclasses.fields(RunConfig)]
+    only = {"fare": ("scale", "prompts"), "tecoa": ("loss", "rho", "dual_learning_rate", "dual_every")}[command]
+    for field in fields:
+        assert (f"--{field.name.replace('_', '-')}" in text) == (field.name not in only), field.name
+    assert "4/255" in text and "0.0156" not in text and "torchrun" in text

@@ -1,0 +1,293 @@
+"""Where fine-tuning starts: any encoder of ours, any OpenCLIP or timm model by name, and the text tower of a CLIP.
+
+Names: one of the manifest, a path or a Hub id, as `rclip_metric.weights.load_encoder` takes them; or
+
+    open_clip:MODEL@TAG      OpenCLIP's model with the weights that OpenCLIP calls TAG, or those of the file TAG
+    open_clip:hf-hub:ID      an OpenCLIP model on the Hub, with its own config (also open_clip:local-dir:FOLDER)
+    timm:NAME.TAG            timm's model with the weights that timm calls TAG; timm:NAME for its default ones
+    timm:hf-hub:ID           a timm model on the Hub, with its own config
+    ...@random               any of these with random weights, for tests and benchmarks
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rclip_metric.digest import file_digest
+from rclip_metric.encoder import Encoder
+from rclip_metric.errors import CheckpointError, UnknownModelError, WeightsError
+from rclip_metric.hub_errors import explained
+from rclip_metric.layouts import convert
+from rclip_metric.library_towers import require_known, timm_architecture, timm_config
+from rclip_metric.open_clip_configs import open_clip_architecture, open_clip_flag
+from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.towers import Architecture, TimmArchitecture
+from rclip_metric.train.text import TextModel, build_text
+from rclip_metric.train.text_weights import load_text
+from rclip_metric.weights import load_encoder
+
+_OPEN_CLIP, _TIMM = "open_clip:", "timm:"
+_RANDOM = "random"
+_HUB, _FOLDER = "hf-hub:", "local-dir:"  # a repository or folder that brings its own config
+
+
+def load_base(name: str, *, seed: int = 0) -> Encoder:
+    """Load the encoder that fine-tuning starts from, float32 on the CPU and in eval mode.
+
+    Of a CLIP only the image tower is kept, in a native architecture where one computes the same. The preprocessing is
+    the one that the library states for these weights.
+
+    Args:
+        name: See the head of this file.
+        seed: Of random weights.
+
+    Raises:
+        UnknownModelError: No such name, model or tag; with those that there are.
+        WeightsError: As for `load_encoder`.
+        ValueError: The preprocessing, or the model itself, is none that an `Encoder` can have.
+    """
+    if name.startswith(_OPEN_CLIP):
+        return _open_clip_encoder(name, seed).eval()
+    if name.startswith(_TIMM):
+        return _timm_encoder(name, seed).eval()
+    return load_encoder(name).eval()
+
+
+def load_base_text(name: str, *, seed: int = 0) -> TextModel:
+    """Load the text tower that goes with the encoder of that name.
+
+    Args:
+        name: As for `load_base`.
+        seed: Of random weights.
+
+    Raises:
+        CheckpointError: It has none, or one that is not built as CLIP's own.
+        WeightsError: As for `load_base`.
+    """
+    if name.startswith(_TIMM):
+        raise CheckpointError(f"{name} has no text tower: TeCoA needs a CLIP.")
+    if not name.startswith(_OPEN_CLIP):
+        return load_text(name)
+    model, tag = _split(name, _OPEN_CLIP)
+    config = _open_clip_config(model)
+    heads = _clip_text_heads(name, config["text_cfg"])
+    whole, quick_gelu = _open_clip_model(name, model, tag, config, seed)
+    state = {key: value for key, value in whole.state_dict().items() if key != "logit_bias"}
+    try:
+        tower = build_text(state, heads=heads, quick_gelu=quick_gelu)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    import open_clip
+
+    return TextModel(tower, open_clip.get_tokenizer(model), name)
+
+
+def _split(name: str, prefix: str) -> tuple[str, str]:
+    """Model and tag, "" without one."""
+    model, _, tag = name.removeprefix(prefix).partition("@")
+    return model, tag
+
+
+# OpenCLIP
+
+
+def _open_clip_encoder(name: str, seed: int) -> Encoder:
+    model, tag = _split(name, _OPEN_CLIP)
+    config = _open_clip_config(model)
+    if tag == _RANDOM:
+        architecture = open_clip_architecture(model, config)
+        stated = _first_preprocessing(model)
+        return _random_encoder(name, architecture, _open_clip_preprocessing(name, stated, architecture), seed)
+    whole, quick_gelu = _open_clip_model(name, model, tag, config, seed)
+    architecture = open_clip_architecture(model, {**config, "quick_gelu": quick_gelu})
+    visual: Any = whole.visual
+    revision = f"sha256:{file_digest(Path(tag))[:12]}" if tag and Path(tag).is_file() else None
+    return Encoder.from_weights(
+        convert(visual.state_dict(), "open-clip-visual", architecture),
+        architecture,
+        _open_clip_preprocessing(name, visual.preprocess_cfg, architecture),
+        name=name,
+        revision=revision,
+    )
+
+
+def _open_clip_config(model: str) -> dict[str, Any]:
+    import open_clip
+
+    if not model.startswith((_HUB, _FOLDER)):
+        require_known("OpenCLIP", model, open_clip.list_models())
+    with explained(f"The config of OpenCLIP's {model}"):
+        config: dict[str, Any] = open_clip.get_model_config(model)
+    return config
+
+
+def _open_clip_model(name: str, model: str, tag: str, config: Mapping[str, Any], seed: int) -> tuple[Any, bool]:
+    """The whole model as OpenCLIP builds and loads it, and whether its activation is QuickGELU."""
+    import open_clip
+
+    quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
+    if tag == _RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return open_clip.create_model(model, load_weights=False, force_quick_gelu=quick_gelu), quick_gelu
+    if not model.startswith((_HUB, _FOLDER)):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        if not Path(tag).is_file() and open_clip.get_pretrained_cfg(model, tag) == {}:
+            raise UnknownModelError(_about_tags(name, model, tag, tags))
+        # OpenAI's weights were trained with it, also where the model's config does not say so.
+        quick_gelu = quick_gelu or bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False))
+    try:
+        with explained(f"The model {name}"):
+            whole = open_clip.create_model(
+                model, pretrained=tag or None, force_quick_gelu=quick_gelu, require_pretrained=True
+            )
+    except WeightsError as error:
+        if "state_dict" in str(error.__cause__):
+            raise CheckpointError(f"The weights of {name} do not fit OpenCLIP's {model}.") from error
+        raise
+    return whole, quick_gelu
+
+
+def _about_tags(name: str, model: str, tag: str, tags: list[str]) -> str:
+    having = f"weights that exist are {', '.join(tags)}" if tags else "OpenCLIP publishes no weights of it"
+    if not tag:
+        return f"{name} does not say which weights: add @ and a tag, a file or random ({having})."
+    close = difflib.get_close_matches(tag, tags, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    return f"OpenCLIP has no weights {tag!r} of {model}, nor is that a file: {having}{hint}"
+
+
+def _first_preprocessing(model: str) -> Mapping[str, Any]:
+    """The preprocessing of the first weights that OpenCLIP publishes of a model; {} is its default."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    return open_clip.get_pretrained_cfg(model, tags[0]) if tags else {}
+
+
+def _open_clip_preprocessing(name: str, stated: Mapping[str, Any], architecture: Architecture) -> Preprocessing:
+    mode = stated.get("resize_mode") or "shortest"
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"{name} resizes images by {mode!r}, and an encoder by the shorter side or as a squash.")
+    _require_bicubic(name, stated.get("interpolation") or "bicubic")
+    size = architecture.image_size
+    statistics = {key: tuple(map(float, stated[key])) for key in ("mean", "std") if stated.get(key)}
+    return Preprocessing("squash" if mode == "squash" else "crop", size, size, **statistics)  # type: ignore[arg-type]
+
+
+def _clip_text_heads(name: str, stated: Mapping[str, Any]) -> int:
+    """The number of attention heads of a text tower that is built as CLIP's own; else CheckpointError."""
+    from open_clip.model import CLIPTextCfg
+
+    sizes = ("context_length", "vocab_size", "width", "heads", "layers")
+    default = CLIPTextCfg()
+    others = [
+        key
+        for key, value in stated.items()
+        if key not in sizes and key != "tokenizer_kwargs" and value != getattr(default, key, None)
+    ]
+    if others:
+        raise CheckpointError(
+            f"The text tower of {name} is not built as CLIP's own ({', '.join(others)}): TeCoA cannot use it; FARE "
+            "needs none."
+        )
+    heads: int = stated.get("heads", default.heads)
+    return heads
+
+
+# timm
+
+
+def _timm_encoder(name: str, seed: int) -> Encoder:
+    import timm
+
+    model, tag = _split(name, _TIMM)
+    if tag and tag != _RANDOM:
+        raise UnknownModelError(f"{name} must be timm:NAME, timm:NAME.TAG, or one of these with @random, not @{tag}.")
+    if model.startswith(_HUB):
+        architecture, config = _timm_hub_architecture(name, model)
+    else:
+        architecture = timm_architecture(model)
+        config = timm_config(model).to_dict()
+        if "." not in model and config.get("tag"):  # which weights are the default ones may change
+            architecture = timm_architecture(f"{model}.{config['tag']}")
+    preprocessing = _timm_preprocessing(name, config, architecture, random=tag == _RANDOM)
+    if tag == _RANDOM:
+        return _random_encoder(name, architecture, preprocessing, seed)
+    if not model.startswith(_HUB) and not timm_config(model).has_weights:
+        tags = timm.list_pretrained(f"{model.partition('.')[0]}.*")
+        raise UnknownModelError(
+            f"timm has no weights {model}: pass {', '.join(f'timm:{known}' for known in tags) or 'another model'}, or "
+            f"timm:{model}@random."
+        )
+    try:
+        with explained(f"The model {name}"):
+            trunk: nn.Module = timm.create_model(model, pretrained=True, num_classes=0)
+    except WeightsError as error:
+        if "state_dict" in str(error.__cause__):
+            raise CheckpointError(f"The weights of {name} do not fit timm's {architecture.model}.") from error
+        raise
+    state = {f"tower.trunk.{key}": value for key, value in trunk.state_dict().items()}
+    label = name if model.startswith(_HUB) else f"{_TIMM}{architecture.model}"
+    return Encoder.from_weights(state, architecture, preprocessing, name=label)
+
+
+def _timm_hub_architecture(name: str, model: str) -> tuple[TimmArchitecture, dict[str, Any]]:
+    """What the config.json of a repository says."""
+    from timm.models import load_model_config_from_hf
+
+    with explained(f"The config of {name}"):
+        config, registered, arguments = load_model_config_from_hf(model.removeprefix(_HUB))
+    options = {**(arguments or {})}
+    if config.get("global_pool") is not None:
+        options.setdefault("global_pool", config["global_pool"])
+    side = options.pop("img_size", None) or _timm_data_config(config)["input_size"][-1]
+    return timm_architecture(registered, image_size=side, options=options), config
+
+
+def _timm_data_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    resolved: dict[str, Any] = resolve_data_config({}, pretrained_cfg=dict(config))
+    return resolved
+
+
+def _timm_preprocessing(
+    name: str, config: Mapping[str, Any], architecture: TimmArchitecture, *, random: bool
+) -> Preprocessing:
+    stated = _timm_data_config(config)
+    if not random:  # random weights were trained with none
+        _require_bicubic(name, stated["interpolation"])
+    crop = architecture.image_size
+    resize, mode = math.floor(crop / stated["crop_pct"]), stated["crop_mode"]
+    if mode not in ("center", "squash") or (mode == "squash" and resize != crop):
+        raise ValueError(
+            f"{name} prepares images by {mode!r} with a share of {stated['crop_pct']}, which the preprocessing of an "
+            "encoder cannot express."
+        )
+    mean, std = (tuple(map(float, stated[key])) for key in ("mean", "std"))
+    return Preprocessing(
+        mode="squash" if mode == "squash" else "crop",
+        resize=resize,
+        crop=crop,
+        mean=mean,  # type: ignore[arg-type]
+        std=std,  # type: ignore[arg-type]
+    )
+
+
+def _require_bicubic(name: str, interpolation: str) -> None:
+    if interpolation != "bicubic":
+        raise ValueError(f"{name} was trained on images resized by {interpolation}, and an encoder resizes by bicubic.")
+
+
+def _random_encoder(name: str, architecture: Architecture, preprocessing: Preprocessing, seed: int) -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(architecture, preprocessing, name=name, revision=f"seed {seed}")

@@ -1,0 +1,76 @@
+"""``rclip-metric train nights``: LoRA or an MLP head on NIGHTS-format triplets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    from rclip_metric.train.config import add_options, recipe_names
+    from rclip_metric.train.evaluation.robustness import PRECISIONS
+    from rclip_metric.train.nights import MLP_SETTINGS, NightsConfig
+    from rclip_metric.train.options import count
+
+    differing = ", ".join(f"{key} {value}" for key, value in MLP_SETTINGS.items() if key != "head")
+    parser = commands.add_parser(
+        "nights",
+        parents=[shared],
+        help="tune an encoder on NIGHTS-format triplets: LoRA inside it, or an MLP on top of it",
+        epilog=f"The defaults are DreamSim's scheme for LoRA; --head mlp changes {differing}. A recipe comes before "
+        "these, --config before the recipe, and an option before both.",
+    )
+    parser.add_argument(
+        "--base", help="the encoder to tune: a model name, a folder or a Hub id (default: the recipe's)"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with data.csv, ref/ and distort/")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the states, the log and the result; resumes"
+    )
+    parser.add_argument("--name", help="name of the new encoder (default: the name of --out)")
+    names = ", ".join(recipe_names("nights"))
+    parser.add_argument("--recipe", metavar="NAME|FILE", help=f"settings of a published model, or a file: {names}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file with settings, by the names below")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
+                        help="of the encoder's passes in training; auto: bfloat16 where it is fast")  # fmt: skip
+    parser.add_argument("--workers", type=count, default=4, metavar="N", help="threads that read images (default 4)")
+    add_options(parser, NightsConfig, "settings")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from rclip_metric.saved import read_json
+    from rclip_metric.train.base import load_base
+    from rclip_metric.train.config import configured, read_recipe, read_settings
+    from rclip_metric.train.nights import MLP_SETTINGS, NightsConfig, tune_nights
+    from rclip_metric.weights import locate
+
+    recipe = read_recipe(options.recipe, "nights") if options.recipe else None
+    layers = (recipe.settings if recipe else None, read_settings(options.config) if options.config else None)
+    config = configured(NightsConfig, options, *layers)
+    if config.head == "mlp":
+        config = configured(NightsConfig, options, MLP_SETTINGS, *layers)
+    base = options.base or (recipe and recipe.base)
+    if not base:
+        raise ValueError("there is no encoder to tune: pass --base, or a --recipe that names one")
+    tune_nights(
+        load_base(base, seed=config.seed),
+        options.data,
+        options.out,
+        config,
+        name=options.name or options.out.name,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        origin=None if base.startswith(("open_clip:", "timm:")) else locate(base).spec,
+        quiet=options.quiet,
+    )
+    record = read_json(options.out / "run.json")
+    first, best = record["epochs"][0], record["epochs"][record["best_epoch"]]
+    print(
+        f"{options.out}: {best['val_accuracy']:.1f} % on val after epoch {best['epoch']} of {config.epochs}, "
+        f"{first['val_accuracy']:.1f} % before the first ({record['data']['val']} triplets); load it with "
+        f"RobustPerceptualDistance({str(options.out)!r})"
+    )

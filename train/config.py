@@ -1,0 +1,217 @@
+"""Settings as frozen dataclasses: their fields are a command's options, a JSON file's keys and a run's record."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rclip_metric.train.options import radius
+
+_RECIPES = Path(__file__).parent / "recipes"
+_RECIPE_KEYS = ("command", "row", "base", "settings", "source")
+
+Config = TypeVar("Config")
+
+
+def setting(
+    default: Any, help: str, *, unit: str | None = None, choices: tuple[str, ...] | None = None, pixels: bool = False
+) -> Any:
+    """A field of a config.
+
+    Args:
+        default: its value where nobody says otherwise; its type is the field's.
+        help: one clause, for ``--help``.
+        unit: of the value; shown after the clause.
+        choices: the only values allowed.
+        pixels: a length in [0, 1] images, which may be written as ``4/255``.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "unit": unit, "choices": choices, "pixels": pixels}
+    )
+
+
+def add_options(
+    parser: argparse.ArgumentParser, config: type, title: str | None = None, *, skip: Sequence[str] = ()
+) -> None:
+    """One option per field of a config; an option that is not given leaves the field to the recipe or the default.
+
+    A switch gets ``--name`` and ``--no-name``. `configured` puts the values together.
+
+    Args:
+        parser: gets the options.
+        config: the dataclass.
+        title: heading of their part of the help.
+        skip: fields that are no options of this command.
+    """
+    group = parser.add_argument_group(title) if title else parser
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        about, flag = field.metadata, "--" + field.name.replace("_", "-")
+        unit = f", in {about['unit']}" if about.get("unit") else ""
+        shown = _shown(field).replace("%", "%%")
+        text = f"{about['help'].replace('%', '%%')}{unit} (default {shown})"
+        if isinstance(field.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif about.get("choices"):
+            group.add_argument(flag, choices=about["choices"], default=None, help=text)
+        else:
+            kind, name = _kind(field)
+            group.add_argument(flag, type=kind, default=None, metavar=name, help=text)
+
+
+def _kind(field: dataclasses.Field[Any]) -> tuple[Callable[[str], Any], str]:
+    if field.metadata.get("pixels"):
+        return radius, "EPS"
+    if isinstance(field.default, tuple):
+        return _numbers, "X,Y"
+    return {int: (int, "N"), float: (float, "X"), str: (str, "TEXT")}[type(field.default)]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: write them like 0.5,0.999") from None
+
+
+def _shown(field: dataclasses.Field[Any]) -> str:
+    if field.metadata.get("pixels"):
+        return f"{field.default * 255:g}/255"
+    if isinstance(field.default, bool):
+        return "yes" if field.default else "no"
+    if isinstance(field.default, tuple):
+        return ",".join(f"{value:g}" for value in field.default)
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def configured(
+    config: type[Config], options: argparse.Namespace | None = None, *layers: Mapping[str, Any] | None
+) -> Config:
+    """A config from its defaults, then ``layers`` in order (a recipe, a JSON file), then the options that were given.
+
+    Raises:
+        ValueError: if a layer has a key that is no field, or a value of another type, or one that the config refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in (layer or {}).items():
+            values[name] = _checked(config, fields, name, value)
+    for name in fields:
+        given = getattr(options, name, None)
+        if given is not None:
+            values[name] = given
+    return config(**values)
+
+
+def _checked(config: type, fields: Mapping[str, dataclasses.Field[Any]], name: str, value: Any) -> Any:
+    if name not in fields:
+        close = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(fields)}"
+        raise ValueError(f"there is no setting {name!r}: {hint}")
+    field = fields[name]
+    if field.metadata.get("pixels") and isinstance(value, str):
+        try:
+            return radius(value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if isinstance(field.default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(field.default, tuple) and isinstance(value, list):
+        value = tuple(float(number) for number in value)
+    if type(value) is not type(field.default):
+        raise ValueError(f"{name} must be like {field.default!r}, and it is {value!r}")
+    if field.metadata.get("choices") and value not in field.metadata["choices"]:
+        raise ValueError(f"{name} must be one of {', '.join(field.metadata['choices'])}, and it is {value!r}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A file of settings.
+
+    Attributes:
+        name: of the file, without its ending.
+        command: the task that it is for: fare, tecoa or nights.
+        row: what it makes, as the paper's tables name it.
+        base: the encoder to start from; None where that is up to the user.
+        settings: values of the command's config, where they are not its defaults.
+        source: where the numbers come from.
+    """
+
+    name: str
+    command: str
+    row: str | None
+    base: str | None
+    settings: Mapping[str, Any]
+    source: str | None
+
+
+def recipe_names(command: str | None = None) -> list[str]:
+    """The recipes that come with this package, or those of one command."""
+    names = sorted(path.stem for path in _RECIPES.glob("*.json"))
+    return [name for name in names if command is None or read_recipe(name).command == command]
+
+
+def read_recipe(name: str | Path, command: str | None = None) -> Recipe:
+    """Read a recipe: one of `recipe_names`, or the path of a JSON file.
+
+    The file is ``{"command": "fare", "row": "R-CLIP_F ConvNeXt-B", "base": "clip-convnext-b", "settings": {"eps":
+    "4/255"}, "source": "..."}``; all but ``command`` and ``settings`` may be left out.
+
+    Raises:
+        ValueError: if there is no such recipe, it is malformed, or it is for another command.
+    """
+    path = _RECIPES / f"{name}.json" if (_RECIPES / f"{name}.json").is_file() else Path(name)
+    if not path.is_file():
+        names = recipe_names(command)
+        close = difflib.get_close_matches(str(name), names, n=2)
+        known = f"did you mean {' or '.join(close)}?" if close else f"pass one of {', '.join(names)} or a JSON file"
+        raise ValueError(f"there is no recipe {str(name)!r}: {known}")
+    values = read_settings(path)
+    unknown = sorted(set(values) - set(_RECIPE_KEYS))
+    if unknown or not {"command", "settings"} <= values.keys() or not isinstance(values["settings"], dict):
+        raise ValueError(f'{path} must have "command" and "settings", and may have "row", "base" and "source"')
+    if command is not None and values["command"] != command:
+        raise ValueError(f"the recipe {path.stem} is for `train {values['command']}`, and this is `train {command}`")
+    return Recipe(
+        path.stem, values["command"], values.get("row"), values.get("base"), values["settings"], values.get("source")
+    )
+
+
+def shared_out(values: Mapping[str, Any], *configs: type) -> list[dict[str, Any]]:
+    """The values for each of several configs, by the names of their fields; ValueError for one that none has."""
+    parts: list[dict[str, Any]] = [{} for _ in configs]
+    names = [[field.name for field in dataclasses.fields(config)] for config in configs]
+    for name, value in values.items():
+        place = next((index for index, own in enumerate(names) if name in own), None)
+        if place is None:
+            known = [name for own in names for name in own]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
+            raise ValueError(f"there is no setting {name!r}: {hint}")
+        parts[place][name] = value
+    return parts
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file with one object of settings.
+
+    Raises:
+        ValueError: if it cannot be read or is none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object, with a setting per key")
+    return values

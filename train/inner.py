@@ -1,0 +1,53 @@
+"""What the inner problem works on: a copy of the encoder without weight gradients, and a random start per image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rclip_metric.encoder import Encoder
+from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.train.data.images import seeded
+
+
+def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
+    """A frozen encoder for passes without weight gradients: it shares the float32 weights, or holds them in bfloat16.
+
+    The first follows the encoder's updates by itself, the second when `refresh` is called.
+    """
+    twin = copy.deepcopy(encoder).eval().requires_grad_(False)
+    if bfloat16:
+        twin = twin.bfloat16()
+        if isinstance(encoder.architecture, ConvNeXtArchitecture):
+            twin = twin.to(memory_format=torch.channels_last)
+        return twin
+    for own, shared in zip(twin.parameters(), encoder.parameters(), strict=True):
+        own.data = shared.data
+    for own, shared in zip(twin.buffers(), encoder.buffers(), strict=True):
+        own.data = shared.data
+    return twin
+
+
+def refresh(twin: Encoder, encoder: Encoder) -> None:
+    """Copy the weights into a bfloat16 twin, rounded."""
+    with torch.no_grad():
+        torch._foreach_copy_(list(twin.parameters()), list(encoder.parameters()))
+
+
+def start_seed(seed: int, step: int, key: int) -> int:
+    """The seed of an image's random start: a function of the run, the step and the image, whoever attacks it."""
+    return seeded(seed, 1, step, key).initial_seed()
+
+
+def start_noise(images: Tensor, seeds: Sequence[int], norm: str) -> Tensor:
+    """Noise as `LpBall.sample` takes it, drawn on the images' device from a seed per image."""
+    draw = torch.randn if norm == "l2" else torch.rand
+    rows = [
+        draw(images.shape[1:], generator=torch.Generator(images.device).manual_seed(seed), device=images.device)
+        for seed in seeds
+    ]
+    noise = torch.stack(rows)
+    return noise if norm == "l2" else noise * 2 - 1

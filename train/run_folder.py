@@ -1,0 +1,84 @@
+"""The folder of a training run: the names of its states, and what is said when the disk refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from rclip_metric.errors import StorageError
+from rclip_metric.train.tensor_file import system_error
+
+_STATE = re.compile(r"state-(\d{8,})\.safetensors")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """The file of the state after ``step`` steps."""
+    return folder / f"state-{step:08d}.safetensors"
+
+
+def states(folder: Path) -> list[Path]:
+    """The numbered states in a folder, by step; none where there is no such folder."""
+    return sorted((path for path in folder.glob("state-*.safetensors") if _STATE.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a state."""
+    found = _STATE.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def storing(what: str, folder: Path, needed: int | None = None, doing: str = "written to") -> Iterator[None]:
+    """Turn what the disk raises into one sentence, which tells the room there is and the last good state of the run.
+
+    Args:
+        what: is being written, as the subject of a sentence.
+        folder: of the run.
+        needed: bytes.
+        doing: what cannot be done, before the folder's name.
+
+    Raises:
+        StorageError: for a full disk, a used-up quota, a read-only folder, a path that is no folder.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = system_error(error)
+        if number is None:
+            raise
+        full = number in _FULL
+        room = [f"it takes {_size(needed)}"] if full and needed is not None else []
+        if full:
+            with contextlib.suppress(OSError):  # a folder that is not there has no room to tell of
+                room.append(f"{_size(shutil.disk_usage(folder).free)} are free there")
+        told, reason = f" ({', '.join(room)})" if room else "", os.strerror(number)
+        good = next((path.name for path in reversed(states(folder)) if _is_whole(path)), None)
+        advice = "make it writable, or choose another folder"
+        if full:
+            advice = "make room, or keep fewer states (--keep)" if good else "make room"
+        elif number in (errno.ENOTDIR, errno.EEXIST):
+            reason, advice = "it is no folder", "choose another"
+        left = f"; {good} is still good, and the same command goes on from it" if good else ""
+        raise StorageError(f"{what} cannot be {doing} {folder}: {reason}{told}: {advice}{left}.") from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file's header can be read and its length is right; the checksum is not looked at."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

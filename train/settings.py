@@ -1,0 +1,102 @@
+"""Settings of adversarial fine-tuning: what is computed, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rclip_metric.train.config import setting
+from rclip_metric.train.threat import LpBall
+
+LOSSES = ("fare", "tecoa", "sim-clip", "lore")
+METHODS = {"fare": "FARE", "tecoa": "TeCoA", "sim-clip": "Sim-CLIP", "lore": "LORE"}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What an adversarial fine-tuning computes; the defaults are the paper's (ImageNet, 2 epochs at batch 128)."""
+
+    loss: str = setting("fare", "what is minimised at the attacked images", choices=LOSSES)
+    seed: int = setting(0, "seed of the order of the images and of the random starts")
+    steps: int = setting(20_000, "optimiser steps")
+    warmup_steps: int = setting(1_400, "steps over which the learning rate rises from 0, linearly")
+    batch_size: int = setting(128, "images per step, over all processes together")
+    learning_rate: float = setting(1e-5, "peak learning rate of AdamW; it falls to 0 along half a cosine")
+    weight_decay: float = setting(1e-4, "weight decay of AdamW")
+    norm: str = setting("linf", "norm of the ball that the attack stays in", choices=("linf", "l2"))
+    eps: float = setting(4 / 255, "radius of the ball, on images in [0, 1]", pixels=True)
+    eps_warmup_steps: int = setting(0, "steps over which eps and the attack's steps grow from 0, linearly (0: none)")
+    attack: str = setting("pgd", "inner maximiser", choices=("pgd", "apgd"))
+    inner_steps: int = setting(10, "gradient steps of the attack")
+    inner_step_size: float = setting(1 / 255, "length of a PGD step, on images in [0, 1]", pixels=True)
+    inner_momentum: float = setting(0.9, "momentum of the PGD steps")
+    clean_weight: float = setting(0.0, "weight w of the same loss on the clean image: (1 - w) attacked + w clean")
+    clip_gradient: float = setting(0.0, "longest gradient of all weights, l_2 (0: no clipping)")
+    scale: float = setting(100.0, "tecoa: factor on the cosines with the class prompts")
+    prompts: str = setting("", "tecoa: prompts that name the classes, one of the package's or a JSON file")
+    rho: float = setting(0.1, "lore: share of ||phi_orig(x)||^2 by which the clean embedding may move, squared")
+    dual_learning_rate: float = setting(1e-3, "lore: learning rate of the multipliers' network (Adam; ours)")
+    dual_every: int = setting(1, "lore: encoder steps per step of the multipliers", unit="steps")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for the first value that cannot be meant."""
+        for name in ("steps", "batch_size", "dual_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
+        for name in ("warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps", "inner_step_size",
+                     "inner_momentum", "clip_gradient", "rho"):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
+        for name in ("learning_rate", "scale", "dual_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, and it is {getattr(self, name)}")
+        if not 0 <= self.clean_weight <= 1:
+            raise ValueError(f"clean_weight must be in [0, 1], and it is {self.clean_weight}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, and it is {self.loss!r}")
+        if self.loss == "lore" and self.clean_weight:
+            raise ValueError("lore keeps the clean embeddings by its constraint: leave clean_weight at 0 and set rho")
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether the update looks at the clean images too."""
+        return self.loss in ("sim-clip", "lore") or self.clean_weight > 0
+
+    def threat(self, step: int) -> tuple[LpBall, float]:
+        """The ball and the length of a PGD step at a step (from 0)."""
+        share = min(1.0, (step + 1) / self.eps_warmup_steps) if self.eps_warmup_steps else 1.0
+        ball = LpBall("l2" if self.norm == "l2" else "linf", self.eps * share)
+        return ball, self.inner_step_size * share
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a fine-tuning runs: nothing here changes what is computed, but for rounding. A run may go on with others."""
+
+    device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda; under torchrun cuda is the local GPU")
+    precision: str = setting(
+        "auto",
+        "bfloat16: attack in it, update under autocast with float32 weights; auto: where the device is fast at it",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    part: int = setting(0, "images per forward and backward pass (0: what suits a CPU, everything at once on a GPU)")
+    compile: bool = setting(False, "compile the passes with torch.compile: minutes at the start, faster steps")
+    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower")
+    workers: int = setting(-1, "processes that read images (-1: none on a CPU, up to 8 for a GPU)")
+    save_every: int = setting(500, "steps between states that a run can go on from", unit="steps")
+    keep: int = setting(2, "states kept, the newest ones (0: all)")
+    log_every: int = setting(10, "steps between lines of log.jsonl", unit="steps")
+    validate_every: int = setting(500, "steps between validations, where a set is given", unit="steps")
+    validation_images: int = setting(64, "images of --validation that the cosines are taken on")
+    validation_triplets: int = setting(100, "triplets of --nights that are judged")
+    validation_attack_steps: int = setting(20, "APGD iterations on those triplets")
+    tensorboard: bool = setting(False, "also write TensorBoard events (extra: tensorboard)")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for the first value that cannot be meant."""
+        for name in ("save_every", "log_every", "validate_every", "validation_images", "validation_triplets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
+        for name, least in (("part", 0), ("workers", -1), ("keep", 0), ("validation_attack_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, and it is {getattr(self, name)}")
