@@ -20,6 +20,8 @@ from rclip_metric.preprocessing import RESIZES, Resize
 from rclip_metric.towers import architecture_to_dict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rclip_metric.encoder import Encoder
 
 FORMAT = "rclip-metric"
@@ -118,7 +120,7 @@ def save_encoder(
         "notes": notes,
     }
     config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
-    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,12 +134,26 @@ def save_encoder(
     return folder
 
 
+def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Copies tensors that are in memory twice, which safetensors refuses: some towers use a layer in several places."""
+    seen: set[int] = set()
+    for key, value in state.items():
+        address = value.untyped_storage().data_ptr()
+        if address in seen:
+            state[key] = value.clone()
+        seen.add(address)
+    return state
+
+
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """Gives another name to write to, and moves the file to its place when it is complete."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
+        temporary.chmod(mode)  # safetensors hides its files from everybody else, also on a shared disk
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

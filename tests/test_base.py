@@ -60,7 +60,7 @@ def clip(name: str, **settings: Any) -> Any:
     """OpenCLIP's own model with seeded weights, nowhere at their initial values."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = open_clip.create_model(name, load_weights=False, **settings).eval()
+        model = open_clip.create_model(name, **settings).eval()
         for key, value in model.state_dict().items():
             if value.is_floating_point() and key != "logit_scale":
                 value.add_(torch.randn_like(value), alpha=0.1).abs_() if "running" in key else value.add_(

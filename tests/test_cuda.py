@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
+from rclip_metric.train.adversarial import AdversarialStep
 from rclip_metric.train.apgd import apgd
 from rclip_metric.train.data.images import seeded
+from rclip_metric.train.settings import FinetuneConfig
+from rclip_metric.train.team import Team
 from rclip_metric.train.threat import LpBall
+from rclip_metric.weights import load_encoder
 
 pytestmark = [
     pytest.mark.cuda,
@@ -52,3 +56,25 @@ def test_an_attack_starts_where_it_does_on_the_cpu_and_stays_in_the_ball(images)
         start=ball.start(small.cuda(), seeds),
     )  # fmt: skip
     assert ball.violation(found.images, small.cuda()) < 1e-5 and (found.loss > 0.01).all()
+
+
+@pytest.mark.parametrize("loss", ["fare", "sim-clip", "lore"])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_training_step_is_that_of_the_cpu(images, loss, bfloat16):
+    """From the clean image (eps 0, so that no random start differs) to within float32's or bfloat16's rounding."""
+    config = FinetuneConfig(loss=loss, eps=0.0, inner_steps=1, learning_rate=1e-3)
+    found = []
+    for device, half in (("cpu", False), ("cuda", bfloat16)):
+        original = load_encoder("tiny-clean").to(device)
+        encoder = load_encoder("tiny").to(device)
+        step = AdversarialStep(
+            encoder, original, torch.optim.AdamW(encoder.parameters(), lr=1e-3), config, bfloat16=half,
+            team=Team(device=torch.device(device)),
+        )  # fmt: skip
+        small = images[0, :, :, :64, :64].to(device)
+        found.append([step(small, range(5), None, number, measure=True) for number in range(3)])
+    tolerance = 0.05 if bfloat16 else 2e-3
+    for here, there in zip(*found, strict=True):
+        assert there.loss == pytest.approx(here.loss, rel=tolerance, abs=1e-2)
+        assert there.adversarial_cosine == pytest.approx(here.adversarial_cosine, abs=tolerance)
+    assert all(p.dtype == torch.float32 for p in encoder.parameters())

@@ -312,3 +312,14 @@ def test_the_help_explains_every_setting(command, capsys):
     for field in fields:
         assert (f"--{field.name.replace('_', '-')}" in text) == (field.name not in only), field.name
     assert "4/255" in text and "0.0156" not in text and "torchrun" in text
+
+
+def test_checkpointing_parts_and_tensorboard_change_nothing_but_memory(scenes, tmp_path):
+    plain = finetune(small_encoder(), scenes / "images", tmp_path / "plain", CONFIG, RUN, quiet=True)
+    run = dataclasses.replace(RUN, checkpointing=True, part=3, tensorboard=True, keep=1)
+    frugal = finetune(small_encoder(), scenes / "images", tmp_path / "frugal", CONFIG, run, quiet=True)
+    for one, other in zip(plain.parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+    assert list((tmp_path / "frugal" / "tensorboard").glob("events.*"))
+    assert len(list((tmp_path / "frugal").glob("state-*"))) == 1
+    assert not frugal.checkpointing

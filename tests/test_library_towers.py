@@ -130,6 +130,16 @@ def test_saved_and_loaded_bit_for_bit(encoder: Encoder, tmp_path: Path) -> None:
     torch.testing.assert_close(metric.embed(images), torch.nn.functional.normalize(encoder(images)))
 
 
+def test_a_layer_that_is_used_twice_is_saved_and_stays_one_layer(tmp_path: Path) -> None:
+    small = {"embed_dims": [16, 16, 16, 16], "serial_depths": [2, 1, 1, 1]}
+    encoder = randomised(timm_architecture("coat_tiny", image_size=64, options=small))
+    loaded = load_encoder(save_encoder(encoder, tmp_path)).requires_grad_(False)
+    assert (
+        len(list(loaded.parameters())) == len(list(encoder.parameters())) < len(expected_shapes(encoder.architecture))
+    )
+    torch.testing.assert_close(loaded(batch(64)), encoder(batch(64)), atol=1e-6, rtol=1e-5)
+
+
 def test_batchnorm_is_saved(tmp_path: Path) -> None:
     saved = load_encoder(save_encoder(randomised(MAKERS["open_clip resnet"]()), tmp_path)).state_dict()
     counters = [value for key, value in saved.items() if key.endswith("num_batches_tracked")]

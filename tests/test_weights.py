@@ -538,3 +538,11 @@ def test_a_spec_is_plain_data():
     spec = get_spec("r-clip-f")
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert replace(spec, name="x").name == "x"
+
+
+def test_saved_weights_are_as_readable_as_any_new_file(tmp_path):
+    """On the shared disk of a cluster others load them; safetensors by itself leaves them to their owner alone."""
+    folder = save_encoder(random_encoder(), tmp_path / "model")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", *folder.iterdir())}
+    assert len(modes) == 1

@@ -124,7 +124,9 @@ def _open_clip_config(model: str) -> dict[str, Any]:
     if not model.startswith((_HUB, _FOLDER)):
         require_known("OpenCLIP", model, open_clip.list_models())
     with explained(f"The config of OpenCLIP's {model}"):
-        config: dict[str, Any] = open_clip.get_model_config(model)
+        config: dict[str, Any] | None = open_clip.get_model_config(model)
+    if config is None:
+        raise UnknownModelError(f"OpenCLIP {open_clip.__version__} does not read {model}: update open_clip_torch.")
     return config
 
 
@@ -136,7 +138,8 @@ def _open_clip_model(name: str, model: str, tag: str, config: Mapping[str, Any],
     if tag == _RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return open_clip.create_model(model, load_weights=False, force_quick_gelu=quick_gelu), quick_gelu
+            none: dict[str, Any] = {"load_weights": False} if model.startswith((_HUB, _FOLDER)) else {}
+            return open_clip.create_model(model, force_quick_gelu=quick_gelu, **none), quick_gelu
     if not model.startswith((_HUB, _FOLDER)):
         tags = open_clip.list_pretrained_tags_by_model(model)
         if not Path(tag).is_file() and open_clip.get_pretrained_cfg(model, tag) == {}:

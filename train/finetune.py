@@ -106,7 +106,8 @@ def _finetune(
     optimizer = torch.optim.AdamW(
         encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
-    found = latest_state(out, config)  # every process reads it: the folder is shared
+    damaged: list[str] = []
+    found = latest_state(out, config, report=damaged.append)  # every process reads it: the folder is shared
     start = 0 if found is None else found.step
     if team.first(start) != start:
         raise ValueError(f"process {team.rank} sees step {start} in {out}, the first process another: share the folder")
@@ -155,6 +156,8 @@ def _finetune(
         return saved.get(done, out)
 
     with log, Interrupt() as interrupt:
+        for sentence in damaged:
+            log.event(start, damaged=sentence)
         for number, batch in enumerate(stream, start=start):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(number)
@@ -174,8 +177,7 @@ def _finetune(
             except NonFiniteLoss as error:
                 raise _kept(error, out, number + 1, team) from None
             done = number + 1
-            if result.images:
-                log.step(done, result.images, **_values(result), **_memory(device), learning_rate=group["lr"])
+            log.step(done, result.images, **_values(result), **_memory(device), learning_rate=group["lr"])
             if validator is not None and (done % run.validate_every == 0 or done == config.steps):
                 log.validation(done, validator(encoder))  # before the state: what is logged by then is kept
             if done % run.save_every == 0 or done == config.steps:
@@ -189,8 +191,8 @@ def _finetune(
                     asked_by, f"the state of step {done} is in {out}, and the same command goes on from it"
                 )
         seconds = log.seconds
-    encoder.eval().requires_grad_(False)
-    encoder.checkpointing = False
+    encoder.checkpointing = encoder.channels_last = False
+    encoder.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     if team.rank == 0:
         data = {**stream.describe(), "unreadable": unreadable}
         base = {"name": original.name, "revision": original.revision}

@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,9 @@ from rclip_metric.train.triplet_step import Forward, Source, embed_triplets
 from rclip_metric.train.tuning import Standing, Tuning, TuningLog
 from rclip_metric.weights import save_encoder
 
-HEADS = ("lora", "mlp")
+# What DreamSim's configurations have differently for the two.
+_PUBLISHED = {"lora": {"batch_size": 32, "epochs": 8}, "mlp": {"batch_size": 512, "epochs": 20}}
+HEADS = tuple(_PUBLISHED)
 # How a run gets there and not what it computes: a run may go on under other values. (The triplets per pass also decide
 # which inputs a dropout mask falls on.)
 _HOW = ("micro_batch", "save_every")
@@ -48,7 +49,7 @@ _HOW = ("micro_batch", "save_every")
 
 @dataclass(frozen=True)
 class NightsConfig:
-    """Settings of a tuning; the defaults are for LoRA, and `MLP_SETTINGS` has what differs for an MLP.
+    """Settings of a tuning.
 
     The paper follows DreamSim's scheme without numbers of its own. Margin, learning rate, Adam's averages, rank,
     alpha, dropout and hidden size stand in the project's specification; batch size, epochs and weight decay are those
@@ -65,8 +66,8 @@ class NightsConfig:
     learning_rate: float = setting(3e-4, "Adam's learning rate, constant")
     betas: tuple[float, ...] = setting((0.5, 0.999), "decay of Adam's two averages")
     weight_decay: float = setting(0.0, "Adam's weight decay")
-    batch_size: int = setting(32, "triplets per step; the last step of an epoch takes what is left")
-    epochs: int = setting(8, "passes over the training triplets; the best on val is kept")
+    batch_size: int = setting(0, "triplets per step (0: as DreamSim, 32 for LoRA and 512 for an MLP)")
+    epochs: int = setting(0, "passes over the training triplets (0: as DreamSim, 8 for LoRA and 20 for an MLP)")
     seed: int = setting(0, "seed of the first weights, of the order of the triplets and of the dropout")
     micro_batch: int = setting(0, "triplets, three images each, per pass (0: what suits a CPU; up to 64 on a GPU)")
     save_every: int = setting(100, "steps between states within an epoch, besides the one at its end")
@@ -75,22 +76,22 @@ class NightsConfig:
         """Raise ValueError for the first value that cannot be meant."""
         if self.head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, and it is {self.head!r}")
-        for name in ("hidden", "rank", "batch_size", "save_every"):
+        for name, published in _PUBLISHED[self.head].items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, published)
+        for name in ("hidden", "rank", "batch_size", "epochs", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
         for name in ("alpha", "margin", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, and it is {getattr(self, name)}")
-        for name in ("epochs", "micro_batch", "weight_decay"):
+        for name in ("micro_batch", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), and it is {self.dropout}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), and they are {self.betas}")
-
-
-MLP_SETTINGS: Mapping[str, Any] = {"head": "mlp", "batch_size": 512, "epochs": 20}
 
 
 def hinge(d_left: Tensor, d_right: Tensor, y: Tensor, margin: float = 0.05) -> Tensor:
@@ -188,6 +189,7 @@ def tune_nights(
     else:
         add_lora(encoder, config.rank, config.alpha, config.dropout, config.seed)
     prepared = time.perf_counter() - begun
+    standing.seconds += prepared
 
     # A ParameterDict takes no dots in its keys.
     trained = nn.ParameterDict({k.replace(".", "/"): p for k, p in encoder.named_parameters() if p.requires_grad})
@@ -246,7 +248,9 @@ def tune_nights(
         "epochs": standing.epochs,
         "best_epoch": standing.best_epoch,
     }  # fmt: skip
-    save_encoder(encoder, out, training=_training(origin, base, data, config), license=origin.license if origin else None)
+    save_encoder(
+        encoder, out, training=_training(origin, base, data, config), license=origin.license if origin else None
+    )
     write_json(out / "run.json", record)
     return encoder
 

@@ -192,6 +192,9 @@ def export_text(state_path: Path, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     # One entry: the order of several is not the same from one process to the next.
+    partial.touch()
+    mode = partial.stat().st_mode & 0o777
     save_file(half, partial, {_METADATA_KEY: json.dumps(about)})
+    partial.chmod(mode)  # safetensors hides its files from everybody else
     os.replace(partial, out)
     return out

@@ -10,19 +10,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
     """Add the command."""
     from rclip_metric.train.config import add_options, recipe_names
     from rclip_metric.train.evaluation.robustness import PRECISIONS
-    from rclip_metric.train.nights import MLP_SETTINGS, NightsConfig
+    from rclip_metric.train.nights import NightsConfig
     from rclip_metric.train.options import count
 
-    differing = ", ".join(f"{key} {value}" for key, value in MLP_SETTINGS.items() if key != "head")
     parser = commands.add_parser(
         "nights",
         parents=[shared],
         help="tune an encoder on NIGHTS-format triplets: LoRA inside it, or an MLP on top of it",
-        epilog=f"The defaults are DreamSim's scheme for LoRA; --head mlp changes {differing}. A recipe comes before "
-        "these, --config before the recipe, and an option before both.",
+        epilog="The defaults are DreamSim's scheme, which the paper follows. Settings come from --recipe, then from "
+        "--config, then from the options. A run that was stopped goes on when the same command is given again.",
     )
     parser.add_argument(
-        "--base", help="the encoder to tune: a model name, a folder or a Hub id (default: the recipe's)"
+        "--base", metavar="MODEL", help="the encoder to tune, named as for `train fare` (default: the recipe's)"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with data.csv, ref/ and distort/")
     parser.add_argument(
@@ -44,14 +43,12 @@ def _run(options: argparse.Namespace) -> None:
     from rclip_metric.saved import read_json
     from rclip_metric.train.base import load_base
     from rclip_metric.train.config import configured, read_recipe, read_settings
-    from rclip_metric.train.nights import MLP_SETTINGS, NightsConfig, tune_nights
+    from rclip_metric.train.nights import NightsConfig, tune_nights
     from rclip_metric.weights import locate
 
     recipe = read_recipe(options.recipe, "nights") if options.recipe else None
-    layers = (recipe.settings if recipe else None, read_settings(options.config) if options.config else None)
-    config = configured(NightsConfig, options, *layers)
-    if config.head == "mlp":
-        config = configured(NightsConfig, options, MLP_SETTINGS, *layers)
+    stored = read_settings(options.config) if options.config else None
+    config = configured(NightsConfig, options, recipe.settings if recipe else None, stored)
     base = options.base or (recipe and recipe.base)
     if not base:
         raise ValueError("there is no encoder to tune: pass --base, or a --recipe that names one")
