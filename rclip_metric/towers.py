@@ -89,14 +89,15 @@ def without_weights(architecture: Architecture) -> Iterator[None]:
     """Spare `build_tower` the random weights, since all that is in the state dict is about to be replaced.
 
     A native tower is built on the meta device. A library's may have tensors besides, computed when it is built (the
-    tables of relative positions of a Swin): it is built on the CPU, and only random numbers are left out.
+    tables of relative positions of a Swin): it is built on the CPU, random weights and all, and the caller's random
+    numbers stay as they were.
     """
     if not isinstance(architecture, LIBRARY_KINDS):
         import_timm()
         with torch.device("meta"):
             yield
         return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _SkipDraws():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         yield
 
 
@@ -220,25 +221,6 @@ class _SkipMetaInitialisation(TorchFunctionMode):
                 return target
         if func is torch.linspace:  # timm before 1.0.20 reads its rates of stochastic depth back from a tensor
             kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
-
-
-class _SkipDraws(TorchFunctionMode):
-    """Leave out in-place random initialisation, whatever the device: the tensors keep what memory holds."""
-
-    _NAMES = frozenset(
-        [
-            *("normal_", "uniform_", "trunc_normal_", "erfinv_"),
-            *("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"),
-        ]
-    )
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in self._NAMES:
-            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 

@@ -81,7 +81,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _shown(field: dataclasses.Field[Any]) -> str:
-    if field.metadata.get("pixels"):
+    if field.metadata.get("pixels") and isinstance(field.default, float):
         return f"{field.default * 255:g}/255"
     if isinstance(field.default, bool):
         return "yes" if field.default else "no"

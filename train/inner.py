@@ -24,9 +24,8 @@ def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
         if isinstance(encoder.architecture, ConvNeXtArchitecture):
             twin = twin.to(memory_format=torch.channels_last)
         return twin
-    for own, shared in zip(twin.parameters(), encoder.parameters(), strict=True):
-        own.data = shared.data
-    for own, shared in zip(twin.buffers(), encoder.buffers(), strict=True):
+    tensors = [[*one.parameters(), *one.buffers()] for one in (twin, encoder)]
+    for own, shared in zip(*tensors, strict=True):
         own.data = shared.data
     return twin
 

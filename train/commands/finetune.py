@@ -44,8 +44,8 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--base",
             metavar="MODEL",
-            help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG or timm:MODEL; TAG random is for "
-            "random weights (default: the recipe's)",
+            help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG or timm:MODEL; the TAG random "
+            "gives random weights (default: the recipe's)",
         )
         labels = "a folder per class" if command == "tecoa" else "labels are not needed"
         parser.add_argument(
