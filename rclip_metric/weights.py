@@ -310,6 +310,11 @@ def read_pickle(path: Path) -> Any:
     try:
         # Only the zip form that torch.save writes since 1.6 can be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # Torch's own words advise to run what the file holds.
+        raise CheckpointError(
+            f"{path} is not a file of plain tensors: it holds other objects, whose code is not run, or is damaged."
+        ) from error
+    except (EOFError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error
