@@ -176,7 +176,7 @@ class Encoder(nn.Module):
     def checkpointing(self) -> bool:
         """Whether the tower's blocks keep no activations for the backward pass, but compute them again.
 
-        Outputs and gradients are the same; memory falls and time rises (about half the memory for 1.4 times the time).
+        Outputs and gradients are the same; memory falls and time rises (about half the memory for 1.5 times the time).
         Nothing changes while gradients are disabled. False by default, not saved. A BatchNorm in train mode would
         count each batch twice.
 

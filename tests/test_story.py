@@ -230,7 +230,6 @@ def test_the_figure_shows_the_numbers():
     assert chance.get_linestyle() == "--"
 
 
-@pytest.mark.skipif(not (WRITTEN / "story.json").exists(), reason="the story has not been told at full size yet")
 def test_the_story_that_is_told_is_that_of_the_saved_results():
     found = json.loads((WRITTEN / "story.json").read_text())
     assert (WRITTEN / "README.md").read_text() == story.page(found) and (WRITTEN / "story.png").exists()
