@@ -419,7 +419,15 @@ def test_a_batch_is_kept_for_inspection(tmp_path):
     assert states(tmp_path) == []
 
 
-def test_the_first_signal_is_a_request_and_the_old_handlers_come_back():
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell starts what runs in its background with SIGINT ignored, and an ignored signal stays ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_is_a_request_and_the_old_handlers_come_back(heeds_ctrl_c):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with Interrupt() as interrupt:
         assert interrupt.signal is None
@@ -466,7 +474,7 @@ def test_an_ignored_signal_stays_ignored_and_workers_leave_signals_to_their_pare
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_exits_as_a_shell_expects(number, code):
+def test_a_stopped_run_exits_as_a_shell_expects(number, code, heeds_ctrl_c):
     interrupt_file = sys.modules[Interrupt.__module__].__file__
     assert interrupt_file is not None
     program = (

@@ -189,7 +189,7 @@ def environment(**more):
 def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path):
     save_encoder(small_encoder(), tmp_path / "base")
     command = [
-        *TRAIN, "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--steps", "60", "--batch-size",
+        *TRAIN, "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--steps", "30", "--batch-size",
         "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--log-every", "1", "--device", "cpu",
     ]  # fmt: skip
     stopped = tmp_path / "stopped"
@@ -202,18 +202,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 143 and b"the same command goes on from it" in told and b"Traceback" not in told
     state = latest_state(stopped)
-    assert state is not None and 3 <= state.step < 60 and not (stopped / "model.safetensors").exists()
+    assert state is not None and 3 <= state.step < 30 and not (stopped / "model.safetensors").exists()
     for out in (stopped, tmp_path / "whole"):
         subprocess.run([*command, "--out", f"{out}"], check=True, env=environment(), capture_output=True)
     assert same(load_encoder(stopped), load_encoder(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("loss", ["fare", "lore"])
-def test_two_processes_compute_what_one_does(scenes, tmp_path, loss):
-    """The loss curve of two gloo processes is that of one; the last step of an epoch has 4 images, then 5 and 5."""
+def test_two_processes_compute_what_one_does(scenes, tmp_path):
+    """The loss curve of two gloo processes is that of one, for LORE, which is FARE and shares its multipliers too.
+
+    An epoch's steps have 10, 10 and 4 images.
+    """
     save_encoder(small_encoder(), tmp_path / "base")
     options = [
-        "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--loss", loss, "--steps", "6",
+        "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--loss", "lore", "--steps", "4",
         "--batch-size", "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--warmup-steps", "1",
         "--log-every", "1", "--device", "cpu", "--part", "3", "--clip-gradient", "100",
     ]  # fmt: skip
@@ -223,7 +225,7 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, loss):
     done = subprocess.run(several, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
-    assert [line["step"] for line in two] == list(range(1, 7))
+    assert [line["step"] for line in two] == list(range(1, 5))
     for name in ("loss", "adversarial_cosine", "clean_cosine", "gradient_norm"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
     for a, b in zip(*(load_encoder(tmp_path / run).parameters() for run in ("one", "two")), strict=True):

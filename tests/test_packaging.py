@@ -20,6 +20,7 @@ DATA = [
     "rclip_metric/models/tiny.safetensors",
     "rclip_metric/py.typed",
     *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
+    *(f"rclip_metric/train/recipes/{path.name}" for path in (ROOT / "train/recipes").glob("*.json")),
     "rclip_metric/weights_manifest.json",
 ]
 

@@ -146,7 +146,7 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     ]
     assert evaluate([*judge, "--norm", "linf", "l2", "--eps", "4/255", "0.857", "--out", f"{out}"]) == 0
     printed = capsys.readouterr().out
-    assert "| linf 4/255 | l2 0.857 |" in printed and "| robust | scenes test majority |" in printed
+    assert "| linf 4/255 | l2 0.857 |" in printed and "| robust @ tensors:" in printed
     records = load_results([out])
     assert len(records) == 2 and all(len(unpack(record)) == 6 for record in records)
     assert all(record["data"]["name"] == "scenes" and record["largest_violation"] < 1e-6 for record in records)

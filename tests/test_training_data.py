@@ -191,7 +191,7 @@ class TestTree:
     def test_workers_outlive_the_signal_that_tells_all_to_end(self, tree):
         stream = open_stream(tree, load_image, batch_size=5, seed=3, stop=10, workers=2)
         batches = iter(stream)
-        seen = [next(batches)]
+        seen = [next(batches), next(batches)]  # one of each worker, which by then leaves signals alone
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         for worker in workers:
