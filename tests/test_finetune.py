@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -145,14 +146,15 @@ def test_validation_on_held_out_images_and_triplets(scenes, tmp_path):
         assert 0 <= values["two_afc_robust"] <= values["two_afc_clean"] <= 100
 
 
-def test_a_diverging_run_stops_with_the_batch_and_keeps_its_last_state(scenes, tmp_path):
+def test_a_diverging_run_stops_with_the_batch_keeps_its_last_state_and_ends_its_workers(scenes, tmp_path):
     original = small_encoder()
     out = tmp_path / "run"
     with pytest.raises(NonFiniteLoss, match=r"at step \d.*failed-step-\d+\.safetensors"):
         finetune(
             original, scenes / "images", out, dataclasses.replace(CONFIG, learning_rate=1e30, warmup_steps=0),
-            dataclasses.replace(RUN, save_every=1), quiet=True,
+            dataclasses.replace(RUN, save_every=1, workers=2), quiet=True,
         )  # fmt: skip
+    assert not multiprocessing.active_children()  # although they leave SIGTERM to their parent
     from safetensors.torch import load_file
 
     (kept,) = out.glob("failed-step-*.safetensors")

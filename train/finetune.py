@@ -6,6 +6,7 @@ and so the whole run are functions of the config alone; a run that was interrupt
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
@@ -33,6 +34,7 @@ from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.evaluation.robustness import bfloat16_is_fast
 from rclip_metric.train.interrupt import Interrupt, Interrupted
+from rclip_metric.train.machine import device_name, versions
 from rclip_metric.train.progress import TrainingLog
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
 from rclip_metric.train.team import Team, join
@@ -155,10 +157,11 @@ def _finetune(
         team.wait()
         return saved.get(done, out)
 
-    with log, Interrupt() as interrupt:
+    # Closed whatever happens: loading processes leave signals alone, and only end when they are told to.
+    with log, contextlib.closing(iter(stream)) as batches, Interrupt() as interrupt:
         for sentence in damaged:
             log.event(start, damaged=sentence)
-        for number, batch in enumerate(stream, start=start):
+        for number, batch in enumerate(batches, start=start):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(number)
             if batch.broken:
@@ -261,23 +264,10 @@ def _write_run(
         "base": base,
         "data": data,
         "recipe": asdict(config),
-        "run": {**asdict(run), "bfloat16": bfloat16, "processes": team.count, "device": _device_name(team.device)},
+        "run": {**asdict(run), "bfloat16": bfloat16, "processes": team.count, "device": device_name(team.device)},
         "seed": config.seed,
         "versions": versions(),
         "seconds": round(seconds, 1),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
     write_json(out / "run.json", record)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    import platform
-    from importlib.metadata import version
-
-    names = ("rclip-metric", "torch", "torchvision", "timm")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

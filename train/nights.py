@@ -12,13 +12,11 @@ import copy
 import hashlib
 import json
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -35,6 +33,7 @@ from rclip_metric.train.data.two_afc import TripletFiles, read_nights
 from rclip_metric.train.evaluation.robustness import full_float32, resolved_precision
 from rclip_metric.train.interrupt import Interrupt
 from rclip_metric.train.lora import add_lora, merge_lora, train_dropout
+from rclip_metric.train.machine import device_name, versions
 from rclip_metric.train.triplet_step import Forward, Source, embed_triplets
 from rclip_metric.train.tuning import Standing, Tuning, TuningLog
 from rclip_metric.weights import save_encoder
@@ -238,11 +237,11 @@ def tune_nights(
         "data": {"path": str(data), "triplets": counted["train"], "val": counted["val"],
                  "unreadable": sum(len(source.unreadable) for source in images.values())},
         "recipe": {key: value for key, value in asdict(config).items() if key not in (*_HOW, "seed")},
-        "run": {"device": _device_name(device), "precision": precision, "workers": workers, "micro_batch": part,
+        "run": {"device": device_name(device), "precision": precision, "workers": workers, "micro_batch": part,
                 "save_every": config.save_every, "trained_parameters": sum(p.numel() for p in trained.parameters()),
                 "prepared_seconds": round(prepared, 1)},
         "seed": config.seed,
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(standing.seconds, 1),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "epochs": standing.epochs,
@@ -307,12 +306,3 @@ def _training(origin: WeightSpec | None, base: Encoder, data: Path, config: Nigh
     method = f"{before['method']}, then {now}" if before.get("method") else now
     seen = ", ".join(dict.fromkeys(part for part in (before.get("data"), sets[1]) if part))
     return provenance(method, seen, before.get("norm"), before.get("eps"), base.name)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _versions() -> dict[str, str]:
-    names = ("rclip-metric", "torch", "torchvision", "timm")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

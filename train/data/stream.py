@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -182,7 +182,6 @@ class Stream:
             collate_fn=_Collate(preprocess, labels),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_parent,
-            persistent_workers=workers > 0,
             generator=torch.Generator(),  # of its own: the global one is the run's to save and restore
         )
 
@@ -190,8 +189,8 @@ class Stream:
         """Number of steps."""
         return len(self._sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield this process's share of one step after another."""
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Yield this process's share of one step after another; closing the generator ends the loading processes."""
         for position, batch in enumerate(self._loader, start=self._sampler.start):
             yield batch._replace(position=position)
 
