@@ -30,6 +30,7 @@ from rclip_metric.train.checkpoint import (
     save_training,
     write_json,
 )
+from rclip_metric.train.config import setting
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes import SIZE, VOCABULARY
 from rclip_metric.weights import save_encoder
@@ -50,15 +51,15 @@ TINY_PREPROCESSING = Preprocessing(
 class ClipConfig:
     """Settings of a contrastive run; the defaults are those of the shipped ``tiny-clean``."""
 
-    seed: int = 0
-    steps: int = 750
-    warmup_steps: int = 50
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    text_width: int = 128
-    text_layers: int = 2
-    save_every: int = 50
+    seed: int = setting(0, "seed of the weights and of the order of images")
+    steps: int = setting(750, "optimiser steps")
+    warmup_steps: int = setting(50, "steps of linear warm-up")
+    batch_size: int = setting(256, "image-caption pairs per step")
+    learning_rate: float = setting(1e-3, "peak AdamW learning rate")
+    weight_decay: float = setting(0.05, "AdamW weight decay of matrices")
+    text_width: int = setting(128, "width of the text tower")
+    text_layers: int = setting(2, "layers of the text tower")
+    save_every: int = setting(50, "steps between checkpoints")
 
 
 class WordTokenizer:

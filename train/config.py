@@ -112,9 +112,7 @@ def configured(
 
 def _checked(config: type, fields: Mapping[str, dataclasses.Field[Any]], name: str, value: Any) -> Any:
     if name not in fields:
-        close = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(fields)}"
-        raise ValueError(f"there is no setting {name!r}: {hint}")
+        raise _no_setting(name, list(fields))
     field = fields[name]
     if field.metadata.get("pixels") and isinstance(value, str):
         try:
@@ -130,6 +128,12 @@ def _checked(config: type, fields: Mapping[str, dataclasses.Field[Any]], name: s
     if field.metadata.get("choices") and value not in field.metadata["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(field.metadata['choices'])}, and it is {value!r}")
     return value
+
+
+def _no_setting(name: str, known: Sequence[str]) -> ValueError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
+    return ValueError(f"there is no setting {name!r}: {hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +196,7 @@ def shared_out(values: Mapping[str, Any], *configs: type) -> list[dict[str, Any]
     for name, value in values.items():
         place = next((index for index, own in enumerate(names) if name in own), None)
         if place is None:
-            known = [name for own in names for name in own]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
-            raise ValueError(f"there is no setting {name!r}: {hint}")
+            raise _no_setting(name, [field for own in names for field in own])
         parts[place][name] = value
     return parts
 

@@ -32,14 +32,13 @@ from rclip_metric.train.checkpoint import (
 from rclip_metric.train.clip import cosine_schedule
 from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import open_stream
-from rclip_metric.train.evaluation.robustness import bfloat16_is_fast
+from rclip_metric.train.evaluation.robustness import resolved_precision
 from rclip_metric.train.interrupt import Interrupt, Interrupted
 from rclip_metric.train.machine import device_name, versions
 from rclip_metric.train.progress import TrainingLog
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
 from rclip_metric.train.team import Team, join
 from rclip_metric.train.text import TextModel, class_embeddings
-from rclip_metric.train.threat import LpBall
 from rclip_metric.train.validation import Validator, held_out
 from rclip_metric.train.weights_digest import weights_digest
 from rclip_metric.weights import save_encoder
@@ -117,8 +116,12 @@ def _finetune(
         source, encoder.preprocess, batch_size=config.batch_size, seed=config.seed, start=start, stop=config.steps,
         rank=team.rank, world=team.count, labels=config.loss == "tecoa", workers=_workers(run, device),
     )  # fmt: skip
+    facts = {} if found is None else found.facts
+    sizes = {name: value for name, value in stream.describe().items() if name != "path"}
+    if facts.get("data", sizes) != sizes:
+        raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
     classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
-    bfloat16 = run.precision == "bfloat16" or (run.precision == "auto" and bfloat16_is_fast(device))
+    bfloat16 = resolved_precision(run.precision, device) == "bfloat16"
     step = AdversarialStep(
         encoder, original, optimizer, config, bfloat16=bfloat16, part=_part(run, encoder, device),
         compiled=run.compile, classes=classes, team=team,
@@ -130,32 +133,24 @@ def _finetune(
     if team.rank == 0 and (validation or nights):
         held = None if validation is None else held_out(validation, encoder, run.validation_images)
         validator = Validator(
-            held, original, LpBall("l2" if config.norm == "l2" else "linf", config.eps), steps=config.inner_steps,
+            held, original, config.ball, steps=config.inner_steps,
             step_size=config.inner_step_size, seed=config.seed, nights=nights, nights_limit=run.validation_triplets,
             nights_steps=run.validation_attack_steps,
         )  # fmt: skip
 
-    facts = {} if found is None else found.facts
-    sizes = {name: value for name, value in stream.describe().items() if name != "path"}
-    if facts.get("data", sizes) != sizes:
-        raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
     unreadable = int(facts.get("unreadable", 0))
     schedule = cosine_schedule(config.steps, config.warmup_steps)
     log = TrainingLog(
         out, total=config.steps, start=start, quiet=quiet, tensorboard=run.tensorboard, rank=team.rank,
         every=run.log_every, label=METHODS[config.loss], pending=facts.get("pending"),
     )  # fmt: skip
-    saved: dict[int, Path] = {}
 
-    def save(done: int) -> Path:
+    def save(done: int) -> None:
         beside = step.state()
-        if team.rank == 0 and done not in saved:
+        if team.rank == 0:
             facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes}
-            saved[done] = save_state(
-                out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside
-            )
+            save_state(out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside)
         team.wait()
-        return saved.get(done, out)
 
     # Closed whatever happens: loading processes leave signals alone, and only end when they are told to.
     with log, contextlib.closing(iter(stream)) as batches, Interrupt() as interrupt:
@@ -183,12 +178,13 @@ def _finetune(
             log.step(done, result.images, **_values(result), **_memory(device), learning_rate=group["lr"])
             if validator is not None and (done % run.validate_every == 0 or done == config.steps):
                 log.validation(done, validator(encoder))  # before the state: what is logged by then is kept
-            if done % run.save_every == 0 or done == config.steps:
-                save(done)
             asked = team.sum(torch.tensor(float(interrupt.signal is not None), device=device)).item()
-            if asked and done < config.steps:
+            stopping = asked and done < config.steps
+            if stopping:
                 log.event(done, interrupted=True)
+            if stopping or done % run.save_every == 0 or done == config.steps:
                 save(done)
+            if stopping:
                 asked_by = interrupt.signal or signal.SIGTERM  # or another process was asked
                 raise Interrupted(
                     asked_by, f"the state of step {done} is in {out}, and the same command goes on from it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rclip_metric.train.config import setting
 from rclip_metric.train.threat import LpBall
@@ -62,11 +62,15 @@ class FinetuneConfig:
         """Whether the update looks at the clean images too."""
         return self.loss in ("sim-clip", "lore") or self.clean_weight > 0
 
+    @property
+    def ball(self) -> LpBall:
+        """What the attack may reach once eps has grown to its full size."""
+        return LpBall("l2" if self.norm == "l2" else "linf", self.eps)
+
     def threat(self, step: int) -> tuple[LpBall, float]:
         """The ball and the length of a PGD step at a step (from 0)."""
         share = min(1.0, (step + 1) / self.eps_warmup_steps) if self.eps_warmup_steps else 1.0
-        ball = LpBall("l2" if self.norm == "l2" else "linf", self.eps * share)
-        return ball, self.inner_step_size * share
+        return replace(self.ball, eps=self.eps * share), self.inner_step_size * share
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.config import add_options, configured
+
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add the three commands."""
+    from rclip_metric.train.clip import ClipConfig
+
     clip = commands.add_parser("clip", parents=[shared], help="train a small CLIP on scenes (tiny-clean)")
     clip.add_argument("--scenes", type=Path, required=True, help="folder written by `train scenes`")
     clip.add_argument("--out", type=Path, required=True, help="folder for the state, the log and the encoder; resumes")
-    clip.add_argument("--seed", type=int, help="seed of the weights and of the order of images (default 0)")
-    clip.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default 750)")
-    clip.add_argument("--warmup-steps", type=int, metavar="N", help="steps of linear warm-up (default 50)")
-    clip.add_argument("--batch-size", type=int, metavar="N", help="image-caption pairs per step (default 256)")
-    clip.add_argument("--learning-rate", type=float, metavar="X", help="peak AdamW learning rate (default 0.001)")
-    clip.add_argument("--weight-decay", type=float, metavar="X", help="AdamW weight decay of matrices (default 0.05)")
-    clip.add_argument("--text-width", type=int, metavar="N", help="width of the text tower (default 128)")
-    clip.add_argument("--text-layers", type=int, metavar="N", help="layers of the text tower (default 2)")
-    clip.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints (default 50)")
+    add_options(clip, ClipConfig)
     clip.set_defaults(run=_run_clip)
 
     text = commands.add_parser("text", help="write the text tower of a `train clip` run, for zero-shot classification")
@@ -39,12 +35,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _run_clip(options: argparse.Namespace) -> None:
-    import dataclasses
-
     from rclip_metric.train.clip import ClipConfig, train_clip
 
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(ClipConfig)}
-    config = ClipConfig(**{name: value for name, value in given.items() if value is not None})
+    config = configured(ClipConfig, options)
     train_clip(options.scenes, options.out, config, quiet=options.quiet)
     print(f"{options.out}: load it with RobustPerceptualDistance({str(options.out)!r})")
 

@@ -6,23 +6,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.config import add_options, configured
 from rclip_metric.train.options import positive
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add the command."""
+    from rclip_metric.train.data.scenes import ScenesConfig
+
     parser = commands.add_parser("scenes", parents=[shared], help="write the procedural 64x64 data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, help="seed of everything (default 0)")
-    parser.add_argument("--images", type=int, metavar="N", help="captioned images for training (default 24000)")
+    add_options(parser, ScenesConfig, skip=("triplets",))
     parser.add_argument(
         "--triplets",
         type=_counts,
         metavar="COUNTS",
         help="NIGHTS-format triplets: train,val,test (default 1000,400,1200)",
     )
-    parser.add_argument("--pool", type=int, metavar="N", help="images per class in the retrieval pool (default 50)")
-    parser.add_argument("--queries", type=int, metavar="N", help="query images per class (default 20)")
     parser.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
     parser.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
     parser.add_argument("--grounds", type=positive, metavar="N", help="also N images of each ground colour, in folders")
@@ -41,9 +41,7 @@ def _run(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.scene_formats import write_bapps, write_grounds, write_pairs, write_things
     from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 
-    names = ("seed", "images", "triplets", "pool", "queries")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    record = write_scenes(options.out, ScenesConfig(**given), quiet=options.quiet)
+    record = write_scenes(options.out, configured(ScenesConfig, options), quiet=options.quiet)
     seed, quiet = record["seed"], options.quiet
     print(f"{options.out}: {record['images']} captioned images, {sum(record['triplets'])} triplets, seed {seed}")
     if options.bapps:

@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from rclip_metric.train.config import setting
+
 SIZE = 64
 VERSION = 1  # raised whenever the same seed would give other pixels, captions or triplets
 
@@ -412,11 +414,11 @@ def sample_triplet(rng: np.random.Generator) -> Triplet:
 class ScenesConfig:
     """How many of each to write. ``triplets`` is (train, val, test); ``pool`` and ``queries`` count per class."""
 
-    seed: int = 0
-    images: int = 24_000
+    seed: int = setting(0, "seed of everything")
+    images: int = setting(24_000, "captioned images for training")
     triplets: tuple[int, int, int] = (1_000, 400, 1_200)
-    pool: int = 50
-    queries: int = 20
+    pool: int = setting(50, "images per class in the retrieval pool")
+    queries: int = setting(20, "query images per class")
 
 
 def _save(scene: Scene, path: Path) -> None:
