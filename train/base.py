@@ -6,7 +6,7 @@ Names: one of the manifest, a path or a Hub id, as `rclip_metric.weights.load_en
     open_clip:hf-hub:ID      an OpenCLIP model on the Hub, with its own config (also open_clip:local-dir:FOLDER)
     timm:NAME.TAG            timm's model with the weights that timm calls TAG; timm:NAME for its default ones
     timm:hf-hub:ID           a timm model on the Hub, with its own config
-    ...@random               any of these with random weights, for tests and benchmarks
+    ...@random               any of these, and names of the manifest, with random weights, for tests and benchmarks
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rclip_metric.errors import CheckpointError, UnknownModelError, WeightsError
 from rclip_metric.hub_errors import explained
 from rclip_metric.layouts import convert
 from rclip_metric.library_towers import require_known, timm_architecture, timm_config
+from rclip_metric.manifest import get_spec
 from rclip_metric.open_clip_configs import open_clip_architecture, open_clip_flag
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import Architecture, TimmArchitecture
@@ -57,6 +58,10 @@ def load_base(name: str, *, seed: int = 0) -> Encoder:
         return _open_clip_encoder(name, seed).eval()
     if name.startswith(_TIMM):
         return _timm_encoder(name, seed).eval()
+    known, _, tag = name.rpartition("@")
+    if known and tag == _RANDOM:
+        spec = get_spec(known)
+        return _random_encoder(name, spec.architecture, spec.preprocessing, seed).eval()
     return load_encoder(name).eval()
 
 

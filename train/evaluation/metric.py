@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,10 +16,30 @@ from torch import Tensor
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.head import unit
 from rclip_metric.images import open_image
+from rclip_metric.manifest import get_spec
 from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, preprocess_pil
+from rclip_metric.train.baselines.registry import RANDOM, is_baseline, load_baseline
+from rclip_metric.train.evaluation.published import is_published
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a table says of a metric besides its numbers; None where nobody has said.
+
+    Attributes:
+        label: how people call it, e.g. "DreamSim (ensemble)".
+        parameters: numbers that were learned, of which an image's score depends on.
+        licence: of the weights.
+        source: the paper, or where the weights are from, in one clause.
+    """
+
+    label: str | None = None
+    parameters: int | None = None
+    licence: str | None = None
+    source: str | None = None
 
 
 class Metric(Protocol):
@@ -54,6 +76,18 @@ class Metric(Protocol):
         """The same metric with a backbone in bfloat16, for the attack's own passes."""
 
 
+@runtime_checkable
+class Certified(Protocol):
+    """A metric that can prove how far the reference may move before a 2AFC decision changes."""
+
+    def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Images (N, 3, H, W) and what `Metric.fix` keeps of two options each, (N, 2, ...) -> l_2 radii (N,), float32.
+
+        In the scale of [0, 1] images of the metric's own size; 0 at a tie. Within its radius no perturbation changes
+        which option is closer, whether that is the right one or not.
+        """
+
+
 class EncoderMetric:
     """A `RobustPerceptualDistance` as the evaluations see it; its similarity is the cosine."""
 
@@ -67,6 +101,15 @@ class EncoderMetric:
     def device(self) -> torch.device:
         """The encoder's."""
         return self.metric.device
+
+    @property
+    def facts(self) -> Facts:
+        """Parameters as they are; the manifest's licence and citation, for a model of its."""
+        parameters = sum(parameter.numel() for parameter in self.metric.encoder.parameters())
+        if not is_published({"name": self.name, "revision": self.revision}):
+            return Facts(parameters=parameters)
+        spec = get_spec(self.name)
+        return Facts(parameters=parameters, licence=spec.license, source=spec.citation)
 
     def describe(self) -> dict[str, Any]:
         """Name, revision and preprocessing."""
@@ -114,6 +157,8 @@ class _FunctionMetric:
         revision: str | None = None,
         device: torch.device | str = "cpu",
         autocast: bool = True,
+        facts: Facts | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Judge ``function``, frozen by the caller.
 
@@ -124,10 +169,13 @@ class _FunctionMetric:
             revision: which weights.
             device: where the images go.
             autocast: whether the attack may run the function under bfloat16 autocast.
+            facts: what a table says of it (default: nothing).
+            details: whatever else the numbers depend on, JSON, for `describe`.
         """
         self.function, self.image_size, self.name, self.revision = function, image_size, name, revision
         self._device, self._autocast = torch.device(device), autocast
         self._half = False
+        self.facts, self._details = facts or Facts(), dict(details or {})
         # Only its size and interpolation count here: mean and standard deviation are the function's own business.
         self._preprocessing = Preprocessing("squash", image_size, image_size, "bicubic", CLIP_MEAN, CLIP_STD)
 
@@ -140,7 +188,8 @@ class _FunctionMetric:
         """Name, revision and size."""
         how = {"mode": "squash", "resize": self.image_size, "crop": self.image_size, "interpolation": "bicubic"}
         kind = "cosine" if isinstance(self, EmbeddingMetric) else "minus the distance"
-        return {"name": self.name, "revision": self.revision, "preprocessing": how, "similarity": kind}
+        about = {"name": self.name, "revision": self.revision, "preprocessing": how, "similarity": kind}
+        return about | self._details
 
     def preprocess(self, image: ImageSource) -> Tensor:
         """The whole image, squashed: (3, S, S)."""
@@ -192,30 +241,47 @@ class DistanceMetric(_FunctionMetric):
         return -distance.view(n, k)
 
 
-def load_metric(name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default") -> Metric:
-    """Build what ``--model`` names.
+def load_metric(
+    name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default", image_size: int = 224
+) -> Metric:
+    """Build the metric of a name.
 
     Args:
-        name: a model in the manifest, a path, a Hub id, or ``module:function``, a function that is called with the
-            device and returns a `Metric` (how any other metric is judged).
+        name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.base.load_base` takes it
+            (``open_clip:...``, ``timm:...``), a metric of `rclip_metric.train.baselines`, or ``module:function``, a
+            function that is called with the device and returns a `Metric` (how any other metric is judged). With
+            ``@random``, any but the last with seeded random weights.
         device: cpu, cuda, cuda:1, ...
         resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
+        image_size: side that images are squashed to, for metrics that leave it open.
 
     Raises:
         ValueError: if the module, the function or the metric is not what it should be.
-        WeightsError: as `RobustPerceptualDistance` raises it.
+        WeightsError: as `RobustPerceptualDistance` and `load_baseline` raise it.
     """
+    if is_baseline(name):
+        return load_baseline(name, device=device, image_size=image_size)
+    if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
+        from rclip_metric.train.base import load_base
+
+        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
     module, colon, function = name.partition(":")
-    if not colon or os.path.exists(name):
-        return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+    if colon and not os.path.exists(name):
+        return _user_metric(name, module, function, device)
+    return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+
+
+def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # the console script, other than python -m, does not look where the user stands
     try:
         built: Metric = getattr(importlib.import_module(module), function)(device)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--model {name} names no function that can be imported: {error}") from error
+        raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
     missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
                if not hasattr(built, part)]  # fmt: skip
     if missing:
         raise ValueError(
-            f"--model {name} returned an object without {missing[0]!r}: see rclip_metric.train.evaluation.metric"
+            f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.evaluation.metric"
         )
     return built

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.train.baselines.reported import REPORTED
 
 NIGHTS_TEST = 1824  # triplets with 6 votes or more
 IMAGENET_VALIDATION = 50_000
@@ -29,7 +30,9 @@ def is_published(model: Mapping[str, Any]) -> bool:
 
 
 def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> float | None:
-    """The manifest's number for the record's model, data, protocol and, under attack, threat: percent, or None.
+    """The paper's number for the record's model, data, protocol and, under attack, threat: percent, or None.
+
+    It is the manifest's, or that of `baselines.reported`.
 
     The data's name decides: results on scenes have no such number, whatever format the scenes come in. Nor has a part
     of a data set, another attack, another number of steps or another way of resizing.
@@ -39,13 +42,22 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
     if task == "imagenet":
         task = re.sub(r"\W+", "_", f"imagenet_{record['task']}")
     cut = data["unreadable"] or record["settings"].get("limit") is not None
-    if cut or not is_published(model) or model.get("resize") not in (None, "published"):
+    # BAPPS goes squashed through every metric.
+    if cut or model.get("resize") not in (None, "published", *(("squash",) if task == "bapps" else ())):
         return None
-    numbers = get_spec(model["name"]).reported.get(task)
+    numbers = _reported(model).get(task)
     if numbers is None or not _same_data(record, task, column):
         return None
     name = "clean" if column == "clean" else _threat_column(record["threat"], task)
     return None if name is None else numbers.get(name)
+
+
+def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
+    """All numbers that a paper states of a model, or of a metric of others at the size that it was evaluated at."""
+    if is_published(model):
+        return get_spec(model["name"]).reported
+    whole = (model.get("preprocessing") or {}).get("crop") == 224
+    return REPORTED.get(model["name"], {}) if whole else {}
 
 
 def _same_data(record: Mapping[str, Any], task: str, column: str) -> bool:
