@@ -51,11 +51,20 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
+    write_text(path, json.dumps(record, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, with a newline at its end, as `write_json` does.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     with storing(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(json.dumps(record, indent=2) + "\n")
+            partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
             os.replace(partial, path)
         except OSError:
             with contextlib.suppress(OSError):  # the first error is the one to tell

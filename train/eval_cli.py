@@ -37,19 +37,6 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-def _device(options: argparse.Namespace) -> str:
-    import torch
-
-    from rclip_metric.train.evaluation.blocks import own_device
-
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name} was asked for and no CUDA device is here: use --device cpu")
-    return own_device(name)
-
-
 def _run_settings(options: argparse.Namespace, metric: Any) -> Any:
     from rclip_metric.train.evaluation.robustness import RunSettings, default_chunk_size
 
@@ -94,7 +81,7 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
 
 def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     """What NIGHTS and BAPPS share."""
-    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
@@ -102,7 +89,7 @@ def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     if options.check:
         return _checked([path for t in data.triplets for path in (t.reference, t.left, t.right)], options)
     _needs(options, "model")
-    attacks, device, team = _attacks(options), _device(options), processes()
+    attacks, device, team = _attacks(options), chosen_device(options.device), processes()
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for name in options.model:
@@ -123,53 +110,37 @@ def _nights(options: argparse.Namespace) -> None:
 
 
 def _nights_data(options: argparse.Namespace) -> Any:
-    from rclip_metric.train.data.two_afc import read_nights
-    from rclip_metric.train.evaluation.two_afc import TwoAfcData
+    from rclip_metric.train.evaluation.tasks import nights_data
 
     _needs(options, "data")
-    triplets = read_nights(options.data, options.split)[: options.limit]
-    # The scenes' folder is called nights as well, for its format; published numbers must not stand beside it.
-    name = "scenes" if (options.data.resolve().parent / "scenes.json").exists() else "nights"
-    return TwoAfcData(name, options.split, triplets, limit=options.limit)
+    return nights_data(options.data, options.split, options.limit)
 
 
 def _bapps(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.two_afc import BAPPS_SPLITS, read_bapps
-    from rclip_metric.train.evaluation.two_afc import TwoAfcData, first_of_each_split, loader_at
+    from rclip_metric.train.evaluation.tasks import bapps_data
 
     _needs(options, "data")
-    triplets = read_bapps(options.data, options.splits or BAPPS_SPLITS)
-    if options.limit:
-        triplets = first_of_each_split(triplets, options.limit)
-    name = "scenes-bapps" if (options.data / "bapps.json").exists() else "bapps"
-    attacked = frozenset(triplet.key for triplet in first_of_each_split(triplets, options.attacked))
-    split = None if options.splits is None else "+".join(sorted(options.splits))
-    load = loader_at(64) if options.protocol == "soft" else None
-    data = TwoAfcData(name, split, triplets, options.protocol, True, attacked, load, options.limit)
-    _two_afc(options, data, "squash")
+    settings = {"protocol": options.protocol, "attacked": options.attacked, "limit": options.limit}
+    _two_afc(options, bapps_data(options.data, options.splits, **settings), "squash")
 
 
 def _things(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from rclip_metric.train.data.things import read_things
-    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
-    from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
+    from rclip_metric.train.evaluation.odd_one_out import evaluate_odd_one_out
     from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation.tasks import things_data
 
     _needs(options, "data")
-    things = read_things(options.table or options.data, options.images or options.data / "images")
-    if options.limit:
-        things = replace(things, triplets=things.triplets[: options.limit], odd=things.odd[: options.limit])
+    data = things_data(options.data, options.table, options.images, options.limit)
     if options.check:
-        return _checked(things.images, options)
+        return _checked(data.things.images, options)
     _needs(options, "model")
-    name = "scenes-things" if (options.data / "things.json").exists() else "things"
-    data = OddOneOutData(name, things, options.limit)
     # Three pairs compete here: what is raised is always the margin between them.
     attacks = [replace(attack, loss="margin") for attack in _attacks(options)]
-    device, team = _device(options), processes()
+    device, team = chosen_device(options.device), processes()
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:
@@ -191,7 +162,7 @@ def _sanity(options: argparse.Namespace) -> None:
 
     from rclip_metric.train.checkpoint import write_json
     from rclip_metric.train.evaluation import sanity as suite
-    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
@@ -200,7 +171,7 @@ def _sanity(options: argparse.Namespace) -> None:
     if options.check:
         return _checked([p for t in _nights_data(options).triplets for p in (t.reference, t.left, t.right)], options)
     whole = _nights_data(options)
-    balls, device, team = balls_of(options.norm, options.eps), _device(options), processes()
+    balls, device, team = balls_of(options.norm, options.eps), chosen_device(options.device), processes()
     settings = suite.SanitySettings(options.steps, tuple(options.iterations), options.queries, options.draws)
     session = Session(options.out, options.overwrite, team)
     failed = 0
@@ -266,7 +237,7 @@ def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], op
 
 def _zeroshot(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.classes import read_classes, read_prompts
-    from rclip_metric.train.evaluation.blocks import processes
+    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
@@ -285,7 +256,7 @@ def _zeroshot(options: argparse.Namespace) -> None:
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":
         attacks = []
-    device, team = _device(options), processes()
+    device, team = chosen_device(options.device), processes()
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for name in options.model:
@@ -306,15 +277,14 @@ def _zeroshot(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
+    from rclip_metric.train.checkpoint import write_text
     from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
     from rclip_metric.train.evaluation.report import load_results
 
     records = load_results(options.results)
     text = table(records, options.format)
     if options.out is not None:
-        partial = options.out.with_name(options.out.name + ".partial")
-        partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-        partial.replace(options.out)
+        write_text(options.out, text)
     elif not (options.plot or options.sweep):
         print(text)
     if options.plot is not None:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
@@ -55,6 +56,19 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
+def chosen_device(name: str) -> str:
+    """What --device means here: "auto" is a GPU where there is one; see `own_device`.
+
+    Raises:
+        ValueError: for a GPU where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for and no CUDA device is here: use --device cpu")
+    return own_device(name)
+
+
 def fingerprint(settings: dict[str, Any]) -> str:
     """A short digest of settings: work is resumed only under the same."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -87,6 +101,9 @@ def run_blocks(
         describe: label of the progress bar.
         sizes: samples per block, for the progress bar (default: 1 each).
         quiet: no progress bar.
+
+    Raises:
+        ValueError: in the processes that did their part, if another one failed; that one raises what it met.
     """
     name = fingerprint({**settings, "blocks": len(blocks)})
     done: dict[int, Result] = {}
@@ -100,13 +117,23 @@ def run_blocks(
 
     sizes = sizes or [1] * len(blocks)
     finished: dict[int, Result] = {}
+    failure: Exception | None = None
     hidden = True if quiet or team.rank else None
     with tqdm(total=sum(sizes), initial=sum(sizes[i] for i in everywhere), desc=describe, disable=hidden) as bar:
         for index in mine:
-            finished[index] = evaluate(blocks[index])
-            if journal is not None:
-                _append(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
+            try:
+                finished[index] = evaluate(blocks[index])
+                if journal is not None:
+                    _append(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
+            except Exception as error:
+                failure = error  # told once the others, which wait for this process, know of it
+                break
             bar.update(sizes[index] * min(team.count, len(mine)))
+    problems = [problem for problem in team.gather(failure and f"{type(failure).__name__}: {failure}") if problem]
+    if failure is not None:
+        raise failure
+    if problems:
+        raise ValueError(f"another process failed: {problems[0]}")
     for found in team.gather(finished):
         everywhere |= found
     return [everywhere[index] for index in range(len(blocks))]

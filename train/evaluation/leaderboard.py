@@ -172,10 +172,13 @@ def _number_warnings(rows: Sequence[Row], labels: Mapping[Threat, str]) -> list[
     return footnotes
 
 
+def plain_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
+
+
 def _markdown(board: Board) -> str:
-    def plain(text: str) -> str:
-        """Text that Markdown shows as it is."""
-        return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
+    plain = plain_markdown
 
     def shown(cell: Cell) -> str:
         main = " ".join(part for part in (cell.accuracy, cell.interval) if part)

@@ -19,6 +19,7 @@ from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
 from rclip_metric.train.evaluation.published import is_published
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.threat import LpBall
 
 SCHEMA = 1
@@ -124,7 +125,7 @@ def record(
         "warnings": [],
         "settings": {"macro": macro, "bootstrap": {"seed": seed, "resamples": resamples}, **(settings or {})},
         "versions": _versions(),
-        "device": _device(torch.device(device)),
+        "device": device_record(torch.device(device)),
         "processes": processes,
         "seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 2) if images is not None and seconds > 0 else None,
@@ -183,16 +184,6 @@ def _versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {**versions, "python": platform.python_version()}
-
-
-def _device(device: torch.device) -> dict[str, str]:
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    name, table = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if device.type == "cpu" and table.exists():
-        stated = re.search(r"^model name\s*:\s*(.+)$", table.read_text(), re.MULTILINE)
-        name = stated[1].strip() if stated else name
-    return {"type": device.type, "name": name}
 
 
 def save(path: Path, record: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from rclip_metric.images import ImageError, open_image
 from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.certified import Certificate, certify
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
@@ -106,7 +107,7 @@ def decision(label: Tensor, loss: str = "ce") -> Callable[[Tensor, Tensor], Deci
 def evaluate_two_afc(
     metric: Metric,
     data: TwoAfcData,
-    attacks: Sequence[AttackSettings] = (),
+    attacks: Sequence[AttackSettings | Certificate] = (),
     run: RunSettings = DEFAULTS,
     *,
     source: Metric | None = None,
@@ -121,7 +122,7 @@ def evaluate_two_afc(
     Args:
         metric: judged, and attacked.
         data: the triplets.
-        attacks: none for the clean accuracy alone.
+        attacks: none for the clean accuracy alone; a `Certificate` among them asks for certified accuracy.
         run: seed, sizes and precision.
         source: the metric that transferred attacks are made on.
         journal: folder of the journal, see `run_blocks`.
@@ -177,7 +178,7 @@ def _evaluate_block(
     metric: Metric,
     block: Sequence[TripletFiles],
     data: TwoAfcData,
-    attacks: Sequence[AttackSettings],
+    attacks: Sequence[AttackSettings | Certificate],
     run: RunSettings,
     load: Callable[[Path], Tensor],
     half: Metric | None,
@@ -207,10 +208,13 @@ def _evaluate_block(
     chosen = [data.attacked is None or triplet.key in data.attacked for triplet in triplets]
     right = [i for i in range(len(rows)) if chosen[i] and not bool(clean.wrong[i])]
     for attack in attacks:
-        confirmed = attack_block(
-            metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
-            [triplets[i].key for i in right], fixed=fixed[right], half=half, source=source,
-        )  # fmt: skip
+        if isinstance(attack, Certificate):
+            confirmed = certify(metric, reference[right], fixed[right], attack, run.chunk_size)
+        else:
+            confirmed = attack_block(
+                metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
+                [triplets[i].key for i in right], fixed=fixed[right], half=half, source=source,
+            )  # fmt: skip
         _add_attack(rows, triplets, chosen, right, confirmed, data.protocol)
         costs.append(attack_cost(confirmed))
     return {"rows": rows, "unreadable": unreadable, "costs": costs}

@@ -1,0 +1,86 @@
+"""Certified accuracy: right, and provably so for every perturbation of an l_2 length (LipSim, theorem 1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rclip_metric.train.attack import Attacked
+from rclip_metric.train.evaluation.metric import Certified, Metric
+from rclip_metric.train.evaluation.outcome import unpack
+from rclip_metric.train.evaluation.robustness import Confirmed
+from rclip_metric.train.threat import LpBall
+
+RADII = (36 / 255, 72 / 255, 108 / 255, 1.0)  # of LipSim's table; the last is 255/255
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Asks whether a decision is proven in a whole l_2 ball; stands among the attacks of an evaluation."""
+
+    ball: LpBall
+    attack: str = "certified"
+
+    def __post_init__(self) -> None:
+        """Refuse other norms: the proofs are for l_2."""
+        if self.ball.norm != "l2":
+            raise ValueError(f"certified radii are l_2 radii, and {self.ball} is no l_2 ball")
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON."""
+        return {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps}
+
+
+def certify(
+    metric: Metric, images: Tensor, fixed: Tensor, certificate: Certificate, chunk_size: int | None
+) -> Confirmed:
+    """Prove what can be proven of n samples that are right.
+
+    Args:
+        metric: with `Certified.certified_radius`.
+        images: references (n, 3, S, S).
+        fixed: what the metric keeps of the two options each, (n, 2, ...).
+        certificate: the ball.
+        chunk_size: images per pass.
+
+    Returns:
+        ``fooled`` where the ball is not proven; ``margin`` is the certified radius less the ball's.
+
+    Raises:
+        ValueError: for a metric without certificates.
+    """
+    begun = time.perf_counter()
+    if not isinstance(metric, Certified):
+        raise ValueError(f"{metric.name} can certify nothing: leave --certified out for it")
+    radius = torch.zeros(0, device=images.device)
+    if len(images):
+        chunk = chunk_size or len(images)
+        with torch.no_grad():
+            parts = zip(images.split(chunk), fixed.split(chunk), strict=True)
+            radius = torch.cat([metric.certified_radius(part, held) for part, held in parts])  # (n,)
+    unproven = radius <= certificate.ball.eps
+    nothing_moved = Attacked(images, radius, unproven, len(images))
+    return Confirmed(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, time.perf_counter() - begun)
+
+
+def certified_radii(record: Mapping[str, Any]) -> list[float]:
+    """The certified radius of every sample of a record of a `Certificate`: 0 where the decision is wrong."""
+    eps = record["threat"]["eps"]
+    return [
+        row.robust_margin + eps if row.clean > 0 and row.robust_margin is not None else 0.0 for row in unpack(record)
+    ]
+
+
+def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, Any]:
+    """Certified accuracy (percent) against the l_2 radius, from 0 to where nothing is left, and the median radius."""
+    radii = certified_radii(record)
+    largest = max(radii)
+    steps = [largest * step / (points - 1) for step in range(points)] if largest > 0 else [0.0]
+    curve = [[step, 100 * sum(radius > step for radius in radii) / len(radii)] for step in steps]
+    return {"curve": curve, "median": median(radii)}

@@ -1,0 +1,160 @@
+"""A few triplets to look at: images, attacked reference, amplified perturbation, and the distances before and after."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rclip_metric.images import ImageError, open_image
+from rclip_metric.train.data.two_afc import TripletFiles
+from rclip_metric.train.evaluation.dissimilarity import dissimilarity
+from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.evaluation.robustness import (
+    AttackSettings,
+    RunSettings,
+    attack_block,
+    fixed_options,
+    full_float32,
+    resolved_precision,
+)
+from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.threat import LpBall
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LONGEST = 160
+"""Longer sides are brought down to so many pixels."""
+
+
+def chosen(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:
+    """``count`` triplets at equal steps through a set, from its first on: picked by nobody."""
+    count = min(count, len(triplets))
+    return [triplets[index * len(triplets) // count] for index in range(count)]
+
+
+def example_triplets(
+    metric: Metric,
+    triplets: Sequence[TripletFiles],
+    attack: AttackSettings,
+    run: RunSettings,
+    load: Callable[[Path], Tensor] | None = None,
+    *,
+    source: Metric | None = None,
+) -> list[dict[str, Any]]:
+    """What an attack does to a metric's view of a few triplets, with the outcome that the 2AFC evaluation counted.
+
+    Seeds, settings, precision and the code of the attack are the evaluation's own. As there, a triplet that the metric
+    gets wrong on the clean images is not attacked: ``was_attacked`` is False, and everything after is as before.
+
+    Args:
+        metric: judged, and attacked.
+        triplets: e.g. from `chosen`, in one block.
+        attack: as in the evaluation.
+        run: likewise.
+        load: path -> (3, S, S); None for the metric's own `preprocess`.
+        source: the metric that transferred attacks are made on.
+
+    Returns:
+        One dict per triplet, JSON: ``key`` and ``share_right``, as in `TripletFiles`; ``before`` and ``after``, the
+        distances [to left, to right] of `direct.dissimilarity`; ``right_before``, ``right_after`` and ``was_attacked``;
+        ``reference``, ``left`` and ``right`` from their files, ``attacked`` and ``perturbation`` from the metric's own
+        square, PNG in data URIs of at most 160 pixels. The perturbation is 0.5 + factor * delta, ``amplification`` the
+        factor (None where nothing moved): 1 / (2 eps) for l_inf, elsewhere 1 / (2 max |delta|). A triplet that cannot
+        be read is {"key", "failed"}, a sentence.
+
+    Raises:
+        ValueError: for a transfer without a source.
+    """
+    read, failed = {}, {}
+    for triplet in triplets:
+        files = (triplet.reference, triplet.left, triplet.right)
+        try:
+            read[triplet.key] = [(load or metric.preprocess)(path) for path in files], [_thumbnail(p) for p in files]
+        except ImageError as error:
+            failed[triplet.key] = {"key": triplet.key, "failed": f"triplet {triplet.key}: {error}"}
+    kept = [triplet for triplet in triplets if triplet.key in read]
+    if not kept:
+        return list(failed.values())
+    images = torch.stack([torch.stack(read[triplet.key][0]) for triplet in kept]).to(metric.device)  # (n, 3, 3, S, S)
+    reference, options = images[:, 0], images[:, 1:]
+    label = torch.tensor([triplet.label for triplet in kept], device=metric.device)
+    half = metric.in_bfloat16() if resolved_precision(run.precision, metric.device) == "bfloat16" else None
+    chunk = run.chunk_size
+    with full_float32():
+        fixed = fixed_options(metric, options, chunk)
+        parts = zip(reference.split(chunk or len(kept)), fixed.split(chunk or len(kept)), strict=True)
+        with torch.no_grad():
+            similarities = torch.cat([metric.similarities(part, held) for part, held in parts])  # (n, 2)
+        wrong = decision(label)(similarities, torch.arange(len(kept), device=metric.device)).wrong
+        right = (~wrong).nonzero()[:, 0]
+        confirmed = attack_block(
+            metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
+            [kept[index].key for index in right.tolist()], fixed=fixed[right], half=half, source=source,
+        )  # fmt: skip
+        final = reference.clone()
+        final[right] = confirmed.attacked.images
+        before = dissimilarity(metric, reference, fixed, reference, chunk)  # (n, 2)
+        after = dissimilarity(metric, final, fixed, reference, chunk)
+        after[wrong] = before[wrong]
+    right_after = ~wrong
+    right_after[right] &= ~confirmed.fooled
+
+    found = {}
+    for i, triplet in enumerate(kept):
+        shown, factor = _amplified((final[i] - reference[i]).cpu(), attack.ball)
+        found[triplet.key] = {
+            "key": triplet.key,
+            "share_right": triplet.share,
+            "was_attacked": not bool(wrong[i]),
+            "before": before[i].tolist(),
+            "after": after[i].tolist(),
+            "right_before": not bool(wrong[i]),
+            "right_after": bool(right_after[i]),
+            **dict(zip(("reference", "left", "right"), read[triplet.key][1], strict=True)),
+            "attacked": _tensor_uri(final[i].cpu(), exact=False),
+            "perturbation": _tensor_uri(shown, exact=True),
+            "amplification": factor,
+        }
+    return [{**failed, **found}[triplet.key] for triplet in triplets]
+
+
+def _amplified(delta: Tensor, ball: LpBall) -> tuple[Tensor, float | None]:
+    """A perturbation (3, S, S) on grey that fills [0, 1], and the factor."""
+    largest = delta.abs().max().item()
+    if largest == 0:
+        return torch.full_like(delta, 0.5), None
+    largest = ball.eps if ball.norm == "linf" else largest
+    return (0.5 + delta / (2 * largest)).clamp(0, 1), 1 / (2 * largest)
+
+
+def _thumbnail(path: Path) -> str:
+    """An image file as a data URI; ImageError if it cannot be read."""
+    return _uri(open_image(path), exact=False)
+
+
+def _tensor_uri(image: Tensor, exact: bool) -> str:
+    """An image (3, H, W) in [0, 1], rounded to 8 bits."""
+    from PIL import Image
+
+    levels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 3)
+    return _uri(Image.frombytes("RGB", (levels.shape[1], levels.shape[0]), bytes(levels.flatten().tolist())), exact)
+
+
+def _uri(image: Image.Image, exact: bool) -> str:
+    """PNG, brought down to `LONGEST`: by area, or by leaving pixels out, which keeps the strength of what is noise."""
+    from PIL import Image
+
+    share = LONGEST / max(image.size)
+    if share < 1:
+        size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+        image = image.resize(size, Image.Resampling.NEAREST if exact else Image.Resampling.BOX)
+    held = io.BytesIO()
+    image.save(held, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()

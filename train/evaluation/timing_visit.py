@@ -1,0 +1,229 @@
+"""One metric's cost, measured in this process: what `timing` runs in a process of its own.
+
+A pair is the similarity of two images, both of which go through the metric. A measurement is as many passes as fill a
+twentieth of a second, at least one.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import math
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.evaluation.robustness import bfloat16_is_fast, full_float32
+from rclip_metric.train.machine import device_record
+
+SHORTEST = 0.05  # seconds of a measurement
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How costs are measured; the fields are arguments of `time_metrics`."""
+
+    device: str
+    batch_sizes: tuple[int, ...]
+    repeats: int
+    warmup: int
+    image_size: int
+    seconds: float
+    load: str
+    libraries: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if min((self.repeats, self.image_size, *self.batch_sizes), default=0) < 1 or not self.batch_sizes:
+            raise ValueError(
+                f"timing needs batch sizes, repeats and an image size of at least 1, and has {self.batch_sizes}, "
+                f"{self.repeats} and {self.image_size}"
+            )
+
+
+class Visit(TypedDict):
+    """What one process measured: JSON.
+
+    Attributes:
+        model: as the metric describes itself.
+        image_size: side of its images.
+        machine: device, cores, threads, load, torch.
+        rates: {batch size: pairs per second of each measurement}.
+        bytes: {batch size: peak memory during its passes, above the level before the metric was built}.
+        peak: of building and all passes, in bytes above that level.
+        left_out: {batch size: a sentence}.
+    """
+
+    model: dict[str, Any]
+    image_size: int
+    machine: dict[str, Any]
+    rates: dict[str, list[float]]
+    bytes: dict[str, float]
+    peak: float
+    left_out: dict[str, str]
+
+
+def visit(name: str, precision: str, protocol: Protocol) -> Visit:
+    """Build a metric and measure it, in this process.
+
+    Raises:
+        ValueError: for bfloat16 where it is slow, and whatever building the metric raises.
+    """
+    device = torch.device(protocol.device)
+    if precision == "bfloat16" and not bfloat16_is_fast(device):
+        raise ValueError(f"{protocol.device} does not multiply bfloat16 in hardware, and would be slower than float32")
+    for library in protocol.libraries:
+        importlib.import_module(library)
+    module, _, function = protocol.load.partition(":")
+    load: Callable[..., Metric] = getattr(importlib.import_module(module), function)
+    F.linear(*torch.rand(2, 256, 256, device=device))  # what the math library sets up for itself
+    peak = Peak(device)
+    metric = load(name, device=protocol.device, image_size=protocol.image_size)
+    if precision == "bfloat16":
+        metric = metric.in_bfloat16()
+        gc.collect()
+    highest = peak.above()
+    x, y = _images(metric, max(protocol.batch_sizes), protocol.image_size)
+    rates: dict[str, list[float]] = {}
+    memory: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for size in protocol.batch_sizes:
+        peak.forget()
+        try:
+            rates[str(size)] = _rates(metric, x[:size], y[:size], protocol)
+            memory[str(size)] = peak.above()
+        except Exception as error:
+            left_out[str(size)] = _sentence(error)
+        highest = max(highest, peak.above())
+    return {
+        "model": metric.describe(),
+        "image_size": x.shape[-1],
+        "machine": _machine(device),
+        "rates": rates,
+        "bytes": memory,
+        "peak": highest,
+        "left_out": left_out,
+    }
+
+
+def _images(metric: Metric, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Two batches (count, 3, S, S) of smooth noise, a little like photographs, at the metric's own size S."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(2 * count):
+        levels = torch.randint(256, (9 * 9 * 3,), generator=generator).tolist()
+        image = Image.frombytes("RGB", (9, 9), bytes(levels)).resize((size, size), Image.Resampling.BICUBIC)
+        made.append(metric.preprocess(image))
+    images = torch.stack(made).to(metric.device)
+    return images[:count], images[count:]
+
+
+def _rates(metric: Metric, x: Tensor, y: Tensor, protocol: Protocol) -> list[float]:
+    """Pairs per second of each measurement, float32 in full precision."""
+
+    def passes(count: int) -> float:
+        """Seconds of so many passes."""
+        begun = time.perf_counter()
+        for _ in range(count):
+            metric.similarities(x, metric.fix(y)[:, None])
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    rates: list[float] = []
+    with full_float32(), torch.inference_mode():
+        count = 1
+        for _ in range(protocol.warmup):
+            count = max(1, math.ceil(SHORTEST / max(passes(1), 1e-6)))
+        while len(rates) < protocol.repeats and (not rates or time.perf_counter() - begun < protocol.seconds):
+            rates.append(len(x) * count / passes(count))
+    return rates
+
+
+class Peak:
+    """Peak memory above where it began, in bytes: allocated on a GPU, resident elsewhere.
+
+    On Linux the kernel lets a process forget its peak; where it does not, or there is no /proc, peaks are those since
+    the process began, and what is above an earlier one is all that can be told.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin here."""
+        self._device = device
+        gc.collect()
+        self.forget()
+        self._base = self._highest()
+
+    def forget(self) -> None:
+        """Let the peak start again from what is in use now."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif os.access("/proc/self/clear_refs", os.W_OK):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def above(self) -> float:
+        """The peak since it was forgotten, above the beginning."""
+        return max(0.0, self._highest() - self._base)
+
+    def _highest(self) -> float:
+        if self._device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self._device))
+        status = Path("/proc/self/status")
+        stated = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+        if stated:
+            return 1024 * float(stated[1])
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": device_record(device),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+    }
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, with its kind where it was not written for users."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}"
+
+
+def main() -> None:
+    """One visit, as the only argument asks for it; the answer alone goes to standard output."""
+    request = json.loads(sys.argv[1])
+    answer_to = os.dup(1)
+    os.dup2(2, 1)  # whatever a metric prints goes with the errors
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["protocol"].items()}
+    protocol = Protocol(**settings)
+    answer: dict[str, Any]
+    try:
+        answer = {"visit": visit(request["name"], request["precision"], protocol)}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"failed": _sentence(error)}
+    with os.fdopen(answer_to, "w") as stream:
+        json.dump(answer, stream)
+
+
+if __name__ == "__main__":
+    main()
