@@ -1,0 +1,1 @@
+"""Any metrics on the same data under the same attacks, on one page: ``rclip-metric benchmark``."""

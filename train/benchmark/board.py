@@ -1,0 +1,198 @@
+"""All that a benchmark found, as one JSON object: what the tables and the page are made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.train.baselines.registry import BASELINES
+from rclip_metric.train.baselines.reported import REPORTED
+from rclip_metric.train.benchmark.entry import Data, Entry
+from rclip_metric.train.benchmark.settings import BenchmarkSettings
+from rclip_metric.train.evaluation.bootstrap import summary
+from rclip_metric.train.evaluation.certified import certified_curve
+from rclip_metric.train.evaluation.labels import Threat, data_label, named
+from rclip_metric.train.evaluation.outcome import unpack
+from rclip_metric.train.evaluation.published import reported
+from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.threat import LpBall
+
+Record = Mapping[str, Any]
+PAPER_SETS = ("nights", "bapps")
+
+
+def board(
+    entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings, command: str
+) -> dict[str, Any]:
+    """Gather what is there so far; whatever is missing is null or empty.
+
+    Returns:
+        JSON: title, made, command, settings, versions, device, cores; ``data`` and ``threats`` (the columns),
+        ``metrics`` (the rows, each with results, sweep, direct and timing), ``examples``, and ``paper`` (the numbers of
+        the papers, whether or not the metric was run here).
+    """
+    records = (record for entry in entries for found in entry.records.values() for record in found)
+    device = next((record["device"] for record in records), device_record(torch.device("cpu")))
+    return {
+        "title": settings.title,
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": settings.as_json(),
+        "versions": versions(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "data": [_data(name, entries) for name in sets],
+        "threats": [_threat(ball, settings) for ball in settings.balls],
+        "metrics": [_metric(entry) for entry in entries],
+        "examples": _examples(entries, sets, settings),
+        "paper": _paper(entries),
+    }
+
+
+def _data(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    records = [records[0] for entry in entries if (records := entry.records.get(name))]
+    first = records[0] if records else None
+    return {
+        "id": name,
+        "label": data_label(first) if first else name,
+        "task": first["task"] if first else None,
+        "samples": first["data"]["samples"] if first else None,
+        "comparable": not name.startswith("scenes"),
+    }
+
+
+def _threat(ball: LpBall, settings: BenchmarkSettings) -> dict[str, Any]:
+    restarts = f"{settings.restarts} restart{'s' * (settings.restarts > 1)}"
+    words = f"APGD, {settings.steps} iterations, cross-entropy, {restarts}"
+    eps_text = str(ball).split()[1]
+    return {"id": str(ball), "norm": ball.norm, "eps": ball.eps, "eps_text": eps_text, "words": words}
+
+
+def _metric(entry: Entry) -> dict[str, Any]:
+    facts, about = entry.facts, entry.about
+    label = named({**about, "revision": None}) if about else entry.name
+    return {
+        "id": entry.name,
+        "label": (facts and facts.label) or label,
+        "revision": short_revision(about.get("revision")) or None,
+        "kind": entry.kind,
+        "similarity": about.get("similarity"),
+        "image_size": entry.image_size,
+        "parameters": facts and facts.parameters,
+        "licence": facts and facts.licence,
+        "source": facts and facts.source,
+        "failures": entry.failures,
+        "timing": entry.timing,
+        "results": {name: _result(records) for name, records in entry.records.items()},
+        "sweep": _sweep(entry),
+        "direct": {
+            f"{found['threat']['norm']} {found['threat']['eps_text']}": {
+                "distances": found["distances"],
+                "others": found["others"],
+            }
+            for found in entry.direct
+        },
+    }
+
+
+def _result(records: Sequence[Record]) -> dict[str, Any]:
+    """One metric on one data set: the clean summary, one per ball, and what is certified."""
+    first = records[0]
+    robust = {threat.ball: record for record in records if (threat := Threat.of(record)) and _attacked(record)}
+    proven = [record for record in records if record["threat"]["attack"] == "certified"]
+    numbers = {"clean": reported(first, "clean")} | {ball: reported(r, "robust") for ball, r in robust.items()}
+    return {
+        "samples": first["data"]["samples"],
+        "ties": first["clean"]["ties"],
+        "clean": _summary(first["clean"]),
+        "robust": {ball: _summary(record["robust"]) for ball, record in robust.items()},
+        "paper": {name: number for name, number in numbers.items() if number is not None},
+        "certified": _certified(proven) if proven else None,
+        "warnings": list(dict.fromkeys(sentence for record in records for sentence in record["warnings"])),
+    }
+
+
+def _attacked(record: Record) -> bool:
+    return record["threat"]["attack"] not in ("none", "certified") and record["robust"] is not None
+
+
+def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ("accuracy", "interval_95", "samples")}
+
+
+def _certified(records: Sequence[Record]) -> dict[str, Any]:
+    points = [
+        {"eps": record["threat"]["eps"], "eps_text": record["threat"]["eps_text"], **_summary(record["robust"])}
+        for record in sorted(records, key=lambda record: record["threat"]["eps"])
+    ]
+    return {"points": points, **certified_curve(records[0])}
+
+
+def _sweep(entry: Entry) -> dict[str, dict[str, list[list[float]]]]:
+    """Accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
+    swept = {(record["threat"]["norm"], record["threat"]["eps"]): record["robust"] for record in entry.sweep}
+    name = next((name for name, records in entry.records.items() if any(map(_attacked, records))), None)
+    if name is None:
+        return {}
+    keys = {row.key for row in unpack(entry.sweep[0])} if entry.sweep else None
+    curves: dict[str, list[list[float]]] = {}
+    for record in filter(_attacked, entry.records[name]):
+        norm = record["threat"]["norm"]
+        rows = [row for row in unpack(record) if row.robust is not None and (keys is None or row.key in keys)]
+        clean, robust = ([getattr(row, what) for row in rows] for what in ("clean", "robust"))
+        points = curves.setdefault(norm, [_point(0.0, _over(clean))])
+        points.append(_point(record["threat"]["eps"], _over(robust)))
+    for (norm, eps), robust in swept.items():
+        curves[norm].append(_point(eps, robust))
+    return {name: {norm: sorted(points) for norm, points in curves.items()}}
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    return summary(values, [""] * len(values), macro=False)
+
+
+def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
+    return [eps, found["accuracy"], *found["interval_95"]]
+
+
+def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings) -> list[dict[str, Any]]:
+    """Triplets, each with what every metric made of it; the images from the metric that has them largest."""
+    shown: dict[str, dict[str, Any]] = {}
+    for entry in sorted(entries, key=lambda entry: -(entry.image_size or 0)):
+        for found in entry.examples:
+            if "failed" in found:
+                continue  # told among the samples that could not be read
+            own = ("attacked", "perturbation", "before", "after")
+            triplet = shown.setdefault(
+                found["key"],
+                {
+                    **{key: value for key, value in found.items() if key not in (*own, "right_before", "right_after")},
+                    "data": next(iter(sets)),
+                    "threat": str(settings.balls[0]),
+                    "metrics": {},
+                },
+            )
+            triplet["metrics"][entry.name] = {key: found[key] for key in own}
+    return list(shown.values())
+
+
+def _paper(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The papers' numbers on NIGHTS and BAPPS, best under l_inf first; ``metric`` is the row here, if any."""
+    asked = {entry.name for entry in entries}
+    known = {name: get_spec(name).reported for name in model_names()} | dict(REPORTED)
+    rows = [
+        {
+            "label": BASELINES[name].label if name in BASELINES else name,
+            "metric": name if name in asked else None,
+            **{task: dict(numbers[task]) if numbers.get(task) else None for task in PAPER_SETS},
+        }
+        for name, numbers in known.items()
+        if numbers.get("nights")
+    ]
+    return sorted(rows, key=lambda row: -(row["nights"].get("linf") or 0.0))

@@ -1,0 +1,43 @@
+"""A row of the benchmark in the making."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from rclip_metric.train.evaluation.metric import Facts
+from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
+from rclip_metric.train.evaluation.two_afc import TwoAfcData
+
+Data: TypeAlias = TwoAfcData | OddOneOutData
+
+
+@dataclass
+class Entry:
+    """A metric and all that is known of it so far.
+
+    Attributes:
+        name: as it was asked for.
+        kind: "ours" (adversarially fine-tuned), "yours" (``module:function``) or "baseline".
+        facts: parameters, licence and so on; None until it has been built.
+        about: what the metric says of itself.
+        image_size: side of its images, in pixels.
+        records: results by data set.
+        sweep: results at other radii, on fewer samples of the first 2AFC set.
+        direct: results of the direct attack, one per ball.
+        examples: triplets before and after the attack, one list for the first ball.
+        timing: what a score costs.
+        failures: sentences.
+    """
+
+    name: str
+    kind: str = "baseline"
+    facts: Facts | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    records: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    direct: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    timing: dict[str, Any] | None = None
+    failures: list[str] = field(default_factory=list)

@@ -1,0 +1,264 @@
+"""The benchmark itself: every metric on every data set, resumed where it stopped, whatever fails on the way."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from rclip_metric.errors import WeightsError
+from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.train.baselines.registry import RANDOM, is_baseline
+from rclip_metric.train.benchmark.board import board
+from rclip_metric.train.benchmark.entry import Data, Entry
+from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
+from rclip_metric.train.benchmark.tables import write_board
+from rclip_metric.train.checkpoint import write_text
+from rclip_metric.train.evaluation.blocks import Processes, chosen_device, processes
+from rclip_metric.train.evaluation.certified import Certificate
+from rclip_metric.train.evaluation.direct import direct_record
+from rclip_metric.train.evaluation.examples import chosen, example_triplets
+from rclip_metric.train.evaluation.kept import kept
+from rclip_metric.train.evaluation.metric import Certified, EncoderMetric, Facts, Metric, load_metric
+from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
+from rclip_metric.train.evaluation.report import result_name
+from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, bfloat16_is_fast, chunk_size_of
+from rclip_metric.train.evaluation.session import Session
+from rclip_metric.train.evaluation.tasks import bapps_data, nights_data, things_data
+from rclip_metric.train.evaluation.timing import time_metrics
+from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.machine import versions
+from rclip_metric.train.threat import LpBall
+from rclip_metric.weights import locate
+
+Value = TypeVar("Value")
+
+
+def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, Any] | None:
+    """Run a benchmark, and write its tables and its page after every metric.
+
+    Args:
+        settings: what to do.
+        command: that asked for it, for the record.
+
+    Returns:
+        The board (JSON; what the page is drawn from), or None in all processes of torchrun but the first.
+
+    Raises:
+        ValueError: for data that cannot be read at all, two sets of one name, or a device that is not there.
+    """
+    run = _Run(settings, processes(), chosen_device(settings.device))
+    sets = run.open_data()
+    entries = [Entry(name) for name in settings.metrics]
+    lead = run.team.rank == 0
+
+    def write() -> dict[str, Any] | None:
+        if not lead:
+            return None
+        made = board(entries, sets, settings, command)
+        write_board(made, settings.out, page=settings.page)
+        return made
+
+    with tqdm(total=len(entries), desc="metrics", disable=None if lead and not settings.quiet else True) as bar:
+        for entry in entries:
+            bar.set_postfix_str(entry.name)
+            run.judge(entry, sets)
+            write()
+            bar.update()
+    if settings.timing:
+        run.time(entries)
+    return write()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One benchmark in one process."""
+
+    settings: BenchmarkSettings
+    team: Processes
+    device: str
+
+    def open_data(self) -> dict[str, Data]:
+        """The data sets by name."""
+        sets: dict[str, Data] = {}
+        for part in self.settings.data:
+            data = self._open(part)
+            if data.name in sets:
+                raise ValueError(f"two of the data sets are {data.name}: give each benchmark one of them")
+            sets[data.name] = data
+        return sets
+
+    def _open(self, part: DataFolder) -> Data:
+        limit = self.settings.limit
+        if part.format == "nights":
+            return nights_data(part.folder, self.settings.split, limit)
+        if part.format == "bapps":
+            return bapps_data(part.folder, attacked=self.settings.attacked, limit=limit)
+        return things_data(part.folder, limit=limit)
+
+    def judge(self, entry: Entry, sets: dict[str, Data]) -> None:
+        """Everything that needs the metric built, but its timing."""
+        first = next((name for name, data in sets.items() if isinstance(data, TwoAfcData)), None)
+        for name, data in sets.items():
+            self._judge_on(entry, name, data, more=name == first)
+            if entry.facts is None:  # it cannot be built
+                return
+
+    def _judge_on(self, entry: Entry, name: str, data: Data, *, more: bool) -> None:
+        metric = self._guarded(entry, "", lambda: self._build(entry, data))
+        if metric is None:
+            return
+        found = self._guarded(entry, name, lambda: self._records(metric, data))
+        if found is not None:
+            entry.records[name] = found
+            if more and isinstance(data, TwoAfcData):
+                self._more(entry, metric, data)
+
+    def _build(self, entry: Entry, data: Data) -> Metric:
+        # As eval does: BAPPS goes squashed through every metric, in the paper and here.
+        resize: Any = "squash" if data.name.endswith("bapps") else "default"
+        metric = load_metric(entry.name, device=self.device, resize=resize, image_size=self.settings.image_size)
+        entry.facts, entry.about = getattr(metric, "facts", None) or Facts(), metric.describe()
+        entry.image_size = getattr(metric, "image_size", None)
+        entry.kind = _kind(entry.name, metric)
+        return metric
+
+    def _records(self, metric: Metric, data: Data) -> list[dict[str, Any]]:
+        """Clean and attacked; then what can be certified."""
+        if isinstance(data, OddOneOutData):
+            return self._evaluated(metric, data, [], "odd-one-out")
+        records = self._evaluated(metric, data, self.settings.attacks(), "2afc")
+        certificates = self.settings.certificates()
+        if certificates and isinstance(metric, Certified):
+            records += self._evaluated(metric, data, certificates, "2afc")
+        return records
+
+    def _evaluated(
+        self, metric: Metric, data: Data, attacks: list[AttackSettings] | list[Certificate], task: str, folder: str = ""
+    ) -> list[dict[str, Any]]:
+        run = self._run_settings(metric)
+        common: dict[str, Any] = {"team": self.team, "quiet": self.settings.quiet}
+
+        def evaluate(wanted: Any, journal: Any) -> list[dict[str, Any]]:
+            if isinstance(data, OddOneOutData):
+                return evaluate_odd_one_out(metric, data, wanted, run, journal=journal, **common)
+            return evaluate_two_afc(metric, data, wanted, run, journal=journal, **common)
+
+        session = Session(self.settings.out / folder, self.settings.overwrite, self.team)
+        return session.records(
+            evaluate, task=task, metric=metric, data=data.settings(), attacks=attacks, run=run, limit=data.limit
+        )
+
+    def _more(self, entry: Entry, metric: Metric, data: TwoAfcData) -> None:
+        """The radius sweep, the direct attack and the examples, on one data set."""
+        settings = self.settings
+        name = result_name({"model": metric.describe(), "data": data.settings(), "threat": {"attack": "none"}})
+        stem = name.partition("__")[0]
+        if settings.sweep and settings.balls:
+            few = replace(data, triplets=data.triplets[: settings.sweep], limit=settings.sweep)
+            found = self._guarded(
+                entry, "radii", lambda: self._evaluated(metric, few, settings.swept(), "2afc", "sweep")
+            )
+            entry.sweep = found or []
+        for ball in settings.balls if settings.direct else ():
+            found_direct = self._guarded(entry, f"direct {ball}", partial(self._direct, metric, data, ball, stem))
+            entry.direct += [] if found_direct is None else [found_direct]
+        if settings.examples and settings.balls:
+            path = settings.out / "examples" / f"{stem}__{data.name}.json"
+            shown = self._guarded(entry, "examples", lambda: self._examples(path, metric, data))
+            entry.examples = [] if shown is None else shown["examples"]
+
+    def _direct(self, metric: Metric, data: TwoAfcData, ball: LpBall, stem: str) -> dict[str, Any]:
+        words = str(ball).replace(" ", "-").replace("/", "_")
+        return direct_record(
+            self.settings.out / "direct" / f"{stem}__{data.name}__{words}.json",
+            metric,
+            data,
+            ball,
+            images=self.settings.direct,
+            steps=self.settings.steps,
+            run=self._run_settings(metric),
+            team=self.team,
+            overwrite=self.settings.overwrite,
+            quiet=self.settings.quiet,
+        )
+
+    def _examples(self, path: Path, metric: Metric, data: TwoAfcData) -> dict[str, Any]:
+        """A few triplets before and after the first attack."""
+        run, attack = self._run_settings(metric), self.settings.attacks()[0]
+        triplets = chosen(data.triplets, self.settings.examples)
+        about = {"model": metric.describe(), "data": data.settings(), "attack": attack.describe(), "seed": run.seed}
+        return kept(
+            path,
+            about | {"triplets": [triplet.key for triplet in triplets], "precision": run.precision},
+            lambda _: {"examples": example_triplets(metric, triplets, attack, run, data.load)},
+            team=self.team,
+            overwrite=self.settings.overwrite,
+        )
+
+    def _run_settings(self, metric: Metric) -> RunSettings:
+        return self.settings.run(chunk_size_of(metric))
+
+    def time(self, entries: list[Entry]) -> None:
+        """What each metric costs that could be built; measured by the first process alone."""
+        built = [entry for entry in entries if entry.facts is not None]
+        if self.team.rank == 0 and built:
+            names = [entry.name for entry in built]
+            asked = {"device": self.device, "image_size": self.settings.image_size}
+            asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(torch.device(self.device)) else [])]
+
+            def measure(_: Path) -> dict[str, Any]:
+                return {"metrics": time_metrics(names, quiet=self.settings.quiet, **asked)}
+
+            # One run for all of them, or ratios would compare different hours of the machine.
+            about = {**asked, "metrics": names, "versions": versions()}
+            path = self.settings.out / "timing.json"
+            found = kept(path, about, measure, overwrite=True)
+            if any("failed" in timing for timing in found["metrics"].values()):
+                path.unlink()  # what failed is tried again when the same command is given again
+            for entry in built:
+                entry.timing = found["metrics"][entry.name].get("timing")
+                if problem := found["metrics"][entry.name].get("failed"):
+                    entry.failures.append(f"timing: {problem}")
+        self.team.gather(None)
+
+    def _guarded(self, entry: Entry, what: str, do: Callable[[], Value]) -> Value | None:
+        """What ``do`` gives; None in every process if it failed in one of them, with a sentence in the entry.
+
+        An error that is no sentence of ours also leaves its traceback, in failures/.
+        """
+        value, problem = None, ""
+        try:
+            value = do()
+        except (ValueError, WeightsError, FloatingPointError) as error:
+            problem = str(error)
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            problem = f"{type(error).__name__}: {lines[0]}"
+            path = self.settings.out / "failures" / f"{entry.name.replace('/', '_')}-{self.team.rank}.txt"
+            write_text(path, traceback.format_exc())
+        problems = [found for found in self.team.gather(problem) if found]
+        if problems:
+            entry.failures.append(f"{what}: {problems[0]}" if what else problems[0])
+            return None
+        return value
+
+
+def _kind(name: str, metric: Metric) -> str:
+    if isinstance(metric, EncoderMetric):
+        return "ours" if _adversarially_trained(name) else "baseline"
+    return "baseline" if is_baseline(name) else "yours"
+
+
+def _adversarially_trained(name: str) -> bool:
+    if name.startswith(("open_clip:", "timm:")):
+        return False
+    plain = name.removesuffix(RANDOM)
+    training = (get_spec(plain) if plain in model_names() else locate(plain).spec).training
+    return bool(training and training.get("eps"))

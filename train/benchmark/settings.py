@@ -1,0 +1,168 @@
+"""What a benchmark is asked for, and how it is written on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rclip_metric.train.evaluation.certified import RADII, Certificate
+from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
+from rclip_metric.train.threat import NORMS, LpBall
+
+FORMATS = ("nights", "bapps", "things")
+PAPER_BALLS = (LpBall("linf", 4 / 255), LpBall("l2", 3.0))
+SWEEP = (0.25, 0.5, 2.0, 4.0)  # of each radius, beside the radius itself
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data set: its format, one of `FORMATS`, and its folder."""
+
+    format: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """One benchmark; the defaults are the paper's protocol.
+
+    Attributes:
+        metrics: names, as `load_metric` takes them.
+        data: data sets, each with every metric.
+        out: folder of all that is written.
+        balls: threat models.
+        certified: also certified accuracy, for metrics that can prove any.
+        timing: also what a score costs.
+        page: also the HTML page.
+        direct: reference images under the direct attack; 0 leaves it out.
+        examples: triplets that are shown; 0 leaves them out.
+        sweep: triplets that are attacked at other radii (`SWEEP` times each); 0 leaves it out.
+        steps: APGD iterations of every attack.
+        restarts: of APGD, in the main attacks.
+        split: of NIGHTS.
+        attacked: triplets of each split of BAPPS that attacks are run on.
+        limit: only the first samples of each set.
+        image_size: side that images are squashed to, for metrics that leave it open.
+        seed: of random starts.
+        batch_size: samples in a block, the unit of work.
+        chunk_size: images per pass; None: by device and size.
+        precision: of the attacks' own passes; successes are confirmed in float32.
+        device: auto, cpu, cuda, cuda:N or mps.
+        title: of the page.
+        overwrite: replace results of other settings.
+        quiet: no progress.
+    """
+
+    metrics: tuple[str, ...]
+    data: tuple[DataFolder, ...]
+    out: Path
+    balls: tuple[LpBall, ...] = PAPER_BALLS
+    certified: bool = False
+    timing: bool = False
+    page: bool = False
+    direct: int = 0
+    examples: int = 0
+    sweep: int = 0
+    steps: int = 100
+    restarts: int = 1
+    split: str = "test"
+    attacked: int = 1000
+    limit: int | None = None
+    image_size: int = 224
+    seed: int = 0
+    batch_size: int = 64
+    chunk_size: int | None = None
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    device: str = "auto"
+    title: str = "Perceptual metrics under attack"
+    overwrite: bool = False
+    quiet: bool = False
+
+    def attacks(self) -> list[AttackSettings]:
+        """One per ball."""
+        return [AttackSettings(ball, steps=self.steps, restarts=self.restarts) for ball in self.balls]
+
+    def certificates(self) -> list[Certificate]:
+        """At LipSim's radii, and at the l_2 radii that are attacked."""
+        if not self.certified:
+            return []
+        own = [ball.eps for ball in self.balls if ball.norm == "l2"]
+        return [Certificate(LpBall("l2", eps)) for eps in sorted({*RADII, *own})]
+
+    def swept(self) -> list[AttackSettings]:
+        """The other radii of each ball."""
+        balls = [LpBall(ball.norm, share * ball.eps) for ball in self.balls for share in SWEEP]
+        return [AttackSettings(ball, steps=self.steps) for ball in balls]
+
+    def run(self, chunk_size: int) -> RunSettings:
+        """For the evaluations; ``chunk_size`` where none was asked for."""
+        return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        written = asdict(self)
+        written["data"] = [f"{part.format}:{part.folder.name}" for part in self.data]
+        written["balls"] = [str(ball) for ball in self.balls]
+        return {key: value for key, value in written.items() if key not in ("out", "overwrite", "quiet", "title")}
+
+
+def metrics_of(text: str) -> tuple[str, ...]:
+    """Parse ``r-clip-f,dreamsim,ssim``.
+
+    Raises:
+        ValueError: for none, or one that comes twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--metrics {text!r} names no metric: write it like r-clip-f,dreamsim,ssim")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--metrics names {twice[0]} twice: once is enough")
+    return tuple(names)
+
+
+def data_of(text: str) -> tuple[DataFolder, ...]:
+    """Parse ``nights:DIR,bapps:DIR``.
+
+    Raises:
+        ValueError: for an unknown format or a folder that is not there.
+    """
+    parts = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        form, colon, folder = part.partition(":")
+        if not colon or form not in FORMATS:
+            raise ValueError(f"--data {part!r} is none: write FORMAT:FOLDER, with one of {', '.join(FORMATS)}")
+        if not Path(folder).is_dir():
+            raise ValueError(f"--data {part!r}: there is no folder {folder}")
+        parts.append(DataFolder(form, Path(folder)))
+    if not parts:
+        raise ValueError("--data names no data set: write it like nights:DIR,bapps:DIR")
+    return tuple(parts)
+
+
+def balls_from(text: str, radius: Any) -> tuple[LpBall, ...]:
+    """Parse ``linf:4/255,l2:3``, radii by ``radius``; "none" is no attack at all.
+
+    Raises:
+        ValueError: for an unknown norm, or the same ball twice.
+    """
+    if text.strip() == "none":
+        return ()
+    balls: list[LpBall] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        norm, colon, eps = part.partition(":")
+        if not colon or norm not in NORMS:
+            raise ValueError(f"--norms {part!r} is none: write NORM:RADIUS, with one of {', '.join(NORMS)}")
+        balls.append(LpBall(norm, radius(eps)))  # type: ignore[arg-type]
+    if not balls:
+        raise ValueError("--norms names no ball: write it like linf:4/255,l2:3, or none")
+    return tuple(_once(balls))
+
+
+def _once(balls: Sequence[LpBall]) -> list[LpBall]:
+    for ball in balls:
+        if balls.count(ball) > 1:
+            raise ValueError(f"--norms names {ball} twice: once is enough")
+    return list(balls)
