@@ -23,6 +23,11 @@ exit codes:
   3    the network, the Hub, or the integrity or storage of a downloaded file
   130  interrupted; 141: nobody reads the output any more
 """
+_ELSEWHERE = {
+    "train": "rclip_metric.train.cli",
+    "eval": "rclip_metric.train.eval_cli",
+    "benchmark": "rclip_metric.train.benchmark_cli",
+}
 _SCORE_USAGE = """rclip-metric score [options] A B
        rclip-metric score [options] --all-pairs FOLDER"""
 _SCORE_HELP = """\
@@ -76,10 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        if arguments and arguments[0] in ("train", "eval"):
+        if arguments and arguments[0] in _ELSEWHERE:
             # By name: the metric is imported without the training code.
-            module = "rclip_metric.train.cli" if arguments[0] == "train" else "rclip_metric.train.eval_cli"
-            return int(importlib.import_module(module).main(arguments))
+            return int(importlib.import_module(_ELSEWHERE[arguments[0]]).main(arguments))
         args = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed what there is to say
         return int(stop.code or 0)
@@ -157,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     # Only for the list in --help: their arguments go to rclip_metric.train as they are.
     commands.add_parser("train", help="train a robust encoder", add_help=False)
     commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
+    commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
     return parser
 
 

@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_home] = tempfile.mkdtemp(prefix="rclip-metric-tests-")
     for name in [name for name in os.environ if name.startswith(_HF_VARIABLES)]:
         del os.environ[name]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # as long as torch is not imported
     # huggingface_hub's uploads use what its own HTTP client deprecates.
     config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>':DeprecationWarning")
     os.environ |= {

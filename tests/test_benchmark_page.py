@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rclip_metric.train.benchmark import charts
+from rclip_metric.train.benchmark import charts, label_places
 from rclip_metric.train.benchmark.page import page
 
 ROOT = Path(__file__).parents[1]
@@ -596,29 +596,29 @@ def test_labels_do_not_cover_each_other() -> None:
         crowd = [(chance.uniform(250, 290), chance.uniform(285, 297)) for _ in range(6)]
         middles = crowd + [(chance.uniform(60, 290), chance.uniform(30, 290)) for _ in range(9)]
         sizes = [(chance.uniform(20, 128), 11.5) for _ in middles]
-        boxes = charts.place_labels(middles, sizes, area)
-        assert boxes == charts.place_labels(middles, sizes, area)
+        boxes = label_places.place_labels(middles, sizes, area)
+        assert boxes == label_places.place_labels(middles, sizes, area)
         for n, (a, size) in enumerate(zip(boxes, sizes, strict=True)):
             assert (a[2] - a[0], a[3] - a[1]) == pytest.approx(size)
             assert a[0] >= area[0] and a[1] >= area[1] and a[2] <= area[2] + 1e-9 and a[3] <= area[3] + 1e-9
             for b in boxes[:n]:
                 assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-    alone = charts.place_labels([(100.0, 100.0)], [(30.0, 11.5)], area)[0]
+    alone = label_places.place_labels([(100.0, 100.0)], [(30.0, 11.5)], area)[0]
     assert math.dist((100, 100), (alone[0], 100)) < 9 and alone[1] < 100 < alone[3] + 7
-    assert charts.place_labels([], [], area) == []
+    assert label_places.place_labels([], [], area) == []
 
 
 def test_levels_are_spread_apart() -> None:
-    assert charts.spread([10, 50, 90], 10, (0, 100)) == [10, 50, 90]
-    assert charts.spread([50, 50, 50], 10, (0, 100)) == [40, 50, 60]
-    assert charts.spread([2, 1, 1.5], 10, (0, 100)) == [20, 0, 10]
-    assert charts.spread([99, 100], 10, (0, 100)) == [90, 100]
-    assert charts.spread([5] * 5, 10, (0, 20)) == [0, 5, 10, 15, 20]
-    assert charts.spread([], 10, (0, 20)) == []
+    assert label_places.spread([10, 50, 90], 10, (0, 100)) == [10, 50, 90]
+    assert label_places.spread([50, 50, 50], 10, (0, 100)) == [40, 50, 60]
+    assert label_places.spread([2, 1, 1.5], 10, (0, 100)) == [20, 0, 10]
+    assert label_places.spread([99, 100], 10, (0, 100)) == [90, 100]
+    assert label_places.spread([5] * 5, 10, (0, 20)) == [0, 5, 10, 15, 20]
+    assert label_places.spread([], 10, (0, 20)) == []
     chance = random.Random(0)
     for _ in range(50):
         wanted = [chance.uniform(0, 300) for _ in range(chance.randrange(1, 20))]
-        levels = charts.spread(wanted, 13, (0, 300))
+        levels = label_places.spread(wanted, 13, (0, 300))
         order = sorted(range(len(wanted)), key=lambda n: wanted[n])
         assert all(levels[b] - levels[a] >= 13 - 1e-9 for a, b in pairwise(order))
         assert min(levels) >= 0 and max(levels) <= 300
@@ -693,7 +693,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_seen(theme: str) -> None:
-    style = (ROOT / "train" / "benchmark" / "page" / "page.css").read_text(encoding="utf-8")
+    style = (ROOT / "train" / "benchmark" / "assets" / "page.css").read_text(encoding="utf-8")
     found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", style)
     colours = {name: light if theme == "light" else dark for name, light, dark in found}
 

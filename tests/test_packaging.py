@@ -19,6 +19,8 @@ DATA = [
     "rclip_metric/models/tiny-text.safetensors",
     "rclip_metric/models/tiny.safetensors",
     "rclip_metric/py.typed",
+    "rclip_metric/train/benchmark/assets/page.css",
+    "rclip_metric/train/benchmark/assets/page.js",
     *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
     *(f"rclip_metric/train/recipes/{path.name}" for path in (ROOT / "train/recipes").glob("*.json")),
     "rclip_metric/weights_manifest.json",

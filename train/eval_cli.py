@@ -38,11 +38,9 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_settings(options: argparse.Namespace, metric: Any) -> Any:
-    from rclip_metric.train.evaluation.robustness import RunSettings, default_chunk_size
+    from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
 
-    size = getattr(metric, "image_size", 224)
-    chunk = options.chunk_size or default_chunk_size(metric.device, size)
-    return RunSettings(options.seed, options.batch_size, chunk, options.precision)
+    return RunSettings(options.seed, options.batch_size, options.chunk_size or chunk_size_of(metric), options.precision)
 
 
 def _needs(options: argparse.Namespace, *names: str) -> None:

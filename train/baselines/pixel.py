@@ -43,6 +43,15 @@ class PixelMetric(DistanceMetric):
         return self
 
 
+class WindowedPixelMetric(PixelMetric):
+    """SSIM and MS-SSIM."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Images per pass: windows make 15 maps of each pair, which are twice as fast while they stay in the cache."""
+        return max(1, 16 * 64**2 // self.image_size**2)
+
+
 class CertifiedPixelMetric(PixelMetric):
     """A distance of pixels whose 2AFC decisions have a certified radius."""
 
@@ -91,10 +100,10 @@ def build(name: str, request: Request) -> PixelMetric:
         )
     if name == "ssim":
         details["distance"] = "1 - SSIM"
-        return PixelMetric(_ssim(), request.image_size, **about)
+        return WindowedPixelMetric(_ssim(), request.image_size, **about)
     weights = scale_weights(request.image_size)
     details |= {"distance": "1 - MS-SSIM", "scales": len(weights), "weights": [round(weight, 4) for weight in weights]}
-    return PixelMetric(_ms_ssim(weights), request.image_size, **about)
+    return WindowedPixelMetric(_ms_ssim(weights), request.image_size, **about)
 
 
 def scale_weights(image_size: int) -> tuple[float, ...]:

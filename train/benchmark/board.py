@@ -25,6 +25,11 @@ from rclip_metric.train.threat import LpBall
 
 Record = Mapping[str, Any]
 PAPER_SETS = ("nights", "bapps")
+_SCENES = (
+    "Scenes are drawn by a program, flat and without noise, and an option often is the reference but for one thing: "
+    "distances of pixels do well here, as they do not on photographs. What scenes show is what an attack does to a "
+    "network before and after it was made robust."
+)
 
 
 def board(
@@ -57,13 +62,15 @@ def board(
 
 def _data(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
     records = [records[0] for entry in entries if (records := entry.records.get(name))]
-    first = records[0] if records else None
+    first, scenes = (records[0] if records else None), name.startswith("scenes")
     return {
         "id": name,
         "label": data_label(first) if first else name,
         "task": first["task"] if first else None,
         "samples": first["data"]["samples"] if first else None,
-        "comparable": not name.startswith("scenes"),
+        "comparable": not scenes,
+        "judges": "the scenes' own rule" if scenes else "people",
+        "note": _SCENES if scenes else None,
     }
 
 

@@ -102,6 +102,12 @@ def default_chunk_size(device: torch.device, image_size: int) -> int:
     return max(8, 8 * 224**2 // image_size**2) if device.type == "cpu" else 64
 
 
+def chunk_size_of(metric: Metric) -> int:
+    """Images per pass for a metric: what it states as its ``chunk_size``, else by device and size."""
+    own: int | None = getattr(metric, "chunk_size", None)
+    return own or default_chunk_size(metric.device, getattr(metric, "image_size", 224))
+
+
 def resolved_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
     """What "auto" means on a device.
 

@@ -1,0 +1,96 @@
+"""What there is of a board: results, intervals, the order of the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rclip_metric.train.benchmark import charts
+
+Entry = Mapping[str, Any]
+OWN = ("ours", "yours")  # kinds that are marked; what is left are baselines
+_LISTS = {"data": "id", "threats": "id", "metrics": "id", "examples": "key", "paper": "label"}
+
+
+def whole_board(board: Entry) -> dict[str, Any]:
+    """The board with empty parts for missing ones, data sets and threats that only results name, and looks."""
+    whole: dict[str, Any] = dict.fromkeys(("title", "made", "command", "cores"))
+    whole |= {key: board.get(key) or {} for key in ("settings", "versions", "device")}
+    whole |= {key: [{name: "?", **entry} for entry in board.get(key) or ()] for key, name in _LISTS.items()}
+    whole |= {key: board.get(key) for key in ("title", "made", "command", "cores")}
+    for n, metric in enumerate(whole["metrics"]):
+        for key in ("results", "sweep", "direct", "timing"):
+            metric[key] = {name: found for name, found in (metric.get(key) or {}).items() if found}
+        metric["label"] = str(metric.get("label") or metric["id"])
+        metric["look"] = charts.Look(n, metric.get("kind") in OWN)
+    results = [result for metric in whole["metrics"] for result in metric["results"].values()]
+    for key, lists in (
+        ("data", [metric[part] for metric in whole["metrics"] for part in ("results", "sweep")]),
+        ("threats", [result.get("robust") or () for result in results] + [m["direct"] for m in whole["metrics"]]),
+    ):
+        names = dict.fromkeys(name for names in lists for name in names)
+        whole[key] += [{"id": name} for name in names if name not in {entry["id"] for entry in whole[key]}]
+    return whole
+
+
+def result_of(metric: Entry, data: Entry) -> Entry:
+    """What a metric reached on a data set; empty where it was not measured."""
+    return metric["results"].get(data["id"]) or {}
+
+
+def score_of(metric: Entry, data: Entry, threat: Entry | None = None) -> Entry | None:
+    """The summary of a metric on a data set: clean, or under a threat; None where it was not measured."""
+    result = result_of(metric, data)
+    found = result.get("clean") if threat is None else (result.get("robust") or {}).get(threat["id"])
+    return found if found and known(found.get("accuracy")) is not None else None
+
+
+def certified_points(metric: Entry, data: Entry) -> list[Entry]:
+    """The certified points of a metric on a data set, rising."""
+    points = (result_of(metric, data).get("certified") or {}).get("points") or ()
+    return sorted((point for point in points if known(point.get("accuracy")) is not None), key=lambda p: p["eps"])
+
+
+def measured_sets(board: Entry) -> list[Entry]:
+    """The data sets that any metric was measured on, all of them if there are no numbers yet."""
+    return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
+
+
+def tried_threats(board: Entry, data: Entry) -> list[Entry]:
+    """The threats that any metric was measured under on a data set."""
+    return [t for t in board["threats"] if any(score_of(metric, data, t) for metric in board["metrics"])]
+
+
+def ranked(board: Entry, data: Entry | None = None) -> list[Entry]:
+    """The metrics, the most robust under the first threat first, then the best clean one; on the first data set."""
+    data = data or next(iter(measured_sets(board)), {"id": None})
+    first = [*tried_threats(board, data)[:1], None]
+
+    def rank(metric: Entry) -> tuple[Any, ...]:
+        scores = [score_of(metric, data, threat) for threat in first]
+        return (*(-score["accuracy"] if score else 1.0 for score in scores), metric["label"])
+
+    return sorted(board["metrics"], key=rank)
+
+
+def known(value: Any) -> float | None:
+    """A finite number, or None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def numbers_of(values: Any) -> list[float]:
+    """The finite numbers of a list."""
+    return [number for number in map(known, values or ()) if number is not None]
+
+
+def rows_of(table: Any, width: int) -> list[tuple[float, ...]]:
+    """The rows of finite numbers, rising."""
+    return sorted(numbers for row in table or () if len(numbers := tuple(numbers_of(row))) == width)
+
+
+def interval_of(summary: Entry) -> tuple[float, float] | None:
+    """The bounds of a summary: of an accuracy, or of a number of pairs per second."""
+    bounds = numbers_of(summary.get("interval_95") or (summary.get("low"), summary.get("high")))
+    return (bounds[0], bounds[1]) if len(bounds) == 2 else None

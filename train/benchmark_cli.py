@@ -1,0 +1,119 @@
+"""``rclip-metric benchmark``: any metrics, the same data and attacks, one page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rclip_metric.train.options import count, positive, radius
+
+_ABOUT = """\
+Judge any set of metrics on the same data under the same attacks, on this machine, and write what came out as
+benchmark.md, benchmark.csv, benchmark.json and, with --page, benchmark.html.
+"""
+_EPILOG = """\
+metrics:
+  r-clip-f, tiny, clip-vit-b-16, ...   a model of the manifest (rclip-metric models), a path or a Hub id
+  dreamsim, dreamsim-dino-vitb16, lipsim-0.5, lpips-alex, r-lpips, ssim, ms-ssim, psnr, l1, l2, linf, ...
+                                       DreamSim, LipSim and R-LPIPS once converted: rclip-metric train baseline
+  open_clip:MODEL@TAG, timm:NAME       any tower of OpenCLIP or timm
+  my_module:build                      yours: examples/benchmark_dreamsim_lipsim.py
+  NAME@random                          with seeded random weights, for what a score costs
+
+The same command goes on where it stopped. Several processes or machines: torchrun --nproc-per-node N -m
+rclip_metric benchmark ...; the numbers are those of one process. A metric that fails is reported, and the others go
+on (exit code 2).
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``benchmark`` is the first word."""
+    parser = argparse.ArgumentParser(
+        prog="rclip-metric benchmark",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--metrics", required=True, metavar="NAME,NAME,...", help="see below")
+    add("--data", required=True, metavar="FORMAT:DIR,...", help="FORMAT is nights, bapps or things")
+    add("--norms", default="linf:4/255,l2:3", metavar="NORM:EPS,...", help="balls of APGD, or none (%(default)s)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for everything")
+    add("--certified", action="store_true", help="certified l_2 accuracy, of metrics that can prove any")
+    add("--timing", action="store_true", help="pairs per second and memory, each metric in a process of its own")
+    add("--page", action="store_true", help="write benchmark.html: one file that needs nothing else")
+    add("--direct", type=count, metavar="N", help="images under the direct attack on d(x, x + delta); 64 with --page")
+    add("--examples", type=count, metavar="N", help="triplets to show; 4 with --page")
+    add("--sweep", type=count, default=0, metavar="N", help="triplets to attack at a quarter, half, twice and four "
+        "times each radius (default: none)")  # fmt: skip
+    add("--steps", type=positive, default=100, help="APGD iterations (default: %(default)s)")
+    add("--restarts", type=positive, default=1, help="of APGD (default: %(default)s)")
+    add("--split", default="test", help="of NIGHTS (default: %(default)s)")
+    add("--attacked", type=positive, default=1000, metavar="N", help="triplets per split of BAPPS that are attacked "
+        "(default: %(default)s)")  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="only the first N samples of each set")
+    add(
+        "--image-size",
+        type=positive,
+        default=224,
+        metavar="S",
+        help="side that images are squashed to for metrics that leave it open: LPIPS, SSIM, l_p (default: %(default)s)",
+    )
+    add("--seed", type=count, default=0, help="of the random starts (default: %(default)s)")
+    add("--batch-size", type=positive, default=64, metavar="N", help="samples in a block, the unit of work "
+        "(default: %(default)s)")  # fmt: skip
+    add("--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16", "auto"),
+        default="float32",
+        help="of the attack's own passes; successes are confirmed in float32 (default: %(default)s)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--title", default="Perceptual metrics under attack", help="of the page")
+    add("--overwrite", action="store_true", help="replace results of other settings")
+    add("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``benchmark ...``: 0 when done, 2 for bad input or a metric that failed."""
+    options = build_parser().parse_args(argv[1:])
+    try:
+        from rclip_metric.train.benchmark.run import benchmark
+        from rclip_metric.train.benchmark.tables import markdown
+
+        board = benchmark(_settings(options), command=shlex.join(["rclip-metric", *argv]))
+    except (ValueError, FloatingPointError) as error:
+        print(f"rclip-metric: {error}", file=sys.stderr)
+        return 2
+    if board is None:  # not the first process
+        return 0
+    print(markdown(board))
+    print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('benchmark.*')))}")
+    failed = [metric["id"] for metric in board["metrics"] if metric["failures"]]
+    if failed:
+        count = f"{len(failed)} of {len(board['metrics'])} metrics"
+        print(f"rclip-metric: {count} failed, in part or whole, for the reasons above", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _settings(options: argparse.Namespace) -> Any:
+    from rclip_metric.train.benchmark.settings import BenchmarkSettings, balls_from, data_of, metrics_of
+
+    def eps(text: str) -> float:
+        try:
+            return radius(text)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--norms: {error}") from None
+
+    values = vars(options)
+    values |= {"metrics": metrics_of(options.metrics), "data": data_of(options.data)}
+    values["balls"] = balls_from(values.pop("norms"), eps)
+    for name, usual in (("direct", 64), ("examples", 4)):
+        if values[name] is None:
+            values[name] = usual if options.page and values["balls"] else 0
+    return BenchmarkSettings(**values)
