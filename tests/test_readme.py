@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.train.benchmark.tables import markdown as benchmark_table
 from rclip_metric.train.evaluation.leaderboard import table
 from rclip_metric.train.evaluation.report import load_results
 from rclip_metric.train.evaluation.sanity import Check, markdown
@@ -41,6 +42,15 @@ def test_the_tables_are_those_of_the_saved_results():
         digest = get_spec(record["model"]["name"]).files[0].sha256
         assert digest is not None and record["model"]["revision"] == f"sha256:{digest[:12]}"
         assert record["warnings"] == [] and record["settings"]["limit"] is None
+
+
+def test_the_benchmark_is_the_saved_one():
+    folder = ROOT / "results" / "benchmark"
+    assert (folder / "benchmark.md").read_text().strip() in README
+    saved = json.loads((folder / "benchmark.json").read_text())
+    assert (folder / "benchmark.md").read_text() == benchmark_table(saved) + "\n"
+    speed = ROOT / "results" / "benchmark_metrics.md"
+    assert speed.read_text().strip() in README
 
 
 def test_the_verdicts_are_those_of_the_saved_sanity_suite():

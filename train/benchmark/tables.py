@@ -70,16 +70,17 @@ def _columns(board: Board, data: str) -> list[tuple[str, Callable[[Mapping[str, 
     def robust(threat: str) -> Callable[[Mapping[str, Any]], str]:
         return lambda metric: _shown(result(metric)["robust"].get(threat), result(metric)["paper"].get(threat))
 
-    def certified(at: int) -> Callable[[Mapping[str, Any]], str]:
-        return lambda metric: _shown(result(metric)["certified"] and result(metric)["certified"]["points"][at])
+    def certified(metric: Mapping[str, Any]) -> str:
+        found = result(metric)["certified"]
+        return _shown(found and found["points"][0])
 
     columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("clean", lambda metric: _shown(result(metric)["clean"], result(metric)["paper"].get("clean")))
     ]
     columns += [(threat["id"], robust(threat["id"])) for threat in board["threats"]]
     proven = [m["results"][data]["certified"] for m in board["metrics"] if data in m["results"]]
-    if points := next((found["points"] for found in proven if found), None):
-        columns += [(f"certified l2 {point['eps_text']}", certified(at)) for at, point in enumerate(points)]
+    if points := next((found["points"] for found in proven if found), None):  # the others are in the CSV
+        columns.append((f"certified l2 {points[0]['eps_text']}", certified))
     for precision, size in _timed(board):
         short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
         columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
