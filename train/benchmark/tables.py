@@ -117,7 +117,10 @@ def _shown(found: Mapping[str, Any] | None, paper: float | None = None) -> str:
 
 def _speed(metric: Mapping[str, Any], precision: str, size: str) -> str:
     cell = ((metric["timing"] or {}).get(precision) or {}).get(size)
-    return f"{cell['pairs_per_second']:.3g}" if cell else _NOTHING
+    if not cell:
+        return _NOTHING
+    rate = cell["pairs_per_second"]
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _memory(metric: Mapping[str, Any]) -> str:
