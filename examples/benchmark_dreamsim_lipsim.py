@@ -1,6 +1,6 @@
 """Your own metric beside R-CLIP, DreamSim, LipSim, LPIPS and the pixel metrics, on one page.
 
-    python examples/benchmark_dreamsim_lipsim.py --data nights:/data/nights --out results/mine
+    python examples/benchmark_dreamsim_lipsim.py --data nights:/data/nights --out results/mine --timing
 
 `build` below is all that your metric needs: a function from images to embeddings, and a name. Metrics whose weights are
 not on this machine are reported, with where to get them, and the others go on. Without NIGHTS or a network:
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     parser.add_argument("--metrics", default=OTHERS, help="beside your own (default: %(default)s)")
     options, more = parser.parse_known_args()
     command = ["benchmark", "--metrics", f"{MINE},{options.metrics}", "--data", options.data, "--out", options.out]
-    sys.exit(main([*command, "--certified", "--timing", "--page", *more]))
+    sys.exit(main([*command, "--certified", "--page", *more]))

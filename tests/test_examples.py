@@ -14,6 +14,7 @@ from PIL import Image
 import rclip_metric
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import ViTArchitecture
+from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.weights import save_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -112,3 +113,34 @@ def test_the_contestants_of_the_benchmark_hold_the_same_weights():
     with torch.no_grad():
         expected = benchmark.naive_distance(tower, x, y)
     torch.testing.assert_close(benchmark.ours("toy", tower, squared=True)(x, y), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_your_own_metric_becomes_a_row_of_the_page(tmp_path):
+    write_scenes(tmp_path / "scenes", ScenesConfig(images=1, triplets=(0, 4, 12), pool=1, queries=2), quiet=True)
+    out = tmp_path / "mine"
+    command = ["--data", f"nights:{tmp_path / 'scenes' / 'nights'}", "--out", str(out), "--metrics", "l2"]
+    command += ["--norms", "linf:4/255", "--image-size", "64", "--limit", "3", "--steps", "2", "--device", "cpu"]
+    script = [sys.executable, str(EXAMPLES / "benchmark_dreamsim_lipsim.py"), *command, "--quiet"]
+    finished = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert "| Edges (mine) |" in finished.stdout
+    own, pixels = json.loads((out / "benchmark.json").read_text())["metrics"]
+    assert (own["kind"], pixels["kind"]) == ("yours", "baseline")
+    assert own["results"]["scenes"]["robust"]["linf 4/255"]["samples"] == 3
+    assert own["results"]["scenes"]["certified"] is None and pixels["results"]["scenes"]["certified"]["points"]
+    assert "Edges (mine)" in (out / "benchmark.html").read_text()
+
+
+def test_the_speed_table_compares_with_dreamsim_s_package():
+    table = load("benchmark_metrics")
+
+    def timed(rate: float) -> dict:
+        return {"timing": {"float32": {"1": {"pairs_per_second": rate}, "memory_mb": 99.6}}}
+
+    found = {"r-clip-f@random": timed(3.5), "ssim": {"failed": "no"}, table.DREAMSIM: timed(0.5)}
+    rows = table.markdown(found, [1, 8], ["float32"]).splitlines()
+    assert rows[0] == "| | float32, batch 1 | float32, batch 8 | MB |"
+    assert rows[2:] == [
+        "| r-clip-f | 3.5 (7) | - | 100 |",
+        "| ssim | - | - | - |",
+        "| DreamSim, its package | 0.5 (1) | - | 100 |",
+    ]
