@@ -84,6 +84,36 @@ def test_the_journal_of_any_number_of_processes_is_taken_up(tmp_path):
     assert done == [1, 3, 0, 2, 4]
 
 
+class Beside(Processes):
+    """The first of two processes; what the second one says in each gathering is given."""
+
+    def __init__(self, *said):
+        super().__init__(0, 2)
+        object.__setattr__(self, "said", list(said))
+
+    def gather(self, value):
+        return [value, self.said.pop(0)]
+
+
+def test_a_process_that_fails_tells_the_others_before_it_stops(tmp_path):
+    def failing(block):
+        if block == 2:
+            raise ZeroDivisionError("no such luck")
+        return double(block)
+
+    others = Beside({}, None)  # its journal is empty, and it did not fail
+    with pytest.raises(ZeroDivisionError):
+        run_blocks([0, 1, 2, 3, 4], failing, settings=SETTINGS, journal=tmp_path, team=others, quiet=True)
+    assert others.said == []  # the failure was told in the gathering in which the second process waits
+    with pytest.raises(ValueError, match="another process failed: ZeroDivisionError: no such luck"):
+        team = Beside({}, "ZeroDivisionError: no such luck")
+        run_blocks([0, 1, 2, 3, 4], double, settings=SETTINGS, journal=tmp_path, team=team, quiet=True)
+    # What both had finished is there when the same work is taken up again.
+    done = []
+    run_blocks([0, 1, 2, 3, 4], lambda b: done.append(b) or double(b), settings=SETTINGS, journal=tmp_path, quiet=True)
+    assert done == [2, 4]
+
+
 def test_devices_under_torchrun(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)

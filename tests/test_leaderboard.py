@@ -161,6 +161,14 @@ def test_other_settings_have_no_number_in_the_paper(changes):
     assert reported(made(10, 5, 12, model=R_CLIP_F, data=NIGHTS), "clean") is None  # scenes in a folder called nights
 
 
+def test_the_paper_stands_beside_converted_metrics_of_others_at_their_size():
+    dreamsim = {"name": "dreamsim", "revision": "sha256:0123456789ab", "resize": None, "preprocessing": {"crop": 224}}
+    record = made(1755, 9, 1824, model=dreamsim, data=NIGHTS)
+    assert (reported(record, "clean"), reported(record, "robust")) == (96.2, 0.5)
+    for changes in ({"revision": None}, {"name": "dreamsim@random"}, {"preprocessing": {"crop": 64}}):
+        assert reported(made(1755, 9, 1824, model={**dreamsim, **changes}, data=NIGHTS), "clean") is None
+
+
 def test_every_released_model_has_its_number():
     found, nights = {}, made(1650, 1355, 1824, data=NIGHTS)
     for name in model_names():

@@ -61,7 +61,7 @@ def load_base(name: str, *, seed: int = 0) -> Encoder:
     known, _, tag = name.rpartition("@")
     if known and tag == _RANDOM:
         spec = get_spec(known)
-        return _random_encoder(name, spec.architecture, spec.preprocessing, seed).eval()
+        return _random_encoder(name, spec.architecture, spec.preprocessing, seed, spec.mlp_hidden).eval()
     return load_encoder(name).eval()
 
 
@@ -295,7 +295,9 @@ def _require_bicubic(name: str, interpolation: str) -> None:
         raise ValueError(f"{name} was trained on images resized by {interpolation}, and an encoder resizes by bicubic.")
 
 
-def _random_encoder(name: str, architecture: Architecture, preprocessing: Preprocessing, seed: int) -> Encoder:
+def _random_encoder(
+    name: str, architecture: Architecture, preprocessing: Preprocessing, seed: int, mlp_hidden: int | None = None
+) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(architecture, preprocessing, name=name, revision=f"seed {seed}")
+        return Encoder(architecture, preprocessing, mlp_hidden=mlp_hidden, name=name, revision=f"seed {seed}")

@@ -56,8 +56,9 @@ def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | Non
     """All numbers that a paper states of a model, or of a metric of others at the size that it was evaluated at."""
     if is_published(model):
         return get_spec(model["name"]).reported
-    whole = (model.get("preprocessing") or {}).get("crop") == 224
-    return REPORTED.get(model["name"], {}) if whole else {}
+    converted = (model.get("revision") or "").startswith("sha256:")  # of its published weights
+    same_size = (model.get("preprocessing") or {}).get("crop") == 224
+    return REPORTED.get(model["name"], {}) if converted and same_size else {}
 
 
 def _same_data(record: Mapping[str, Any], task: str, column: str) -> bool:
