@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.checkpoint import write_json, write_text
-from rclip_metric.train.evaluation.leaderboard import plain_markdown
+from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
 
 Board = Mapping[str, Any]
 _NOTHING = "-"
@@ -67,15 +67,18 @@ def _columns(board: Board, data: str) -> list[tuple[str, Callable[[Mapping[str, 
     def result(metric: Mapping[str, Any]) -> Any:
         return metric["results"][data]
 
+    def cell(metric: Mapping[str, Any], found: Mapping[str, Any] | None, column: str) -> str:
+        return Cell(found or None, result(metric)["samples"], result(metric)["paper"].get(column)).text
+
     def robust(threat: str) -> Callable[[Mapping[str, Any]], str]:
-        return lambda metric: _shown(result(metric)["robust"].get(threat), result(metric)["paper"].get(threat))
+        return lambda metric: cell(metric, result(metric)["robust"].get(threat), threat)
 
     def certified(metric: Mapping[str, Any]) -> str:
         found = result(metric)["certified"]
-        return _shown(found and found["points"][0])
+        return cell(metric, found and found["points"][0], "certified")
 
     columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        ("clean", lambda metric: _shown(result(metric)["clean"], result(metric)["paper"].get("clean")))
+        ("clean", lambda metric: cell(metric, result(metric)["clean"], "clean"))
     ]
     columns += [(threat["id"], robust(threat["id"])) for threat in board["threats"]]
     proven = [m["results"][data]["certified"] for m in board["metrics"] if data in m["results"]]
@@ -106,13 +109,6 @@ def _timed(board: Board) -> list[tuple[str, str]]:
 
 def _batches(cells: Mapping[str, Any] | None) -> list[str]:
     return [size for size in cells or {} if size.isdecimal()]
-
-
-def _shown(found: Mapping[str, Any] | None, paper: float | None = None) -> str:
-    if not found:
-        return _NOTHING
-    low, high = found["interval_95"]
-    return f"{found['accuracy']:.1f} ({low:.1f} - {high:.1f})" + (f", paper {paper:.1f}" if paper is not None else "")
 
 
 def _speed(metric: Mapping[str, Any], precision: str, size: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -37,36 +36,43 @@ class Certificate:
         return {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps}
 
 
-def certify(
-    metric: Metric, images: Tensor, fixed: Tensor, certificate: Certificate, chunk_size: int | None
-) -> Confirmed:
-    """Prove what can be proven of n samples that are right.
+def radii(metric: Metric, images: Tensor, fixed: Tensor, chunk_size: int | None) -> Tensor:
+    """The certified radius of each of n decisions: (n,), float32.
 
     Args:
         metric: with `Certified.certified_radius`.
         images: references (n, 3, S, S).
         fixed: what the metric keeps of the two options each, (n, 2, ...).
-        certificate: the ball.
         chunk_size: images per pass.
-
-    Returns:
-        ``fooled`` where the ball is not proven; ``margin`` is the certified radius less the ball's.
 
     Raises:
         ValueError: for a metric without certificates.
     """
-    begun = time.perf_counter()
     if not isinstance(metric, Certified):
         raise ValueError(f"{metric.name} can certify nothing: leave --certified out for it")
-    radius = torch.zeros(0, device=images.device)
-    if len(images):
-        chunk = chunk_size or len(images)
-        with torch.no_grad():
-            parts = zip(images.split(chunk), fixed.split(chunk), strict=True)
-            radius = torch.cat([metric.certified_radius(part, held) for part, held in parts])  # (n,)
+    if not len(images):
+        return torch.zeros(0, device=images.device)
+    chunk = chunk_size or len(images)
+    with torch.no_grad():
+        parts = zip(images.split(chunk), fixed.split(chunk), strict=True)
+        return torch.cat([metric.certified_radius(part, held) for part, held in parts])  # (n,)
+
+
+def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: float) -> Confirmed:
+    """Compare the `radii` of samples that are right with a ball's.
+
+    Args:
+        images: references (n, 3, S, S).
+        radius: certified, (n,).
+        certificate: the ball.
+        seconds: that the radii took.
+
+    Returns:
+        ``fooled`` where the ball is not proven; ``margin`` is the certified radius less the ball's.
+    """
     unproven = radius <= certificate.ball.eps
     nothing_moved = Attacked(images, radius, unproven, len(images))
-    return Confirmed(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, time.perf_counter() - begun)
+    return Confirmed(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, seconds)
 
 
 def certified_radii(record: Mapping[str, Any]) -> list[float]:

@@ -51,6 +51,12 @@ class Cell:
             return f"ceiling {self.summary['ceiling']:.1f}"
         return "" if self.paper is None else f"paper {self.paper:.1f}"
 
+    @property
+    def text(self) -> str:
+        """E.g. ``58.8 (55.9 - 61.6), paper 74.3``."""
+        main = " ".join(part for part in (self.accuracy, self.interval) if part)
+        return ", ".join(part for part in (main, self.beside) if part)
+
 
 @dataclass
 class Row:
@@ -181,8 +187,7 @@ def _markdown(board: Board) -> str:
     plain = plain_markdown
 
     def shown(cell: Cell) -> str:
-        main = " ".join(part for part in (cell.accuracy, cell.interval) if part)
-        return ", ".join(part for part in (main, cell.beside) if part) + "".join(f" [{n}]" for n in cell.notes)
+        return cell.text + "".join(f" [{n}]" for n in cell.notes)
 
     head = ["model", "data", "samples", "clean", *(board.labels[threat] for threat in board.threats)]
     lines = ["| " + " | ".join(map(plain, head + ["human"] * board.human)) + " |"]

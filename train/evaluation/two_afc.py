@@ -18,7 +18,7 @@ from rclip_metric.images import ImageError, open_image
 from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
-from rclip_metric.train.evaluation.certified import Certificate, certify
+from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
@@ -207,9 +207,14 @@ def _evaluate_block(
         rows.append(Row(key=triplet.key, split=triplet.split, clean=score, tie=tied, margin=margin, attacks=[]))
     chosen = [data.attacked is None or triplet.key in data.attacked for triplet in triplets]
     right = [i for i in range(len(rows)) if chosen[i] and not bool(clean.wrong[i])]
+    radius, spent = torch.zeros(0), 0.0
+    if any(isinstance(attack, Certificate) for attack in attacks):  # once for all balls
+        begun = time.perf_counter()
+        radius = radii(metric, reference[right], fixed[right], run.chunk_size)
+        spent = time.perf_counter() - begun
     for attack in attacks:
         if isinstance(attack, Certificate):
-            confirmed = certify(metric, reference[right], fixed[right], attack, run.chunk_size)
+            confirmed = certify(reference[right], radius, attack, spent)
         else:
             confirmed = attack_block(
                 metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
