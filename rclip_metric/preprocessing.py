@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -81,6 +81,10 @@ class Preprocessing:
                 raise ValueError(f"{name} must be a tuple of three finite floats, got {values!r}.")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std!r}.")
+
+    def at(self, size: int) -> Preprocessing:
+        """The same for another side of the square, in pixels: what is cropped away stays the same share."""
+        return replace(self, crop=size, resize=size if self.mode == "squash" else round(self.resize * size / self.crop))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that json can write and `from_dict` reads."""

@@ -113,9 +113,9 @@ class AdversarialStep:
         encoder.eval().requires_grad_(True)
         original.eval().requires_grad_(False)
         self.attacked = attacked_copy(encoder, bfloat16)
-        frozen = attacked_copy(original, bfloat16)
+        self.frozen = attacked_copy(original, bfloat16)
         self._attacked: Any = torch.compile(self.attacked) if compiled else self.attacked
-        self._original: Any = torch.compile(frozen) if compiled else frozen
+        self._original: Any = torch.compile(self.frozen) if compiled else self.frozen
         module: Any = torch.compile(encoder) if compiled else encoder
         if team.count > 1:
             ids = [team.device] if team.device.type == "cuda" else None
@@ -320,10 +320,14 @@ class AdversarialStep:
                 parameter.grad = gradient.to(parameter) * float(self.team.rank == 0)  # it is the sum over all
         self.refresh()
 
+    def resize(self, size: int) -> None:
+        """Take images of another side from now on, (n, 3, size, size): encoder, attacked copy and original alike."""
+        for one in (self.encoder, self.attacked, self.frozen):
+            one.preprocessing = one.preprocessing.at(size)
+
     def refresh(self) -> None:
         """Let the attacked copy follow the encoder's weights."""
-        if self.bfloat16:
-            refresh(self.attacked, self.encoder)
+        refresh(self.attacked, self.encoder, self.bfloat16)
 
     def _tick(self, part: str) -> None:
         if self.clock is not None:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 import signal
+from collections.abc import Generator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss, StepResult
 from rclip_metric.train.checkpoint import (
     latest_state,
@@ -31,12 +31,12 @@ from rclip_metric.train.checkpoint import (
 )
 from rclip_metric.train.clip import cosine_schedule
 from rclip_metric.train.data.classes import read_prompts
-from rclip_metric.train.data.stream import open_stream
-from rclip_metric.train.evaluation.robustness import resolved_precision
+from rclip_metric.train.data.stream import Batch, Stream, open_stream
 from rclip_metric.train.interrupt import Interrupt, Interrupted
 from rclip_metric.train.machine import device_name, versions
+from rclip_metric.train.precision import encoder_precision
 from rclip_metric.train.progress import TrainingLog
-from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
+from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig, Stage
 from rclip_metric.train.team import Team, join
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.validation import Validator, held_out
@@ -101,7 +101,7 @@ def _finetune(
     encoder.name, encoder.revision = name, None
     for one in (original, encoder):
         one.checkpointing = run.checkpointing
-        if isinstance(one.architecture, ConvNeXtArchitecture):
+        if one.convolutional:
             one.channels_last = True
             one.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -112,16 +112,24 @@ def _finetune(
     start = 0 if found is None else found.step
     if team.first(start) != start:
         raise ValueError(f"process {team.rank} sees step {start} in {out}, the first process another: share the folder")
-    stream = open_stream(
-        source, encoder.preprocess, batch_size=config.batch_size, seed=config.seed, start=start, stop=config.steps,
-        rank=team.rank, world=team.count, labels=config.loss == "tecoa", workers=_workers(run, device),
-    )  # fmt: skip
+    size = encoder.image_size
+
+    def open_stage(stage: Stage) -> Stream:
+        return open_stream(
+            source, encoder.preprocess, batch_size=config.batch_size, seed=config.seed,
+            start=max(start, stage.start), stop=stage.stop, rank=team.rank, world=team.count,
+            labels=config.loss == "tecoa", workers=_workers(run, device), augmentation=config.augmentation,
+        )  # fmt: skip
+
+    stages = [stage for stage in config.stages(size) if start < stage.stop] or config.stages(size)[-1:]
+    stream = open_stage(stages[0])
     facts = {} if found is None else found.facts
     sizes = {name: value for name, value in stream.describe().items() if name != "path"}
     if facts.get("data", sizes) != sizes:
         raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
     classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
-    bfloat16 = resolved_precision(run.precision, device) == "bfloat16"
+    # The first process measures for all: they have to agree.
+    bfloat16 = bool(team.first(int(encoder_precision(run.precision, encoder) == "bfloat16")))
     step = AdversarialStep(
         encoder, original, optimizer, config, bfloat16=bfloat16, part=_part(run, encoder, device),
         compiled=run.compile, classes=classes, team=team,
@@ -152,10 +160,18 @@ def _finetune(
             save_state(out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside)
         team.wait()
 
-    # Closed whatever happens: loading processes leave signals alone, and only end when they are told to.
-    with log, contextlib.closing(iter(stream)) as batches, Interrupt() as interrupt:
+    def read_stages() -> Generator[Batch, None, None]:
+        for stage in stages:
+            step.resize(stage.size)
+            # Closed whatever happens: loading processes leave signals alone, and only end when they are told to.
+            with contextlib.closing(iter(open_stage(stage))) as batches:
+                yield from batches
+
+    with log, contextlib.closing(read_stages()) as batches, Interrupt() as interrupt:
         for sentence in damaged:
             log.event(start, damaged=sentence)
+        if run.precision == "auto":
+            log.event(start, precision="bfloat16" if bfloat16 else "float32")
         for number, batch in enumerate(batches, start=start):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(number)
@@ -177,7 +193,10 @@ def _finetune(
             done = number + 1
             log.step(done, result.images, **_values(result), **_memory(device), learning_rate=group["lr"])
             if validator is not None and (done % run.validate_every == 0 or done == config.steps):
+                now = encoder.preprocessing.crop
+                step.resize(size)
                 log.validation(done, validator(encoder))  # before the state: what is logged by then is kept
+                step.resize(now)
             asked = team.sum(torch.tensor(float(interrupt.signal is not None), device=device)).item()
             stopping = asked and done < config.steps
             if stopping:
@@ -190,6 +209,7 @@ def _finetune(
                     asked_by, f"the state of step {done} is in {out}, and the same command goes on from it"
                 )
         seconds = log.seconds
+    step.resize(size)
     encoder.checkpointing = encoder.channels_last = False
     encoder.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     if team.rank == 0:

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.data.images import seeded
 
 
 def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
     """A frozen encoder for passes without weight gradients: it shares the float32 weights, or holds them in bfloat16.
 
-    The first follows the encoder's updates by itself, the second when `refresh` is called.
+    Either follows the encoder's updates when `refresh` is called.
     """
     twin = copy.deepcopy(encoder).eval().requires_grad_(False)
     if bfloat16:
         twin = twin.bfloat16()
-        if isinstance(encoder.architecture, ConvNeXtArchitecture):
+        if encoder.convolutional:
             twin = twin.to(memory_format=torch.channels_last)
         return twin
     tensors = [[*one.parameters(), *one.buffers()] for one in (twin, encoder)]
@@ -30,10 +29,12 @@ def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
     return twin
 
 
-def refresh(twin: Encoder, encoder: Encoder) -> None:
-    """Copy the weights into a bfloat16 twin, rounded."""
-    with torch.no_grad():
-        torch._foreach_copy_(list(twin.parameters()), list(encoder.parameters()))
+def refresh(twin: Encoder, encoder: Encoder, bfloat16: bool) -> None:
+    """Let a twin follow the encoder's update: copy the weights, rounded, or fold the shared ones anew."""
+    if bfloat16:
+        with torch.no_grad():
+            torch._foreach_copy_(list(twin.parameters()), list(encoder.parameters()))
+    twin.forget_folding()
 
 
 def start_seed(seed: int, step: int, key: int) -> int:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from rclip_metric.encoder import Encoder, ResidualMLP
 from rclip_metric.manifest import WeightSpec, get_spec, model_names
 from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.checkpoint import latest_state, provenance, write_json
 from rclip_metric.train.config import setting
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
@@ -165,7 +164,7 @@ def tune_nights(
         images[split].unreadable.update(sentences)
     out.mkdir(parents=True, exist_ok=True)
     log = TuningLog(out / "log.jsonl", images)
-    if isinstance(encoder.architecture, ConvNeXtArchitecture):
+    if encoder.convolutional:
         encoder.channels_last = True
         encoder.to(memory_format=torch.channels_last)
     encoder.to(device)

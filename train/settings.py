@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rclip_metric.train.config import setting
+from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.threat import LpBall
 
 LOSSES = ("fare", "tecoa", "sim-clip", "lore")
 METHODS = {"fare": "FARE", "tecoa": "TeCoA", "sim-clip": "Sim-CLIP", "lore": "LORE"}
+
+
+class Stage(NamedTuple):
+    """Steps ``start`` to ``stop`` (from 0, without the last) at inputs of a side, in pixels."""
+
+    size: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,12 @@ class FinetuneConfig:
     inner_steps: int = setting(10, "gradient steps of the attack")
     inner_step_size: float = setting(1 / 255, "length of a PGD step, on images in [0, 1]", pixels=True)
     inner_momentum: float = setting(0.9, "momentum of the PGD steps")
+    crop_scale: float = setting(1.0, "smallest share of an image's area that a random crop keeps (1: no crops)")
+    flip: bool = setting(False, "mirror half of the images, at random")
+    sizes: tuple[float, ...] = setting(
+        (), "sides of the input before the encoder's own, each for an equal share of --size-steps", unit="pixels"
+    )
+    size_steps: int = setting(0, "steps at --sizes, from the first; what is left is at the encoder's own side")
     clean_weight: float = setting(0.0, "weight w of the same loss on the clean image: (1 - w) attacked + w clean")
     clip_gradient: float = setting(0.0, "longest gradient of all weights, l_2 (0: no clipping)")
     scale: float = setting(100.0, "tecoa: factor on the cosines with the class prompts")
@@ -50,6 +66,15 @@ class FinetuneConfig:
         for name in ("learning_rate", "scale", "dual_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, and it is {getattr(self, name)}")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale must be above 0 and at most 1, and it is {self.crop_scale}")
+        if any(size < 1 or size != int(size) for size in self.sizes):
+            raise ValueError(f"sizes must be whole numbers of pixels, and they are {_listed(self.sizes)}")
+        if not len(self.sizes) <= self.size_steps <= self.steps or (self.size_steps and not self.sizes):
+            raise ValueError(
+                f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without sizes; "
+                f"it is {self.size_steps} for the sizes {_listed(self.sizes)}"
+            )
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"clean_weight must be in [0, 1], and it is {self.clean_weight}")
         if self.loss not in LOSSES:
@@ -66,6 +91,18 @@ class FinetuneConfig:
     def ball(self) -> LpBall:
         """What the attack may reach once eps has grown to its full size."""
         return LpBall("l2" if self.norm == "l2" else "linf", self.eps)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """Crops and flips; None where there are none."""
+        return Augmentation(self.crop_scale, self.flip, self.seed) if self.crop_scale < 1 or self.flip else None
+
+    def stages(self, size: int) -> list[Stage]:
+        """The sides that the run goes through, of which ``size``, the encoder's own, is the last."""
+        ends = [self.size_steps * (place + 1) // len(self.sizes) for place in range(len(self.sizes))] + [self.steps]
+        sides = [int(side) for side in self.sizes] + [size]
+        found = [Stage(side, first, last) for side, first, last in zip(sides, [0, *ends], ends, strict=False)]
+        return [stage for stage in found if stage.start < stage.stop]
 
     def threat(self, step: int) -> tuple[LpBall, float]:
         """The ball and the length of a PGD step at a step (from 0)."""
@@ -104,3 +141,7 @@ class RunConfig:
         for name, least in (("part", 0), ("workers", -1), ("keep", 0), ("validation_attack_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and it is {getattr(self, name)}")
+
+
+def _listed(sizes: tuple[float, ...]) -> str:
+    return ",".join(f"{size:g}" for size in sizes) or "none"

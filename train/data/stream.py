@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rclip_metric.images import ImageError
+from rclip_metric.images import ImageError, open_image
 from rclip_metric.train.data.classes import read_classes
 from rclip_metric.train.data.images import SUFFIXES, seeded, walk_images
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource
+    from rclip_metric.train.data.augmentation import Augmentation
     from rclip_metric.train.data.shards import ShardSampler
 
 
@@ -118,14 +119,17 @@ class TreeSampler(Sampler[list[TreeImage]]):
 
 
 class _Decoded(Dataset[tuple[Sample, Tensor | None, int | None]]):
-    """Samples as (sample, image, label); the image is None where the file cannot be read."""
+    """Samples of a step as (sample, image, label); the image is None where the file cannot be read."""
 
-    def __init__(self, preprocess: Callable[[ImageSource], Tensor]) -> None:
-        self.preprocess = preprocess
+    def __init__(self, preprocess: Callable[[ImageSource], Tensor], augmentation: Augmentation | None) -> None:
+        self.preprocess, self.augmentation = preprocess, augmentation
 
-    def __getitem__(self, sample: Any) -> tuple[Sample, Tensor | None, int | None]:
+    def __getitem__(self, drawn: Any) -> tuple[Sample, Tensor | None, int | None]:
+        step, sample = drawn
         try:
             source, label = sample.load()
+            if self.augmentation is not None:
+                source = self.augmentation(open_image(source), step, sample.key)
             return sample, self.preprocess(source), label
         except ImageError:
             return sample, None, None
@@ -153,6 +157,20 @@ class _Collate:
         return self.preprocess(Image.new("RGB", (64, 64)))[None][:0]  # (0, 3, S, S)
 
 
+class _Steps(Sampler[list[tuple[int, Sample]]]):
+    """What a sampler draws, with the step that it is drawn for."""
+
+    def __init__(self, sampler: TreeSampler | ShardSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, Sample]]]:
+        for step, batch in enumerate(self.sampler, start=self.sampler.start):
+            yield [(step, sample) for sample in batch]
+
+
 class Stream:
     """Batches of one step after another, as `open_stream` describes them.
 
@@ -171,13 +189,14 @@ class Stream:
         count: int | None = None,
         labels: bool = False,
         workers: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """Read what ``sampler`` draws, in ``workers`` processes of its own or, with 0, in this one."""
         self.classes, self.count = classes, count
         self._facts, self._sampler = facts, sampler
         self._loader = DataLoader(
-            _Decoded(preprocess),
-            batch_sampler=sampler,
+            _Decoded(preprocess, augmentation),
+            batch_sampler=_Steps(sampler),
             num_workers=workers,
             collate_fn=_Collate(preprocess, labels),
             pin_memory=torch.cuda.is_available(),
@@ -211,6 +230,7 @@ def open_stream(
     world: int = 1,
     labels: bool = False,
     workers: int = 0,
+    augmentation: Augmentation | None = None,
 ) -> Stream:
     """Open this process's share of the global batches of steps ``start`` to ``stop``.
 
@@ -231,6 +251,7 @@ def open_stream(
         world: number of processes.
         labels: read labels as well.
         workers: loading processes of this process; 0 loads within this one.
+        augmentation: random crops and flips, before ``preprocess``; None for the images as they are.
 
     Raises:
         ValueError: if there are no images, or fewer than a batch; no classes; fewer shards than processes; or the
@@ -249,7 +270,7 @@ def open_stream(
         found = find_shards(source)
         shards = ShardSampler(found, batch_size, seed, start, stop, rank=rank, world=world, labels=labels)
         facts: dict[str, Any] = {"path": str(source), "shards": len(found)}
-        return Stream(shards, preprocess, facts, labels=labels, workers=workers)
+        return Stream(shards, preprocess, facts, labels=labels, workers=workers, augmentation=augmentation)
     root, classes, targets = Path(source), None, None
     if labels:
         classes, paths, targets = _labelled(root)
@@ -259,7 +280,10 @@ def open_stream(
             raise ValueError(f"no image files ({', '.join(SUFFIXES)}) below {root}: pass a folder that holds some")
     tree = TreeSampler(paths, batch_size, seed, start, stop, rank=rank, world=world, labels=targets)
     facts = {"path": str(source), "images": len(paths), **({"classes": len(classes)} if classes else {})}
-    return Stream(tree, preprocess, facts, classes=classes, count=len(paths), labels=labels, workers=workers)
+    return Stream(
+        tree, preprocess, facts, classes=classes, count=len(paths), labels=labels, workers=workers,
+        augmentation=augmentation,
+    )  # fmt: skip
 
 
 def _labelled(root: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
