@@ -150,7 +150,8 @@ def _finetune(
     schedule = cosine_schedule(config.steps, config.warmup_steps)
     log = TrainingLog(
         out, total=config.steps, start=start, quiet=quiet, tensorboard=run.tensorboard, rank=team.rank,
-        every=run.log_every, label=METHODS[config.loss], pending=facts.get("pending"),
+        every=run.log_every, label=f"{METHODS[config.loss]} in {'bfloat16' if bfloat16 else 'float32'}",
+        pending=facts.get("pending"),
     )  # fmt: skip
 
     def save(done: int) -> None:
@@ -170,8 +171,6 @@ def _finetune(
     with log, contextlib.closing(read_stages()) as batches, Interrupt() as interrupt:
         for sentence in damaged:
             log.event(start, damaged=sentence)
-        if run.precision == "auto":
-            log.event(start, precision="bfloat16" if bfloat16 else "float32")
         for number, batch in enumerate(batches, start=start):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(number)

@@ -1,4 +1,4 @@
-"""Which precision is faster for a tower's passes, measured: what a processor's flags say does not hold for all of them."""
+"""Which precision is faster for a tower's passes: measured, since what a processor can do is not what pays."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ class FinetuneConfig:
             raise ValueError(f"sizes must be whole numbers of pixels, and they are {_listed(self.sizes)}")
         if not len(self.sizes) <= self.size_steps <= self.steps or (self.size_steps and not self.sizes):
             raise ValueError(
-                f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without sizes; "
-                f"it is {self.size_steps} for the sizes {_listed(self.sizes)}"
+                f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without "
+                f"sizes; it is {self.size_steps} for the sizes {_listed(self.sizes)}"
             )
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"clean_weight must be in [0, 1], and it is {self.clean_weight}")
