@@ -26,8 +26,8 @@ def make(model: str = "tf_efficientnet_lite0", size: int = SIZE) -> Encoder:
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.7, 1.3)
                 module.bias.normal_(std=0.2)
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.7, 1.3)
+                module.get_buffer("running_mean").normal_(std=0.2)
+                module.get_buffer("running_var").uniform_(0.7, 1.3)
     return encoder
 
 
@@ -82,7 +82,7 @@ class _Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        nn.init.uniform_(self.norm.running_var, 2, 3)
+        self.norm.get_buffer("running_var").uniform_(2, 3)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.convolution(pixels)
@@ -132,7 +132,7 @@ def test_an_update_of_shared_weights_is_seen_by_the_attacked_copy():
         before = twin(images())
     encoder(images()).sum().backward()
     optimizer.step()
-    refresh(twin, encoder, bfloat16=False)
+    refresh(twin, encoder)
     with torch.no_grad():
         assert near(twin(images()), plain(encoder, images()), 2e-5) and not near(twin(images()), before, 1e-3)
 

@@ -327,7 +327,7 @@ class AdversarialStep:
 
     def refresh(self) -> None:
         """Let the attacked copy follow the encoder's weights."""
-        refresh(self.attacked, self.encoder, self.bfloat16)
+        refresh(self.attacked, self.encoder)
 
     def _tick(self, part: str) -> None:
         if self.clock is not None:

@@ -15,7 +15,7 @@ from rclip_metric.train.data.images import seeded
 def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
     """A frozen encoder for passes without weight gradients: it shares the float32 weights, or holds them in bfloat16.
 
-    Either follows the encoder's updates when `refresh` is called.
+    Either follows the encoder's updates once `refresh` is called.
     """
     twin = copy.deepcopy(encoder).eval().requires_grad_(False)
     if bfloat16:
@@ -29,9 +29,9 @@ def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
     return twin
 
 
-def refresh(twin: Encoder, encoder: Encoder, bfloat16: bool) -> None:
-    """Let a twin follow the encoder's update: copy the weights, rounded, or fold the shared ones anew."""
-    if bfloat16:
+def refresh(twin: Encoder, encoder: Encoder) -> None:
+    """Let a twin follow the encoder's update: its bfloat16 weights are copied anew, what it folded is folded anew."""
+    if next(twin.parameters()).dtype == torch.bfloat16:
         with torch.no_grad():
             torch._foreach_copy_(list(twin.parameters()), list(encoder.parameters()))
     twin.forget_folding()
