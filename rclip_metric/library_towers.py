@@ -131,43 +131,62 @@ def timm_architecture(
         with torch.device("meta"):
             shape = _output_shape(draft)
     except (NotImplementedError, RuntimeError):  # some models read values back
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            shape = _output_shape(draft)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                shape = _output_shape(draft)
+        except RuntimeError as error:
+            raise ValueError(_about_size(draft, error)) from error
     if len(shape) != 2:
         raise ValueError(f"timm's {model} gives features of shape {shape} for one image, and no pooled ones.")
     return replace(draft, features=shape[1])
 
 
 def _output_shape(architecture: TimmArchitecture) -> tuple[int, ...]:
-    trunk = _timm_module(architecture).eval()
+    trunk = timm_module(architecture).eval()
     size = architecture.image_size
     try:
         with torch.no_grad():
             return tuple(trunk(torch.zeros(1, 3, size, size)).shape)
     except AssertionError as error:  # timm asserts the size of its input
-        raise ValueError(f"timm's {architecture.model} does not take {size} pixels: {_reason(error)}.") from error
+        raise ValueError(_about_size(architecture, error)) from error
+
+
+def _about_size(architecture: TimmArchitecture, error: Exception) -> str:
+    return f"timm's {architecture.model} does not take {architecture.image_size} pixels: {_reason(error)}."
 
 
 def _timm_trunk(architecture: TimmArchitecture) -> nn.Module:
-    trunk = _timm_module(architecture)
+    trunk = timm_module(architecture)
     features = _pooled_features(trunk)
     if features != architecture.features:
         raise ValueError(f"features must be {features} for timm's {architecture.model}, got {architecture.features}.")
     return trunk
 
 
-def _timm_module(architecture: TimmArchitecture) -> nn.Module:
+def timm_module(architecture: TimmArchitecture, name: str | None = None, **weights: Any) -> nn.Module:
+    """Build timm's model without its classifier, for the size of the architecture.
+
+    Args:
+        architecture: What to build; its projection is not timm's.
+        name: Under which timm finds it, where that is not the architecture's ("hf-hub:owner/repo").
+        weights: Arguments of timm.create_model that say which; random ones without any.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        ValueError: It cannot be built so.
+    """
     timm_config(architecture.model)
     import timm
 
-    options = {"pretrained": False, "num_classes": 0, **json.loads(architecture.options)}
+    name = name or architecture.model
+    options = {"pretrained": False, "num_classes": 0, **weights, **json.loads(architecture.options)}
     try:
         try:
-            trunk: nn.Module = timm.create_model(architecture.model, img_size=architecture.image_size, **options)
+            trunk: nn.Module = timm.create_model(name, img_size=architecture.image_size, **options)
         except TypeError as error:  # a network of convolutions takes any size, and no such argument
             if "img_size" not in str(error):
                 raise
-            trunk = timm.create_model(architecture.model, **options)
+            trunk = timm.create_model(name, **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"timm cannot build {architecture.model}: {_reason(error)}.") from error
     return trunk

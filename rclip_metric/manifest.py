@@ -16,7 +16,7 @@ from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import Architecture
 
 SCHEMA_VERSION = 1
-SOURCES = ("hub", "package", "local")
+SOURCES = ("hub", "package", "pypi", "local")
 
 _FIELDS = (
     *("architecture", "mlp_hidden", "layout", "source", "repo", "revision", "files", "preprocessing"),
@@ -25,9 +25,10 @@ _FIELDS = (
 _TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
 _OPTIONAL_TEXTS = ("repo", "revision", "license", "citation", "url_note", "notes")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[0-9a-f]{7,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-SUFFIXES = (".safetensors", ".bin", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
@@ -57,11 +58,13 @@ class WeightSpec:
         architecture: The vision tower.
         mlp_hidden: Width of the residual MLP head, None without one.
         layout: The published key layout, one of `rclip_metric.layouts.LAYOUTS`.
-        source: "hub" (downloaded), "package" (ships in the wheel) or "local" (a file on this machine; for a
-            manifest entry, a checkpoint that its authors publish as plain files to be converted).
-        repo: Hub id, None unless the source is "hub".
+        source: "hub" (downloaded), "package" (ships in the wheel), "pypi" (a file of a package that the extra of the
+            model's name installs) or "local" (a file on this machine; for a manifest entry, a checkpoint that its
+            authors publish as plain files to be converted).
+        repo: Hub id for "hub", name of the package for "pypi", else None.
         revision: Commit hash, full or its first 7 or more digits; None means the newest.
-        files: In order of preference; empty where nobody has seen the file list (see `candidates`).
+        files: In order of preference; empty where nobody has seen the file list (see `candidates`). One file, with its
+            path among those that the package installs, for "package" and "pypi".
         preprocessing: The evaluation preprocessing, part of the model's identity.
         embedding_dim: Length D of the embedding.
         training: method, norm, eps, data and base of the robust training, or None.
@@ -238,17 +241,23 @@ def _reported(check: _Checker, value: Any) -> dict[str, dict[str, float | None]]
 def _check_consistency(check: _Checker, spec: WeightSpec) -> None:
     """What no single field can tell."""
     check.matching("revision", spec.revision, _REVISION, "7 to 40 lower-case hex digits")
-    check.matching("repo", spec.repo, _REPO, "owner/repo")
+    if spec.source == "pypi":
+        check.matching("repo", spec.repo, _DISTRIBUTION, "the name of a package")
+    else:
+        check.matching("repo", spec.repo, _REPO, "owner/repo")
     if spec.embedding_dim != towers.embedding_dim(spec.architecture):
         raise check.fail("embedding_dim", f"the architecture gives {towers.embedding_dim(spec.architecture)}")
     if spec.preprocessing.crop != spec.architecture.image_size:
         raise check.fail("preprocessing.crop", f"the architecture takes {spec.architecture.image_size} pixels")
-    if (spec.source == "hub") != (spec.repo is not None):
-        raise check.fail("repo", f"source {spec.source!r} goes with {'a' if spec.source == 'hub' else 'no'} repo")
-    if spec.revision is not None and spec.repo is None:
-        raise check.fail("revision", "a revision needs a repo")
-    if spec.source == "package" and not spec.files:
-        raise check.fail("files", "source 'package' needs a file")
+    elsewhere = spec.source in ("hub", "pypi")
+    if elsewhere != (spec.repo is not None):
+        raise check.fail("repo", f"source {spec.source!r} goes with {'a' if elsewhere else 'no'} repo")
+    if spec.revision is not None and spec.source != "hub":
+        raise check.fail("revision", "a revision needs a repo on the Hub")
+    if spec.source in ("package", "pypi") and len(spec.files) != 1:
+        raise check.fail("files", f"source {spec.source!r} needs a file, and one alone")
+    if spec.source == "pypi" and spec.files[0].sha256 is None:
+        raise check.fail("files[0].sha256", "source 'pypi' needs it: whoever owns the package can change the file")
 
 
 def manifest_path() -> Path:

@@ -12,6 +12,7 @@ from rclip_metric.digest import file_digest
 from rclip_metric.errors import AccessError, NotFoundError
 from rclip_metric.hub_errors import explained
 from rclip_metric.manifest import WeightSpec, read_specs
+from rclip_metric.packaged import PACKAGED, packaged_path
 from rclip_metric.saved import save_encoder
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def refresh_manifest(
     difference: list[str] = []
     for name, spec in specs.items():
         try:
-            facts = _package_facts(spec) if spec.source == "package" else _hub_facts(spec, token)
+            facts = _package_facts(spec) if spec.source in PACKAGED else _hub_facts(spec, token)
         except (AccessError, NotFoundError) as error:
             difference.append(f"{name}: not refreshed: {error}")
             continue
@@ -169,14 +170,10 @@ def _file_facts(name: str, published: Any) -> dict[str, Any]:
 
 
 def _package_facts(spec: WeightSpec) -> dict[str, Any]:
-    package = Path(__file__).resolve().parent
-    facts = []
-    for file in spec.files:
-        path = package / file.name
-        if not path.exists():
-            raise NotFoundError(f"{path} does not exist.")
-        facts.append({"name": file.name, "sha256": file_digest(path), "size": path.stat().st_size})
-    return {"files": facts}
+    path, name = packaged_path(spec), spec.files[0].name
+    if path is None:
+        raise NotFoundError(f"{spec.repo or 'This installation'} has no {name} here.")
+    return {"files": [{"name": name, "sha256": file_digest(path), "size": path.stat().st_size}]}
 
 
 def _changes(where: str, old: Any, new: Any) -> list[str]:

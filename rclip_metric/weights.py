@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from rclip_metric.digest import check_file, file_digest
+from rclip_metric.digest import file_digest
 from rclip_metric.errors import CheckpointError, ManifestError, NotFoundError, UnknownModelError
 from rclip_metric.hub import HubFile, HubSource, cached_file, fetch, recheck
 from rclip_metric.local import USUAL_NAMES, find_weights
 from rclip_metric.manifest import SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.packaged import PACKAGED, packaged_file, packaged_path, packaged_revision
 from rclip_metric.preprocessing import Resize
 from rclip_metric.publish import push_encoder, refresh_manifest
 from rclip_metric.saved import (
@@ -55,7 +56,7 @@ class Located:
     Attributes:
         spec: What they are.
         path: The weights file.
-        revision: The full commit they come from, "sha256:..." for a model in the package, None where unknown.
+        revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
         layout: The key layout, None if only the keys can tell.
         resize: As it was saved; "published" for every named model.
     """
@@ -93,6 +94,7 @@ def locate(
         HubError: The network or the Hub (NetworkError, AccessError, NotFoundError).
         DigestError: The file is not the published one; it was removed from the cache.
         StorageError: Full disk or read-only cache.
+        MissingPackageError: The weights are in a package that is not installed.
         CheckpointError: A local path that does not say what it holds.
     """
     base_spec = None if base is None else get_spec(base)
@@ -187,8 +189,8 @@ def download(
 
 def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
     """Whether a manifest entry can be loaded without a network."""
-    if spec.source == "package":
-        return _package_path(spec).exists()
+    if spec.source in PACKAGED:
+        return packaged_path(spec) is not None
     return spec.repo is not None and _cached(HubSource(spec.repo, spec.revision, cache_dir), spec) is not None
 
 
@@ -202,10 +204,11 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
     Raises:
         DigestError: It has another one; a file in the cache was removed, so that it is downloaded again.
         NotFoundError: The model is not on this machine.
+        MissingPackageError: Nor is the package that holds it.
     """
     spec = get_spec(name)
-    if spec.source == "package":
-        return file_digest(_checked_package_file(spec))
+    if spec.source in PACKAGED:
+        return file_digest(packaged_file(spec))
     source = HubSource(_repo(spec), revision or spec.revision, cache_dir)
     found = _cached(source, spec)
     if found is None:
@@ -214,9 +217,8 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
 
 
 def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
-    if spec.source == "package":
-        sha256 = spec.files[0].sha256
-        return Located(spec, _checked_package_file(spec), sha256 and f"sha256:{sha256[:12]}", spec.layout)
+    if spec.source in PACKAGED:
+        return Located(spec, packaged_file(spec), packaged_revision(spec), spec.layout)
     source = hub(_repo(spec), revision or spec.revision)
     source = replace(source, newest=revision is not None)
     found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
@@ -260,19 +262,6 @@ def _expected(spec: WeightSpec, source: HubSource, name: str) -> WeightFile:
     """The file with the manifest's sha256, unless the caller asked for another revision than that."""
     same = (source.revision or "") == (spec.revision or "")
     return next(file if same else WeightFile(name) for file in spec.candidates if file.name == name)
-
-
-def _package_path(spec: WeightSpec) -> Path:
-    return Path(__file__).resolve().parent / spec.files[0].name
-
-
-def _checked_package_file(spec: WeightSpec) -> Path:
-    path, file = _package_path(spec), spec.files[0]
-    if not path.exists():
-        raise CheckpointError(f"{spec.name} is missing from this installation ({path}): install rclip-metric again.")
-    if file.sha256 is not None:
-        check_file(path, file.sha256, file.size)
-    return path
 
 
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:

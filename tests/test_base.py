@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError, HubError, UnknownModelError
 from rclip_metric.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from rclip_metric.train.base import load_base, load_base_text
+from rclip_metric.train.base import load_base, load_base_text, resized
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.weights import load_encoder, save_encoder
 
@@ -222,6 +223,102 @@ def test_timm_tags_come_from_the_hub_with_their_preprocessing(hub: Any) -> None:
         load_base("timm:test_vit")
 
 
+def timm_file(name: str, folder: Path, suffix: str, **settings: Any) -> tuple[Any, Path]:
+    """A timm model of 5 classes with seeded weights, and a file of them."""
+    model, _ = timm_repository(name, **settings)
+    state = model.state_dict()
+    path = folder / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if suffix == ".bin" else state, path)
+    return model, path
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("test_vit", ".safetensors"), ("test_efficientnet", ".pth"), ("test_convnext", ".bin")]
+)
+def test_timm_with_a_file_of_weights(tmp_path: Path, name: str, suffix: str) -> None:
+    model, path = timm_file(name, tmp_path, suffix)
+    encoder = load_base(f"timm:{name}@{path}")
+    assert not encoder.training
+    assert encoder.name == f"timm:{name}@{path.name}" and (encoder.revision or "").startswith("sha256:")
+    assert encoder.preprocessing.crop == 160 and encoder.preprocessing.mode == "crop"
+    model.reset_classifier(0)
+    assert_same_embedding(encoder, model)
+    small = load_base(f"timm:{name}@{path}", image_size=64, squash=True)
+    assert small.preprocessing == Preprocessing("squash", 64, 64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    if name == "test_vit":  # by timm's own means
+        model.set_input_size(img_size=64)
+    assert_same_embedding(small, model)
+
+
+def test_a_file_for_timm_is_read_strictly(tmp_path: Path) -> None:
+    model, path = timm_file("test_vit", tmp_path, ".pth")
+    state = model.state_dict()
+    for changed, complaint in (
+        ({key: value for key, value in state.items() if key != "norm.bias"}, r"missing norm\.bias\.$"),
+        (state | {"mask_token": torch.zeros(1)}, r"unexpected mask_token\.$"),
+        (state | {"pos_embed": torch.zeros(1, 17, 64)}, r"shape of pos_embed is \(1, 17, 64\)"),
+    ):
+        torch.save(changed, path)
+        for size in (None, 64):
+            with pytest.raises(CheckpointError, match=rf"weights\.pth: The .*{complaint}"):
+                load_base(f"timm:test_vit@{path}", image_size=size)
+    torch.save({"model": tmp_path}, path)
+    with pytest.raises(CheckpointError, match="is not a file of plain tensors"):
+        load_base(f"timm:test_vit@{path}")
+
+
+def test_position_embeddings_of_a_timm_tag_are_resampled(hub: Any) -> None:
+    model: Any = timm.create_model("test_vit").eval()
+    _, files = timm_repository("test_vit")
+    hub.commit("timm/test_vit.r160_in1k", {**files, "model.safetensors": save(model.state_dict())})
+    encoder = load_base("timm:test_vit", image_size=96)
+    assert encoder.preprocessing == Preprocessing("crop", 101, 96, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model.reset_classifier(0)
+    model.set_input_size(img_size=96)
+    assert_same_embedding(encoder, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("timm:test_vit@random", 100, r"timm's test_vit\S* does not take 100 pixels: Input height \(100\) should be"),
+        ("timm:test_convnext@random", 16, r"timm's test_convnext\S* does not take 16 pixels: .*Kernel size"),
+        ("tiny-clean", 16, "image_size must be at least 32"),
+        (
+            "dino-vit-b-16@random",
+            112,
+            "weights of this vit tower are for images of 224 pixels, not of 112: another size",
+        ),
+        ("open_clip:resnet-for-tests@random", 96, "weights of this open_clip tower are for images of 64 pixels"),
+    ],
+)
+def test_sizes_that_a_model_does_not_take(name: str, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_base(name, image_size=size)
+    assert "\n" not in str(error.value)
+
+
+def test_towers_of_convolutions_take_other_sizes_with_the_same_weights() -> None:
+    for name in ("tiny-clean", "timm:test_efficientnet.r160_in1k@random"):
+        encoder = load_base(name)
+        mode, share = encoder.preprocessing.mode, encoder.preprocessing.resize / encoder.preprocessing.crop
+        small = resized(encoder, 96)
+        images = torch.nn.functional.interpolate(IMAGES, (96, 96))
+        with torch.no_grad():
+            assert torch.equal(small(images), encoder.tower(normalised(encoder, images)))
+        assert (small.name, small.revision, small.training) == (encoder.name, encoder.revision, encoder.training)
+        assert small.preprocessing == replace(encoder.preprocessing, mode=mode, crop=96, resize=int(96 * share))
+        squashed = resized(small, squash=True)
+        assert squashed.preprocessing == replace(small.preprocessing, mode="squash", resize=96)
+        assert load_base(name, image_size=96, squash=True).preprocessing == squashed.preprocessing
+        assert resized(encoder) is encoder and resized(squashed, 96, squash=True) is squashed
+    vit = load_base("open_clip:vit-for-tests@random")
+    assert resized(vit, squash=True).preprocessing == replace(vit.preprocessing, mode="squash")
+
+
 @pytest.mark.parametrize("name", ["timm:test_resnet.r160_in1k@random", "open_clip:vit-for-tests@random"])
 def test_random_weights_follow_the_seed(name: str) -> None:
     state = torch.get_rng_state()
@@ -250,7 +347,10 @@ def test_names_of_our_own_are_loaded_as_ever(tmp_path: Path) -> None:
         ("open_clip:vit-for-tests", r"\(OpenCLIP publishes no weights of it\)"),
         ("timm:rexnet50", "timm has no model 'rexnet50': did you mean .*resnet50"),
         ("timm:resnet50.a9_in1k", "timm has no resnet50.a9_in1k; with weights it has .*resnet50.a1_in1k"),
-        ("timm:resnet50@a1_in1k", "must be timm:NAME, timm:NAME.TAG, or one of these with @random, not @a1_in1k"),
+        (
+            "timm:resnet50@a1_in1k",
+            "one of these with @random or @FILE, and there is no file a1_in1k",
+        ),
         ("timm:test_resnet", "resized by bilinear"),
         ("timm:vit_base_patch18_224", "no model"),
     ],

@@ -316,4 +316,5 @@ def test_layouts_do_not_mix() -> None:
         detect([])
     with pytest.raises(ValueError, match="layout must be one of rclip-metric, open-clip"):
         convert(state, "open_clip", VIT)
-    assert list(LAYOUTS) == ["rclip-metric", "open-clip", "open-clip-visual", "transformers-vit", "timm-vit"]
+    vits = ["rclip-metric", "open-clip", "open-clip-visual", "transformers-vit", "timm-vit"]
+    assert list(LAYOUTS) == [*vits, "efficientnet-lite", "timm"]

@@ -28,7 +28,7 @@ CLEAN = [
     "dino-vit-b-16",
     "dinov2-vit-b-14",
 ]
-NAMES = [*ROBUST, *LARGER_EPS, *TUNED, *CLEAN, "r-dino-f", "tiny", "tiny-clean"]
+NAMES = [*ROBUST, *LARGER_EPS, *TUNED, *CLEAN, "r-dino-f", "lite", "tiny", "tiny-clean"]
 
 
 def test_there_is_an_entry_for_every_checkpoint():
@@ -141,7 +141,7 @@ SHA = "0" * 64
         (("revision",), "ABCDEF1", "'revision': expected 7 to 40"),
         (("revision",), 7, "'revision': expected a text or null, got 7"),
         (("layout",), "flax", "'layout': expected one of"),
-        (("source",), "ftp", "'source': expected one of hub, package, local"),
+        (("source",), "ftp", "'source': expected one of hub, package, pypi, local"),
         (("source",), "package", "'repo': source 'package' goes with no repo"),
         (("architecture",), "vit_b_17", "'architecture': expected one of"),
         (("architecture",), {"kind": "rnn"}, "'architecture': kind must be"),

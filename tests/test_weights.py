@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from rclip_metric import manifest
+from rclip_metric import manifest, packaged
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import (
     CheckpointError,
@@ -466,21 +466,19 @@ class TestNamedModels:
             load_encoder("r-clip-f", base="tiny")
 
     def test_a_packaged_model_is_checked(self, add_models, tmp_path, monkeypatch):
-        from rclip_metric import weights
-
         save_encoder(random_encoder(), tmp_path / "models")
         os.replace(tmp_path / "models" / "model.safetensors", tmp_path / "models" / "pack.safetensors")
         file = {"name": "models/pack.safetensors", "sha256": None, "size": None}
-        packaged = {"source": "package", "repo": None, "layout": "rclip-metric"}
-        add_models(pack=entry(**packaged, files=[file]))
+        shipped = {"source": "package", "repo": None, "layout": "rclip-metric"}
+        add_models(pack=entry(**shipped, files=[file]))
         with pytest.raises(CheckpointError, match="pack is missing from this installation"):
             load_encoder("pack")
-        monkeypatch.setattr(weights, "__file__", str(tmp_path / "weights.py"))
+        monkeypatch.setattr(packaged, "__file__", str(tmp_path / "packaged.py"))
         assert is_cached(get_spec("pack")) and load_encoder("pack").revision is None
         sha256 = verify("pack")
-        add_models(pack=entry(**packaged, files=[file | {"sha256": sha256}]))
+        add_models(pack=entry(**shipped, files=[file | {"sha256": sha256}]))
         assert load_encoder("pack").revision == f"sha256:{sha256[:12]}"
-        add_models(pack=entry(**packaged, files=[file | {"sha256": "0" * 64}]))
+        add_models(pack=entry(**shipped, files=[file | {"sha256": "0" * 64}]))
         with pytest.raises(DigestError, match="not the published file"):
             load_encoder("pack")
 

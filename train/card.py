@@ -97,7 +97,7 @@ def _front_matter(card: CardFacts) -> str:
 def _base_repo(base: str | None) -> str | None:
     """The Hub id of the base; None where it is in no repository that is known."""
     if base in model_names():
-        return get_spec(base).repo
+        return get_spec(base).repo if get_spec(base).source == "hub" else None
     return base if base is not None and _HUB_ID.fullmatch(base) else None
 
 

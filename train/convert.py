@@ -1,8 +1,8 @@
 """Foreign checkpoints to encoders of ours: vision towers, MLP heads and LoRA adapters, read strictly.
 
-What a file holds is told by its keys, and how its images are prepared by the base: a manifest entry or an encoder
-of ours. A tower takes the base's architecture and preprocessing, and none of its weights; a head and an adapter are
-put on the base's weights, with the squash that NIGHTS tuning prepares its images by.
+What a file holds is told by its keys, and how its images are prepared by the base: a manifest entry, an encoder of
+ours or a model of timm's. A tower takes the base's architecture and preprocessing, and none of its weights; a head and
+an adapter are put on the base's weights, with the squash that NIGHTS tuning prepares its images by.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from rclip_metric.digest import file_digest
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError
 from rclip_metric.manifest import WeightSpec, get_spec, model_names
+from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.saved import CONFIG_NAME, FORMAT, WEIGHTS_NAME
-from rclip_metric.towers import ViTArchitecture
+from rclip_metric.towers import Architecture, ViTArchitecture, embedding_dim
 from rclip_metric.train import adapters
+from rclip_metric.train.base import TIMM, at_size, load_base, timm_base
 from rclip_metric.train.checkpoint import provenance, write_json
 from rclip_metric.train.foreign import kind_of, read_head, read_tensors, read_tower
 from rclip_metric.weights import load_encoder, locate, save_encoder
@@ -75,9 +77,11 @@ def convert(
     kind: str = "auto",
     mlp: str | os.PathLike[str] | None = None,
     name: str | None = None,
+    image_size: int | None = None,
+    squash: bool = False,
 ) -> Encoder:
     """Convert a foreign checkpoint into an encoder; arguments and errors are those of `conversion`."""
-    return conversion(source, base, kind=kind, mlp=mlp, name=name).encoder
+    return conversion(source, base, kind=kind, mlp=mlp, name=name, image_size=image_size, squash=squash).encoder
 
 
 def conversion(
@@ -88,31 +92,38 @@ def conversion(
     mlp: str | os.PathLike[str] | None = None,
     name: str | None = None,
     data: str = "NIGHTS",
+    image_size: int | None = None,
+    squash: bool = False,
 ) -> Conversion:
     """Convert a foreign checkpoint.
 
     Args:
-        source: A vision tower (a state dict as .pt, .bin or .safetensors in a layout of `rclip_metric.layouts`, or
-            an OpenCLIP or transformers folder), an MLP head (a state dict of fc1 and fc2), or a PEFT LoRA folder.
+        source: A vision tower (a state dict as .pt, .pth, .bin or .safetensors in a layout of
+            `rclip_metric.layouts`, or an OpenCLIP or transformers folder), an MLP head (a state dict of fc1 and fc2),
+            or a PEFT LoRA folder.
         base: For a tower the model that it is, of which architecture, preprocessing and training are taken; for a
-            head or an adapter the model that it was trained on. A name in the manifest, a path, or an encoder.
+            head or an adapter the model that it was trained on. A name in the manifest, a path, an encoder, or
+            ``timm:NAME`` as `rclip_metric.train.base.load_base` takes it.
         kind: One of `KINDS`.
         mlp: A head to put on the tower.
         name: Of the result; the source's own for a tower, else the base's with "+mlp" or "+lora".
         data: What the head or the adapter was trained on.
+        image_size: Side of the result's square input in pixels instead of the base's, as for `load_base`.
+        squash: Whether the result's images are brought to the square whatever their aspect ratio.
 
     Raises:
         CheckpointError: The source holds something else than its kind should: names the keys that are missing or
             unexpected, the shape that is wrong, or what was found.
         WeightsError: The base cannot be loaded.
+        ValueError: The base does not take images of that size.
     """
     source = Path(source).expanduser()
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if not source.exists():
         raise CheckpointError(f"There is no file or folder {str(source)!r}.")
-    on = _base(base)
     kind = kind_of(source) if kind == "auto" else kind
+    on = _base(base, kind, image_size, squash)
     if kind == "lora" and not source.is_dir():
         raise CheckpointError(f"{source} is no folder: pass the folder of the adapter, with {adapters.CONFIG_NAME}.")
     if mlp is not None and kind != "tower":
@@ -210,16 +221,32 @@ def save_conversion(converted: Conversion, out: str | os.PathLike[str], license:
     return out
 
 
-def _base(base: str | os.PathLike[str] | Encoder) -> _Base:
+def _base(
+    base: str | os.PathLike[str] | Encoder, kind: str, image_size: int | None = None, squash: bool = False
+) -> _Base:
+    if isinstance(base, str) and base.startswith(TIMM):
+        if kind == "tower":
+            return _Base(base, _bare_spec(base, *timm_base(base, image_size, squash)), None)
+        base = load_base(base, image_size=image_size, squash=squash)
     if isinstance(base, Encoder):
-        fields: dict[str, Any] = {"layout": FORMAT, "source": "local", "files": (), "reported": {}, "training": None}
-        fields |= dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes"))
-        own = {field: getattr(base, field) for field in ("name", "architecture", "mlp_hidden", "preprocessing")}
-        return _Base(base, WeightSpec(**own, **fields, embedding_dim=base.embedding_dim), base.revision)
-    if isinstance(base, str) and base in model_names():
-        return _Base(base, get_spec(base), get_spec(base).revision)
-    found = locate(base)
-    return _Base(base, found.spec, found.revision)
+        spec, revision = _bare_spec(base.name, base.architecture, base.preprocessing, base.mlp_hidden), base.revision
+    elif isinstance(base, str) and base in model_names():
+        spec, revision = get_spec(base), get_spec(base).revision
+    else:
+        found = locate(base)
+        spec, revision = found.spec, found.revision
+    architecture, preprocessing = at_size(spec.architecture, spec.preprocessing, image_size, squash)
+    return _Base(base, replace(spec, architecture=architecture, preprocessing=preprocessing), revision)
+
+
+def _bare_spec(
+    name: str, architecture: Architecture, preprocessing: Preprocessing, mlp_hidden: int | None = None
+) -> WeightSpec:
+    """What is in no manifest: nothing is known but how it computes."""
+    fields: dict[str, Any] = {"layout": FORMAT, "source": "local", "files": (), "reported": {}, "training": None}
+    fields |= dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes"))
+    fields |= {"embedding_dim": embedding_dim(architecture), "mlp_hidden": mlp_hidden}
+    return WeightSpec(name=name, architecture=architecture, preprocessing=preprocessing, **fields)
 
 
 def _notes(kind: str, base: _Base, files: list[dict[str, str]], facts: dict[str, Any]) -> str:

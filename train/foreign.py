@@ -18,8 +18,9 @@ from rclip_metric.towers import Architecture, ViTArchitecture
 from rclip_metric.train import adapters
 from rclip_metric.weights import read_pickle
 
+_TOWERS = [name for name, layout in layouts.LAYOUTS.items() if name != FORMAT and layout.signature is not None]
 _KNOWN = (
-    f"known are a vision tower ({', '.join(name for name in layouts.LAYOUTS if name != FORMAT)}), an MLP head "
+    f"known are a vision tower ({', '.join(_TOWERS)}), an MLP head "
     f"(fc1, fc2) and a PEFT LoRA folder ({adapters.CONFIG_NAME})"
 )
 _HEAD = re.compile(r"(?:(?:module|perceptual_model|mlp)\.)*(fc[12]\.(?:weight|bias))")

@@ -30,3 +30,18 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Add ``--image-size`` and ``--squash``: what `rclip_metric.train.base.load_base` does to a base."""
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="side of the square input in pixels, for towers of convolutions and bases timm:NAME (default: the base's)",
+    )
+    parser.add_argument(
+        "--squash",
+        action="store_true",
+        help="bring whole images to the square, whatever their aspect ratio (default: as the base does)",
+    )

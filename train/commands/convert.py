@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rclip_metric.train.options import add_size
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the sub-parser."""
@@ -18,13 +20,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a state dict (.pt, .bin, .safetensors), an OpenCLIP or transformers folder, or a PEFT LoRA folder",
+        help="a state dict (.pt, .pth, .bin, .safetensors), an OpenCLIP or transformers folder, or a PEFT LoRA folder",
     )
     convert.add_argument(
         "--base",
         required=True,
         metavar="MODEL",
-        help="a model name or path: the model that a tower is, or that a head or an adapter was trained on",
+        help="a model name, path or timm:NAME: the model that a tower is, or that a head or an adapter was trained on",
     )
     convert.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     convert.add_argument(
@@ -40,6 +42,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
     convert.add_argument(
         "--data", default="NIGHTS", metavar="TEXT", help="what a head or an adapter was trained on (default NIGHTS)"
     )
+    add_size(convert)
     convert.add_argument("--license", metavar="TEXT", help="licence of the weights (default: not known)")
     convert.set_defaults(run=_run)
 
@@ -48,7 +51,14 @@ def _run(options: argparse.Namespace) -> None:
     from rclip_metric.train.convert import conversion, save_conversion
 
     converted = conversion(
-        options.source, options.base, kind=options.kind, mlp=options.mlp, name=options.name, data=options.data
+        options.source,
+        options.base,
+        kind=options.kind,
+        mlp=options.mlp,
+        name=options.name,
+        data=options.data,
+        image_size=options.image_size,
+        squash=options.squash,
     )
     out = save_conversion(converted, options.out, options.license)
     encoder = converted.encoder

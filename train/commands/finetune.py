@@ -14,6 +14,7 @@ from rclip_metric.train.config import (
     recipe_names,
     shared_out,
 )
+from rclip_metric.train.options import add_size
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("rho", "dual_learning_rate", "dual_every")}
@@ -44,9 +45,10 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--base",
             metavar="MODEL",
-            help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG or timm:MODEL; the TAG random "
-            "gives random weights (default: the recipe's)",
+            help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG, timm:MODEL or "
+            "timm:MODEL@FILE; the TAG random gives random weights (default: the recipe's)",
         )
+        add_size(parser)
         labels = "a folder per class" if command == "tecoa" else "labels are not needed"
         parser.add_argument(
             "--images", required=True, metavar="DATA", help=f"a tree of images or WebDataset shards; {labels}"
@@ -90,7 +92,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError("no encoder to start from: pass --base, or a --recipe that names one")
     text = load_base_text(name) if config.loss == "tecoa" else None
     finetune(
-        load_base(name, seed=config.seed),
+        load_base(name, seed=config.seed, image_size=options.image_size, squash=options.squash),
         options.images,
         options.out,
         config,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rclip_metric.manifest import get_spec, model_names
+from rclip_metric.packaged import PACKAGED, packaged_revision
 from rclip_metric.train.baselines.reported import REPORTED
 
 NIGHTS_TEST = 1824  # triplets with 6 votes or more
@@ -24,8 +25,8 @@ def is_published(model: Mapping[str, Any]) -> bool:
     if model["name"] not in model_names():
         return False
     spec, revision = get_spec(model["name"]), model.get("revision") or ""
-    if spec.source == "package":
-        return revision == f"sha256:{(spec.files[0].sha256 or '')[:12]}"
+    if spec.source in PACKAGED:
+        return revision == packaged_revision(spec)
     return revision.startswith(spec.revision or "")
 
 
