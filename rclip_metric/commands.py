@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.images import list_images
+from rclip_metric.images import list_images, states_exposure
 
 # What needs a model, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class _Run:
             ):
                 if bar is not None:
                     bar.reset(total=len(embeddings))
+                self._remark_domain()
                 yield embeddings
         except torch.cuda.OutOfMemoryError as error:
             raise UsageError(
@@ -213,6 +214,18 @@ class _Run:
         self.skipped.append({"file": str(file), "reason": reason})
         where = "" if str(file) in reason else f"{file}: "
         self._say(f"{where}{reason}")
+
+    def _remark_domain(self) -> None:
+        """Say so once where a model that knows something else is asked about what is certainly a photograph."""
+        encoder = self.metric.encoder
+        if encoder.domain is None or self._args.quiet:
+            return
+        photograph = next(filter(states_exposure, self._files), None)
+        if photograph is not None:
+            self._say(
+                f"{encoder.name} knows {encoder.domain} only, and {photograph} states a camera and its exposure: "
+                "the distances say little about photographs"
+            )
 
     def remark_files(self, what: str, files: Sequence[Path]) -> None:
         """Name files on stderr, not more than a screenful of them."""

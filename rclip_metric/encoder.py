@@ -36,6 +36,7 @@ class Encoder(nn.Module):
         resize: What to do with images of another size than the tower's: see `resize_images`.
         name: Shown by repr and quoted with every result.
         revision: Which weights of that name.
+        domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
 
     Attributes:
         tower: The vision tower; head: the residual MLP or None; mean, std: float32 (1, 3, 1, 1), whatever the
@@ -64,6 +65,7 @@ class Encoder(nn.Module):
         resize: Resize = "published",
         name: str = "custom",
         revision: str | None = None,
+        domain: str | None = None,
     ) -> None:
         """Build with random weights, or with none under `with torch.device("meta")`."""
         super().__init__()
@@ -82,6 +84,7 @@ class Encoder(nn.Module):
         self.resize: Resize = resize
         self.name = name
         self.revision = revision
+        self.domain = domain
         # As many pixels as eight images of 224x224, but no more than 64 images: small ones pay for every call.
         self.chunk_size: int | None = max(8, min(64, 8 * 224**2 // architecture.image_size**2))
         self.channels_last = False
@@ -105,6 +108,7 @@ class Encoder(nn.Module):
         resize: Resize = "published",
         name: str = "custom",
         revision: str | None = None,
+        domain: str | None = None,
     ) -> Encoder:
         """Build around existing tensors: they become the parameters and are not copied.
 
@@ -119,6 +123,7 @@ class Encoder(nn.Module):
             resize: As for the constructor.
             name: As for the constructor.
             revision: As for the constructor.
+            domain: As for the constructor.
 
         Raises:
             CheckpointError: Names the missing and unexpected keys, or the key whose shape is wrong.
@@ -134,6 +139,7 @@ class Encoder(nn.Module):
                 resize=resize,
                 name=name,
                 revision=revision,
+                domain=domain,
             )
         try:
             floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -246,7 +252,8 @@ class Encoder(nn.Module):
         """Name, revision and preprocessing: without them a score is not a result."""
         p = self.preprocessing
         how = f"squash {p.crop}" if p.mode == "squash" else f"resize {p.resize}, crop {p.crop}"
-        return f"{self.name!r}, revision={self.revision!r}, preprocessing={how!r}, resize={self.resize!r}"
+        knows = "" if self.domain is None else f", knows='{self.domain} only'"
+        return f"{self.name!r}, revision={self.revision!r}{knows}, preprocessing={how!r}, resize={self.resize!r}"
 
     def _dtype(self) -> torch.dtype:
         return next(self.tower.parameters()).dtype

@@ -77,7 +77,8 @@ def _of_base(path: Path, base: WeightSpec | None) -> WeightSpec:
             'base="r-clip-f".'
         )
     fields: dict[str, Any] = {"source": "local", "repo": None, "revision": None, "reported": {}}
-    return replace(base, name=path.name, files=(WeightFile(path.name),), training=None, **fields)
+    fields |= {"training": None, "domain": None}  # it says how the weights are read, not what they learned
+    return replace(base, name=path.name, files=(WeightFile(path.name),), **fields)
 
 
 def _refuse_base(path: Path, base: WeightSpec | None) -> None:

@@ -22,6 +22,8 @@ _FIELDS = (
     *("architecture", "mlp_hidden", "layout", "source", "repo", "revision", "files", "preprocessing"),
     *("embedding_dim", "training", "license", "reported", "citation", "url_note", "notes"),
 )
+# Fields that an entry, or the configuration of a saved model, has only where there is something to say.
+_RARE_FIELDS = ("domain",)
 _TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
 _OPTIONAL_TEXTS = ("repo", "revision", "license", "citation", "url_note", "notes")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -73,6 +75,7 @@ class WeightSpec:
         citation: What to cite.
         url_note: Where a "local" entry is published.
         notes: Anything else that a reader must know.
+        domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
     """
 
     name: str
@@ -91,6 +94,7 @@ class WeightSpec:
     citation: str | None
     url_note: str | None
     notes: str | None
+    domain: str | None = None
 
     @property
     def candidates(self) -> tuple[WeightFile, ...]:
@@ -107,7 +111,7 @@ class WeightSpec:
             ManifestError: Names the entry and the field that is missing, unknown, or of the wrong kind.
         """
         check = _Checker(where or f"Weights manifest, entry {name!r}")
-        fields = check.mapping("", entry, _FIELDS)
+        fields = check.mapping("", entry, _FIELDS, _RARE_FIELDS)
         architecture = _architecture(check, fields["architecture"])
         texts = {field: check.text(field, fields[field], optional=True) for field in _OPTIONAL_TEXTS}
         spec = cls(
@@ -121,6 +125,7 @@ class WeightSpec:
             embedding_dim=check.count("embedding_dim", fields["embedding_dim"]) or 0,
             training=_training(check, fields["training"]),
             reported=_reported(check, fields["reported"]),
+            domain=check.text("domain", fields.get("domain"), optional=True),
             **texts,  # type: ignore[arg-type]
         )
         _check_consistency(check, spec)
@@ -134,6 +139,7 @@ class WeightSpec:
         values["architecture"] = named[0] if named else towers.architecture_to_dict(self.architecture)
         values["files"] = files or None
         values["preprocessing"] = self.preprocessing.to_dict()
+        values |= {field: value for field in _RARE_FIELDS if (value := getattr(self, field)) is not None}
         return json.loads(json.dumps(values))
 
 
@@ -146,7 +152,7 @@ class _Checker:
     def fail(self, field: str, problem: str) -> ManifestError:
         return ManifestError(f"{self.where}{f', field {field!r}' if field else ''}: {problem}.")
 
-    def mapping(self, field: str, value: Any, keys: Any) -> Mapping[str, Any]:
+    def mapping(self, field: str, value: Any, keys: Any, rare: tuple[str, ...] = ()) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
             raise self.fail(field, f"expected an object, got {value!r}")
         prefix = f"{field}." if field else ""
@@ -154,7 +160,7 @@ class _Checker:
             if key not in value:
                 raise self.fail(f"{prefix}{key}", "is missing")
         for key in value:
-            if key not in keys:
+            if key not in keys and key not in rare:
                 raise self.fail(f"{prefix}{key}", "is not known")
         return value
 

@@ -34,6 +34,7 @@ _CONFIG_FIELDS = (
     *("format", "format_version", "name", "revision", "architecture", "preprocessing", "embedding_dim"),
     *("mlp_hidden", "resize", "training", "license", "notes"),
 )
+_DOMAIN = "domain"  # written where there is one, so that every other model stays readable for earlier versions
 # What the tensors mean: these must be the same in config.json and in the weights' own metadata.
 _MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize")
 
@@ -57,7 +58,7 @@ class SavedConfig:
                 f"{where}, field 'format_version': got {config.get('format_version')!r} and this version of "
                 f"rclip-metric reads {FORMAT_VERSION}: update it."
             )
-        for field in sorted(set(config) ^ set(_CONFIG_FIELDS)):
+        for field in sorted((set(config) - {_DOMAIN}) ^ set(_CONFIG_FIELDS)):
             raise ManifestError(f"{where}, field {field!r}: is {'not known' if field in config else 'missing'}.")
         if config["resize"] not in RESIZES:
             raise ManifestError(f"{where}, field 'resize': expected one of {RESIZES}, got {config['resize']!r}.")
@@ -69,7 +70,7 @@ class SavedConfig:
             **{field: config[field] for field in ("mlp_hidden", "training", "license", "notes")},
             **{"layout": FORMAT, "source": "local", "repo": None, "revision": None, "reported": {}},
             "files": [{"name": WEIGHTS_NAME, "sha256": None, "size": None}],
-            **{"citation": None, "url_note": None},
+            **{"citation": None, "url_note": None, _DOMAIN: config.get(_DOMAIN)},
         }
         spec = WeightSpec.from_dict(config["name"], entry, where)
         return cls(spec, config["revision"], config["resize"], dict(config))
@@ -118,6 +119,7 @@ def save_encoder(
         "training": None if training is None else dict(training),
         "license": license,
         "notes": notes,
+        **({} if encoder.domain is None else {_DOMAIN: encoder.domain}),
     }
     config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
     state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})

@@ -169,6 +169,7 @@ def load_encoder(
         resize=found.resize if resize == "default" else resize,
         name=spec.name,
         revision=found.revision,
+        domain=spec.domain,
     )
 
 
@@ -231,7 +232,8 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     if base is not None:
         own_names = [file.name for file in base.candidates] if base.source == "hub" else []
         found = fetch(source, [WeightFile(name) for name in dict.fromkeys((*USUAL_NAMES, *own_names))])
-        spec = replace(base, name=source.repo, repo=source.repo, revision=found.commit, reported={}, training=None)
+        unknown: dict[str, Any] = {"reported": {}, "training": None, "domain": None}
+        spec = replace(base, name=source.repo, repo=source.repo, revision=found.commit, **unknown)
         return Located(spec, found.path, found.commit, None)
     try:
         config_file = fetch(source, [WeightFile(CONFIG_NAME)])

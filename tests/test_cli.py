@@ -100,6 +100,23 @@ def expected(model: Path, x: Path, y: Path, **settings: Any) -> float:
     return rclip_metric.score(x, y, str(model), **settings)
 
 
+def photograph(path: Path, seed: int = 0) -> Path:
+    """Noise with the metadata of a camera."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x829A] = 1 / 60  # seconds of exposure
+    Image.open(picture(path.with_suffix(".png"), seed)).save(path, exif=exif)
+    return path
+
+
+@pytest.fixture
+def drawn_only(model: Path, tmp_path: Path) -> Path:
+    """The small model, saved as one that knows drawn scenes only."""
+    encoder = rclip_metric.RobustPerceptualDistance(str(model)).encoder
+    encoder.domain = "drawn scenes"
+    return save_encoder(encoder, tmp_path / "drawn-only")
+
+
 # score, two files
 
 
@@ -520,11 +537,35 @@ def test_train_and_eval_are_handed_over(run: Any, command: str) -> None:
 # Models
 
 
+# What a model knows
+
+
+def test_a_model_of_drawn_scenes_says_so_once_of_photographs(
+    run: Any, drawn_only: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    drawing = picture(tmp_path / "drawing.png", 9)
+    first, _ = (photograph(folder / f"{i}.jpg", i) for i in range(2))
+    remark = (
+        f"rclip-metric: random knows drawn scenes only, and {first} states a camera and its exposure: "
+        "the distances say little about photographs\n"
+    )
+    for command in (["score", drawing, first], ["rank", drawing, folder], ["rank", drawing, first, folder / "1.jpg"]):
+        result = run(*command, "--model", drawn_only)
+        assert (result.code, result.err) == (0, remark)
+        assert run(*command, "--model", drawn_only, "--quiet").err == ""
+        plain = run(*command, "--model", model)
+        assert plain.err == "" and plain.out.splitlines()[1:] == result.out.splitlines()[1:]
+    assert run("score", "--all-pairs", folder, "--model", drawn_only).err.startswith(remark)
+    assert run("score", drawing, folder / "0.png", "--model", drawn_only).err == ""
+    assert run("score", drawing, first, "--model", "tiny").err == remark.replace("random", "tiny")
+
+
 def test_models_table(run: Any) -> None:
     result = run("models")
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[0].split() == ["name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached"]
+    assert lines[0].split() == ["name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows"]
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(model_names())]}
     assert list(rows) == model_names()
     assert rows["r-clip-f"].split()[:5] == ["r-clip-f", "90.6", "74.3", "66.1", "nights"]
@@ -536,6 +577,10 @@ def test_models_table(run: Any) -> None:
     by_name = {record["name"]: record for record in records}
     assert by_name["r-clip-t-vit-l-14"]["size"] == 1710635909
     assert (by_name["r-clip-f"]["clean"], by_name["r-clip-f"]["cached"]) == (90.6, False)
+    assert [name for name, row in rows.items() if row.endswith("  drawn scenes only")] == ["tiny", "tiny-clean"]
+    assert {name: record["domain"] for name, record in by_name.items() if record["domain"]} == dict.fromkeys(
+        ("tiny", "tiny-clean"), "drawn scenes"
+    )
 
 
 def test_manifest_is_printed_as_it_is_committed(run: Any) -> None:

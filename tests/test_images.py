@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rclip_metric.images import ImageError, as_batch, list_images, load_image, open_image
+from rclip_metric.images import ImageError, as_batch, list_images, load_image, open_image, states_exposure
 
 ORIENTATION = 0x0112
 
@@ -598,6 +598,53 @@ def test_compiles_in_one_graph(value_range: tuple[float, float]) -> None:
     for images in (torch.rand(2, 3, 4, 5), torch.rand(1, 4, 5), torch.zeros(3, 4, 5, dtype=torch.uint8)):
         torch.testing.assert_close(compiled(images), as_batch(images, value_range) * 2)
     assert compiled(torch.full((2, 3, 4, 5), 9.0)).isfinite().all()  # the check is off while compiling
+
+
+# Photographs
+
+
+def exif_of(make: str = "", model: str = "", exposure: Any = None) -> Image.Exif:
+    exif = Image.Exif()
+    for tag, value in ((0x010F, make), (0x0110, model)):
+        if value:
+            exif[tag] = value
+    if exposure is not None:
+        exif.get_ifd(0x8769)[0x829A] = exposure
+    return exif
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_camera_s_exposure_tells_a_photograph(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(path)
+    assert not states_exposure(path)
+    for exif, expected in (
+        (exif_of(make="Maker", exposure=0.01), True),
+        (exif_of(model="Model", exposure=30), True),
+        (exif_of(make="Scanner", model="Flatbed"), False),
+        (exif_of(exposure=0.01), False),
+        (exif_of(make="Maker", exposure=0), False),
+        (exif_of(make="Maker", exposure="unknown"), False),
+    ):
+        image.save(path, exif=exif)
+        assert states_exposure(path) is expected
+
+
+def test_what_cannot_be_read_states_no_exposure(tmp_path: Path) -> None:
+    photograph = tmp_path / "photograph.jpg"
+    Image.new("RGB", (8, 8)).save(photograph, exif=exif_of(make="Maker", exposure=0.01))
+    content = photograph.read_bytes()
+    assert states_exposure(photograph)
+    for name, damaged in (
+        ("empty", b""),
+        ("text", b"no image"),
+        ("cut", content[:40]),
+        ("metadata", content.replace(b"II*\0", b"??*\0").replace(b"MM\0*", b"??\0*")),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        assert not states_exposure(tmp_path / name)
+    assert not states_exposure(tmp_path) and not states_exposure(tmp_path / "missing")
 
 
 # Folders

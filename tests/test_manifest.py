@@ -170,6 +170,7 @@ SHA = "0" * 64
         (("reported", "nights", "clean"), 906, "'reported.nights.clean': expected percent"),
         (("reported", "nights"), 90.6, "'reported.nights': expected an object"),
         (("license",), "", "'license': expected a text or null"),
+        (("domain",), "", "'domain': expected a text or null"),
         (("colour",), "blue", "'colour': is not known"),
     ],
 )
@@ -184,11 +185,11 @@ def test_a_malformed_entry_is_named_with_its_field(path, value, complaint):
         read_specs(manifest)
 
 
-@pytest.mark.parametrize("field", list(load_manifest()["models"]["tiny"]))
+@pytest.mark.parametrize("field", list(load_manifest()["models"]["r-clip-f"]))
 def test_a_missing_field_is_named(field):
     manifest = load_manifest()
-    del manifest["models"]["tiny"][field]
-    with pytest.raises(ManifestError, match=f"entry 'tiny', field '{field}': is missing"):
+    del manifest["models"]["r-clip-f"][field]
+    with pytest.raises(ManifestError, match=f"entry 'r-clip-f', field '{field}': is missing"):
         read_specs(manifest)
 
 

@@ -59,7 +59,7 @@ def assert_same(one: Encoder, other: Encoder) -> None:
     first, second = one.state_dict(), other.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    for setting in ("architecture", "preprocessing", "mlp_hidden", "resize", "name"):
+    for setting in ("architecture", "preprocessing", "mlp_hidden", "resize", "name", "domain"):
         assert getattr(one, setting) == getattr(other, setting)
     with torch.no_grad():
         size = one.image_size if one.resize is None else 50
@@ -196,6 +196,17 @@ class TestOurFormat:
         with pytest.raises(StorageError, match=r"cannot be saved in .*directory"):
             save_encoder(encoder, folder)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+    def test_what_it_knows_goes_with_the_weights(self, tmp_path):
+        drawn = random_encoder(domain="drawn scenes")
+        folder = save_encoder(drawn, tmp_path / "drawn")
+        assert_same(load_encoder(folder), drawn)
+        assert_same(load_encoder(folder / "model.safetensors"), drawn)
+        assert locate(folder).spec.to_dict()["domain"] == "drawn scenes"
+        assert "knows='drawn scenes only'" in repr(load_encoder(folder))
+        anything = save_encoder(random_encoder(), tmp_path / "anything")
+        assert "domain" not in (anything / "config.json").read_text()  # earlier versions read it
+        assert "knows" not in repr(load_encoder(anything))
 
     def test_training_has_the_fields_of_the_manifest(self, tmp_path):
         training = {"method": "FARE", "norm": "linf", "eps": "4/255", "data": "scenes", "base": None}

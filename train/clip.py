@@ -105,7 +105,7 @@ def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Modu
     # The smallest visual tower that the constructor takes: it is replaced in the next line.
     placeholder = CLIPVisionCfg(layers=1, width=64, patch_size=SIZE, image_size=SIZE)
     model: nn.Module = CLIP(embed_dim=architecture.projection, vision_cfg=placeholder, text_cfg=text)
-    encoder = Encoder(architecture, TINY_PREPROCESSING, name="tiny-clean")
+    encoder = Encoder(architecture, TINY_PREPROCESSING, name="tiny-clean", domain="drawn scenes")
     for name, parameter in encoder.named_parameters():
         if name.endswith(".gamma"):
             # ConvNeXt starts its layer scale at 1e-6, for depth; this tower is shallow and trains for minutes.

@@ -160,6 +160,7 @@ def conversion(
         mlp_hidden=hidden,
         name=name or (own_name if kind == "tower" else f"{on.spec.name}+{kind}"),
         revision=f"sha256:{files[-1]['sha256'][:12]}",
+        domain=spec.domain,
     )
     base_file = None if kind == "tower" else on.file()
     record: dict[str, Any] = {
@@ -229,7 +230,8 @@ def _base(
             return _Base(base, _bare_spec(base, *timm_base(base, image_size, squash)), None)
         base = load_base(base, image_size=image_size, squash=squash)
     if isinstance(base, Encoder):
-        spec, revision = _bare_spec(base.name, base.architecture, base.preprocessing, base.mlp_hidden), base.revision
+        spec = _bare_spec(base.name, base.architecture, base.preprocessing, base.mlp_hidden, base.domain)
+        revision = base.revision
     elif isinstance(base, str) and base in model_names():
         spec, revision = get_spec(base), get_spec(base).revision
     else:
@@ -240,12 +242,16 @@ def _base(
 
 
 def _bare_spec(
-    name: str, architecture: Architecture, preprocessing: Preprocessing, mlp_hidden: int | None = None
+    name: str,
+    architecture: Architecture,
+    preprocessing: Preprocessing,
+    mlp_hidden: int | None = None,
+    domain: str | None = None,
 ) -> WeightSpec:
     """What is in no manifest: nothing is known but how it computes."""
     fields: dict[str, Any] = {"layout": FORMAT, "source": "local", "files": (), "reported": {}, "training": None}
     fields |= dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes"))
-    fields |= {"embedding_dim": embedding_dim(architecture), "mlp_hidden": mlp_hidden}
+    fields |= {"embedding_dim": embedding_dim(architecture), "mlp_hidden": mlp_hidden, "domain": domain}
     return WeightSpec(name=name, architecture=architecture, preprocessing=preprocessing, **fields)
 
 
