@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.digest import file_digest
-from rclip_metric.errors import CheckpointError, ManifestError, NotFoundError, UnknownModelError
+from rclip_metric.errors import CheckpointError, ManifestError, NetworkError, NotFoundError, UnknownModelError
 from rclip_metric.hub import HubFile, HubSource, cached_file, fetch, recheck
 from rclip_metric.local import USUAL_NAMES, find_weights
 from rclip_metric.manifest import SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
@@ -222,8 +222,37 @@ def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., Hub
         return Located(spec, packaged_file(spec), packaged_revision(spec), spec.layout)
     source = hub(_repo(spec), revision or spec.revision)
     source = replace(source, newest=revision is not None)
-    found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
+    try:
+        found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
+    except NetworkError as error:
+        raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, revision)}.") from error
     return Located(spec, found.path, found.commit, spec.layout)
+
+
+def _offline(spec: WeightSpec, revision: str | None) -> str:
+    """What helps without a network, as the end of a sentence; nothing is done unasked."""
+    command = f"rclip-metric download {spec.name}" + (f" --revision {revision}" if revision else "")
+    text = f"`{command}` fetches it once ({_download_size(spec)})"
+    shipped = next((other.name for other in map(get_spec, model_names()) if _ships_for_photographs(other)), None)
+    if shipped is not None:
+        text += f', and model="{shipped}" (in the shell --model {shipped}) comes with the package'
+    return text
+
+
+def _download_size(spec: WeightSpec) -> str:
+    """The size of the file or, where nobody has seen it, of the part of it that is known."""
+    size = spec.candidates[0].size if spec.candidates else None
+    if size is not None:
+        return f"{size / 1e6:.0f} MB"
+    from rclip_metric.towers import build_tower, without_weights
+
+    with without_weights(spec.architecture):
+        parameters = sum(parameter.numel() for parameter in build_tower(spec.architecture).parameters())
+    return f"its size is not known here, its vision tower takes {4 * parameters / 1e6:.0f} MB in float32"
+
+
+def _ships_for_photographs(spec: WeightSpec) -> bool:
+    return spec.source == "package" and spec.domain is None and spec.training is not None and is_cached(spec)
 
 
 def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:

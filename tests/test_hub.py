@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rclip_metric import manifest
 from rclip_metric.errors import (
     AccessError,
     DigestError,
@@ -24,7 +25,8 @@ from rclip_metric.errors import (
     WeightsError,
 )
 from rclip_metric.hub import HubSource, cached_file, fetch, recheck
-from rclip_metric.manifest import WeightFile
+from rclip_metric.manifest import WeightFile, get_spec, load_manifest
+from rclip_metric.weights import locate
 
 REPO = "owner/model"
 NAME = "model.safetensors"
@@ -338,6 +340,81 @@ def test_offline_and_without_a_network(hub, source, child, tmp_path):
     assert found == [["HubFile", str(path)]] * 4
     assert refused[0] == "NetworkError" and "cannot be reached, check the network and HF_ENDPOINT" in refused[1]
     assert not hub.requests and not (tmp_path / "cold").exists()
+
+
+@pytest.fixture
+def models(monkeypatch, tmp_path) -> Callable[..., None]:
+    """Gives the process another manifest: r-clip-f, and under each name given a shipped model with those changes."""
+    entries = load_manifest()["models"]
+
+    def replace_manifest(r_clip_f: dict[str, Any] | None = None, **shipped: dict[str, Any]) -> None:
+        tiny = {field: value for field, value in entries["tiny"].items() if field != "domain"}
+        named = {name.replace("_", "-"): {**tiny, **changes} for name, changes in shipped.items()}
+        path = tmp_path / "manifest.json"
+        models = {"r-clip-f": {**entries["r-clip-f"], **(r_clip_f or {})}, **named}
+        path.write_text(json.dumps({"schema_version": 1, "models": models}))
+        monkeypatch.setattr(manifest, "manifest_path", lambda: path)
+        manifest._specs.cache_clear()
+
+    yield replace_manifest
+    manifest._specs.cache_clear()
+
+
+class TestNamedModelOutOfReach:
+    """The sentence names what helps, and no other model is taken instead."""
+
+    UNKNOWN = "its size is not known here, its vision tower takes 353 MB in float32"
+    SHIPPED = 'and model="r-lite-f" (in the shell --model r-lite-f) comes with the package.'
+
+    def told(self, hub: Any, cache: Path, **options: Any) -> str:
+        with pytest.raises(NetworkError) as error:
+            locate("r-clip-f", cache_dir=cache, **options)
+        assert_one_sentence(error)
+        assert not list(cache.rglob("*.safetensors"))
+        return str(error.value)
+
+    @pytest.mark.parametrize("options, status", [({"local_files_only": True}, None), ({}, 503)])
+    def test_the_download_and_the_shipped_model(self, hub, models, tmp_path, options, status):
+        models(r_lite_f={})
+        hub.status = status
+        text = self.told(hub, tmp_path / "cache", **options)
+        assert text.endswith(f"; `rclip-metric download r-clip-f` fetches it once ({self.UNKNOWN}), {self.SHIPPED}")
+        assert bool(hub.requests) == (status is not None)
+        again = self.told(hub, tmp_path / "cache", revision="abcdef1", **options)
+        assert "`rclip-metric download r-clip-f --revision abcdef1`" in again
+
+    @pytest.mark.parametrize(
+        "shipped",
+        [{}, {"tiny": {"domain": "drawn scenes"}}, {"lite": {"training": None}}, {"r_lite_f": {"files": "missing"}}],
+    )
+    def test_only_a_robust_model_that_is_here_and_knows_photographs_is_named(self, hub, models, tmp_path, shipped):
+        file = {"name": "models/missing.safetensors", "sha256": None, "size": None}
+        models(**{n: c | ({"files": [file]} if "files" in c else {}) for n, c in shipped.items()})
+        text = self.told(hub, tmp_path / "cache", local_files_only=True)
+        assert text.endswith(f"fetches it once ({self.UNKNOWN}).")
+
+    def test_the_size_is_the_manifest_s_where_it_is_known(self, hub, models, tmp_path):
+        file = {"name": "open_clip_model.safetensors", "sha256": None, "size": 718_000_000}
+        models(r_clip_f={"files": [file]})
+        text = self.told(hub, tmp_path / "cache", local_files_only=True)
+        assert text.endswith("`rclip-metric download r-clip-f` fetches it once (718 MB).")
+
+    def test_what_is_in_the_cache_is_used(self, hub, models, tmp_path):
+        commit = hub.commit(get_spec("r-clip-f").repo, {"open_clip_model.safetensors": CONTENT})
+        models(r_clip_f={"revision": commit}, r_lite_f={})
+        path = locate("r-clip-f", cache_dir=tmp_path / "cache").path
+        assert locate("r-clip-f", cache_dir=tmp_path / "cache", local_files_only=True).path == path
+
+    def test_the_command_with_hf_hub_offline(self, hub, tmp_path):
+        image = Path(__file__).parents[1] / "examples" / "images" / "reference.png"
+        command = [sys.executable, "-m", "rclip_metric", "score", str(image), str(image)]
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+        shipped = f", {self.SHIPPED}" if "r-lite-f" in manifest.model_names() else "."
+        text = f"`rclip-metric download r-clip-f` fetches it once ({self.UNKNOWN}){shipped}\n"
+        assert "HF_HUB_OFFLINE is set" in done.stderr and done.stderr.endswith(text)
+        assert not hub.requests
 
 
 def test_the_environment_is_honoured_quietly(hub, source, child, tmp_path):
