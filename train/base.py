@@ -97,6 +97,7 @@ def resized(encoder: Encoder, image_size: int | None = None, squash: bool = Fals
         resize=encoder.resize,
         name=encoder.name,
         revision=encoder.revision,
+        domain=encoder.domain,
     )
     return result.train(encoder.training)
 
@@ -119,7 +120,7 @@ def at_size(
     side = preprocessing.crop
     if image_size is not None and image_size != side:
         architecture = _architecture_at(architecture, image_size)
-        preprocessing = replace(preprocessing, crop=image_size, resize=image_size * preprocessing.resize // side)
+        preprocessing = preprocessing.at(image_size)
     if squash:
         preprocessing = replace(preprocessing, mode="squash", resize=preprocessing.crop)
     return architecture, preprocessing

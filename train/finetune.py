@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss, StepResult
+from rclip_metric.train.base import resized
 from rclip_metric.train.checkpoint import (
     latest_state,
     provenance,
@@ -65,7 +66,7 @@ def finetune(
     of its batch, and named in the log.
 
     Args:
-        original: the clean encoder; it is not changed.
+        original: the clean encoder; it is not changed. The run's own original is `resized` as the config says.
         source: any tree of images (TeCoA: a folder per class), or WebDataset shards: see `open_stream`.
         out: folder of the run; processes on several machines must share it.
         config: what is computed.
@@ -96,7 +97,8 @@ def _finetune(
     text: TextModel | None, validation: Path | None, nights: Path | None, quiet: bool,
 ) -> Encoder:  # fmt: skip
     device = team.device
-    original = copy.deepcopy(original).to(device).eval().requires_grad_(False)
+    original = copy.deepcopy(resized(original, config.image_size or None, config.squash))
+    original = original.to(device).eval().requires_grad_(False)
     encoder = copy.deepcopy(original)
     encoder.name, encoder.revision = name, None
     for one in (original, encoder):

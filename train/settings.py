@@ -33,6 +33,10 @@ class FinetuneConfig:
     batch_size: int = setting(128, "images per step, over all processes together")
     learning_rate: float = setting(1e-5, "peak learning rate of AdamW; it falls to 0 along half a cosine")
     weight_decay: float = setting(1e-4, "weight decay of AdamW")
+    image_size: int = setting(
+        0, "side of the square input, for towers of convolutions and bases timm:NAME (0: the base's)", unit="pixels"
+    )
+    squash: bool = setting(False, "bring whole images to the square, whatever their aspect ratio")
     norm: str = setting("linf", "norm of the ball that the attack stays in", choices=("linf", "l2"))
     eps: float = setting(4 / 255, "radius of the ball, on images in [0, 1]", pixels=True)
     eps_warmup_steps: int = setting(0, "steps over which eps and the attack's steps grow from 0, linearly (0: none)")
@@ -59,8 +63,8 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "dual_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
-        for name in ("warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps", "inner_step_size",
-                     "inner_momentum", "clip_gradient", "rho"):  # fmt: skip
+        for name in ("image_size", "warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps",
+                     "inner_step_size", "inner_momentum", "clip_gradient", "rho"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
         for name in ("learning_rate", "scale", "dual_learning_rate"):

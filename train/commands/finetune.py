@@ -14,7 +14,6 @@ from rclip_metric.train.config import (
     recipe_names,
     shared_out,
 )
-from rclip_metric.train.options import add_size
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("rho", "dual_learning_rate", "dual_every")}
@@ -48,7 +47,6 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
             help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG, timm:MODEL or "
             "timm:MODEL@FILE; the TAG random gives random weights (default: the recipe's)",
         )
-        add_size(parser)
         labels = "a folder per class" if command == "tecoa" else "labels are not needed"
         parser.add_argument(
             "--images", required=True, metavar="DATA", help=f"a tree of images or WebDataset shards; {labels}"
@@ -92,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError("no encoder to start from: pass --base, or a --recipe that names one")
     text = load_base_text(name) if config.loss == "tecoa" else None
     finetune(
-        load_base(name, seed=config.seed, image_size=options.image_size, squash=options.squash),
+        load_base(name, seed=config.seed, image_size=config.image_size or None, squash=config.squash),
         options.images,
         options.out,
         config,
@@ -103,5 +101,6 @@ def _run(options: argparse.Namespace) -> None:
         nights=options.nights,
         quiet=options.quiet,
     )
-    done = f"{METHODS[config.loss]}, {config.steps} steps"
+    precision = "bfloat16" if read_settings(options.out / "run.json")["run"]["bfloat16"] else "float32"
+    done = f"{METHODS[config.loss]} in {precision}, {config.steps} steps"
     print(f"{options.out}: {done}; load it with RobustPerceptualDistance({str(options.out)!r})")
