@@ -57,6 +57,7 @@ from rclip_metric.train.evaluation.robustness import (
     full_float32,
 )
 from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.threat import LpBall
 
 SCENES = Path(__file__).parents[1] / "data" / "scenes" / "nights"
@@ -579,19 +580,8 @@ def agreement(norm: str, metric: EncoderMetric, triplets: Triplets, options: arg
 
 
 def machine(device: str) -> dict[str, Any]:
-    name, flags = platform.processor(), set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "flags":
-                flags = set(value.split())
-            elif key.strip() == "model name":
-                name = value.strip()
     return {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "processor": name,
-        "fast bfloat16": sorted(flags & {"amx_bf16", "avx512_bf16"}),
+        "device": device_record(torch.device(device)),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

@@ -30,6 +30,7 @@ from torch import Tensor
 from rclip_metric.train.baselines import sll
 from rclip_metric.train.baselines.lipsim import LipSim, LipSimArchitecture
 from rclip_metric.train.baselines.lipsim_files import POOL, folded, random_tensors
+from rclip_metric.train.machine import device_record
 
 TOY = LipSimArchitecture(32, 9, 3, 3, 2, 16, 20)
 State = Mapping[str, Tensor]
@@ -208,13 +209,8 @@ def compare(runs: Mapping[str, Callable[[], Tensor]], count: int, repeats: int) 
 
 
 def machine() -> dict[str, Any]:
-    name, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
     return {
-        "processor": name,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device_record(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "waiting": os.environ.get("OMP_WAIT_POLICY"),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -415,18 +415,10 @@ RUN: dict[str, Callable[[int, Sequence[str], Sequence[str]], dict[str, Any]]] = 
 
 
 def machine() -> dict[str, Any]:
-    flags, name = set(), platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "flags":
-                flags = set(value.split())
-            elif key.strip() == "model name":
-                name = value.strip()
+    from rclip_metric.train.machine import device_record
+
     return {
-        "processor": name,
-        "fast bfloat16": sorted(flags & {"amx_bf16", "avx512_bf16"}),
+        "device": device_record(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,

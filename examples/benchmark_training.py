@@ -52,6 +52,7 @@ from rclip_metric.train.evaluation.metric import EncoderMetric
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, bfloat16_is_fast
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.inner import start_noise, start_seed
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.objectives import fare
 from rclip_metric.train.settings import FinetuneConfig
 from rclip_metric.train.threat import LpBall
@@ -360,9 +361,8 @@ def compared(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[st
 
 
 def machine(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
-        "device": device, "name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "device": device_record(torch.device(device)), "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "bfloat16_is_fast": bfloat16_is_fast(torch.device(device)), "load": os.getloadavg()[0],
         "torch": torch.__version__, "python": platform.python_version(), "rclip_metric": __version__,
     }  # fmt: skip

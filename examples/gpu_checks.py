@@ -20,6 +20,7 @@ import torch
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.manifest import get_spec
 from rclip_metric.train.checkpoint import write_json
+from rclip_metric.train.machine import device_record
 
 
 def seconds(step: Callable[[], object], device: str, repeats: int) -> float:
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         for key, value in rates.items():
             print(f"{name:24} {key:36} {value:10.1f}")
     if options.out:
-        device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+        device = device_record(torch.device(options.device))
         settings = {"device": device, "batch_size": options.batch_size, "repeats": options.repeats, "tf32": False}
         versions = {"rclip-metric": __version__, "torch": torch.__version__}
         write_json(options.out, {"settings": settings, "versions": versions, "results": results})

@@ -46,6 +46,7 @@ from rclip_metric.train.evaluation.robustness import (
     full_float32,
 )
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, decision, evaluate_two_afc
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.threat import LpBall
 
 NIGHTS_TEST, NIGHTS_STEPS = 1_824, 100
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     samples, batch, steps = (3, 2, 1) if quick else (options.samples, options.batch_size, options.steps)
     models = ["tiny_convnext"] if quick else ["convnext_base_w", "vit_b_16"]
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "device": device_record(torch.device(device)),
         "settings": {"samples": samples, "batch_size": batch, "steps": steps, "tf32": False, "seed": 0, "quick": quick},
         "versions": {"rclip-metric": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "results": {},

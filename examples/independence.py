@@ -58,6 +58,7 @@ def main() -> None:
             print(f"{name}: {found[name]}", flush=True)
     settings = {"model": options.model, "triplets": len(first), "norm": options.norm, "eps": options.eps}
     settings |= {"steps": options.steps, "revision": record["model"]["revision"], "versions": record["versions"]}
+    settings["device"] = record["device"]
     if options.out is not None:
         options.out.write_text(json.dumps({"settings": settings, "runs": found}, indent=2) + "\n")
 

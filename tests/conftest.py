@@ -30,6 +30,14 @@ _home = pytest.StashKey[str]()
 _own_environment = pytest.StashKey[dict[str, str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-mkldnn",
+        action="store_true",
+        help="compute without oneDNN in the tests' own processes, as torch does where it was built without it",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if "huggingface_hub.constants" in sys.modules:
         raise pytest.UsageError("huggingface_hub was imported before it could be pointed to the loopback Hub")
@@ -51,6 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
+    if config.getoption("--no-mkldnn"):
+        import torch  # not before the environment is set
+
+        torch.backends.mkldnn.enabled = False
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

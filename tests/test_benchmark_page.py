@@ -350,6 +350,16 @@ def test_the_page_loads_nothing(whole: str) -> None:
     assert len(bare.encode()) < 150 * 1024
 
 
+def test_the_processor_is_told_with_its_instructions_and_by_its_name_in_older_results() -> None:
+    board = make_board(2, 1, 1)
+    name = "cpu, Intel(R) Xeon(R) Processor @ 2.70GHz"
+    assert name in page(board) and "oneDNN" not in page(board)
+    board["device"] |= {"capability": "AVX512", "bfloat16": ["amx_bf16", "avx512_bf16"], "onednn": "on"}
+    assert f"{name}, AVX512, amx_bf16, avx512_bf16, oneDNN on" in page(board)
+    board["device"] |= {"capability": "AVX2", "bfloat16": [], "onednn": "AVX2"}
+    assert f"{name}, AVX2, oneDNN AVX2" in page(board)
+
+
 def test_all_text_is_escaped() -> None:
     bad = "<script>alert('1')</script>\"'&<b onload=x>"
     board = make_board(2, 1, 1)

@@ -26,6 +26,7 @@ from rclip_metric.train.config import configured, read_recipe, recipe_names
 from rclip_metric.train.data.scene_formats import write_pairs
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.finetune import finetune
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.settings import FinetuneConfig, RunConfig
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.weights import load_encoder, save_encoder
@@ -132,6 +133,7 @@ def test_the_result_loads_by_path_and_says_how_it_was_made(scenes, tmp_path):
     assert record["method"] == "FARE" and record["base"]["name"] == "small" and record["data"]["images"] == 24
     assert FinetuneConfig(**record["recipe"]) == CONFIG
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["device"] == device_record(torch.device("cpu"))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["training"] == {"method": "FARE", "norm": "linf", "eps": "4/255", "data": "images", "base": "small"}
 

@@ -25,6 +25,7 @@ from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletIma
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.machine import device_record
 from rclip_metric.train.nights import NightsConfig, drawn_mlp, hinge, tune_nights
 from rclip_metric.train.triplet_step import dropout_stream, sides, squared_distances, update
 from rclip_metric.weights import load_encoder, save_encoder
@@ -156,6 +157,7 @@ def test_the_result_is_one_plain_checkpoint_and_the_base_is_spared(nights, tmp_p
     assert loaded.preprocessing == Preprocessing("squash", 64, 64, mean=MEAN, std=STD) == tuned.preprocessing
     assert loaded.name == "tuned" and loaded.mlp_hidden == (8 if config.head == "mlp" else None)
     run = record(tmp_path)
+    assert run["device"] == device_record(torch.device("cpu"))
     assert run["method"] == {"mlp": "MLP", "lora": "LoRA"}[config.head]
     assert run["base"] == {"name": "small", "revision": None} and run["seed"] == 0
     assert [epoch["epoch"] for epoch in run["epochs"]] == list(range(config.epochs + 1))

@@ -16,6 +16,7 @@ import torch
 from rclip_metric.manifest import get_spec
 from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
 from rclip_metric.train.evaluation.report import load_results, record, result_name, save, summary
+from rclip_metric.train.machine import device_record
 
 THREAT = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100, "restarts": 1, "loss": "ce"}
 TINY = {"name": "tiny", "revision": f"sha256:{(get_spec('tiny').files[0].sha256 or '')[:12]}", "resize": "published"}
@@ -145,7 +146,7 @@ def test_record_derives_its_numbers_from_the_outcomes():
     assert built["splits"]["test_imagenet"]["clean"]["accuracy"] == pytest.approx(share, abs=1e-4)
     assert (built["seconds"], built["images_per_second"]) == (8.0, 50.0)
     assert built["versions"]["torch"] == version("torch") and set(built["versions"]) >= {"timm", "python"}
-    assert built["device"]["type"] == "cpu" and built["device"]["name"]
+    assert built["device"] == device_record(torch.device("cpu"))
     assert built["human"] == {"accuracy": 82.6} and built["settings"]["bootstrap"]["resamples"] == 10_000
     assert unpack(built)[7].key == "000007"
 

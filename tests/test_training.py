@@ -125,6 +125,7 @@ def test_the_commands_from_nothing_to_a_table(tmp_path, capsys):
     ]
     assert main([*fare, "--out", f"{runs / 'robust'}", "--eps", "2/255", "--inner-steps", "1", *small]) == 0
     settings = json.loads((runs / "robust" / "run.json").read_text())
+    assert settings["device"] == json.loads((runs / "clean" / "run.json").read_text())["device"]
     recipe = settings["recipe"]
     assert recipe["eps"] == 2 / 255 and recipe["steps"] == 2 and recipe["learning_rate"] == 5e-4
     packed = tmp_path / "packed.safetensors"

@@ -33,6 +33,7 @@ from rclip_metric.train.checkpoint import (
 from rclip_metric.train.config import setting
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes import SIZE, VOCABULARY
+from rclip_metric.train.machine import device_record, versions
 from rclip_metric.weights import save_encoder
 
 CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
@@ -205,6 +206,7 @@ def train_clip(
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save_training(out / "state.safetensors", model, optimizer, step + 1, config)
     trained: Encoder = encoder.eval()
-    write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config)})
+    made = {"versions": versions(), "device": device_record(torch.device("cpu"))}
+    write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config), **made})
     save_encoder(trained, out, training=provenance("CLIP", "scenes"), license="MIT")
     return trained

@@ -34,7 +34,7 @@ from rclip_metric.train.clip import cosine_schedule
 from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import Batch, Stream, open_stream
 from rclip_metric.train.interrupt import Interrupt, Interrupted
-from rclip_metric.train.machine import device_name, versions
+from rclip_metric.train.machine import device_name, device_record, versions
 from rclip_metric.train.precision import encoder_precision
 from rclip_metric.train.progress import TrainingLog
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig, Stage
@@ -284,6 +284,7 @@ def _write_run(
         "run": {**asdict(run), "bfloat16": bfloat16, "processes": team.count, "device": device_name(team.device)},
         "seed": config.seed,
         "versions": versions(),
+        "device": device_record(team.device),
         "seconds": round(seconds, 1),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }

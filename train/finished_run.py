@@ -17,7 +17,9 @@ from rclip_metric.weights import load_encoder
 RECORD_NAME = "run.json"
 _LOG_NAME = "log.jsonl"
 # What a record says besides its recipe.
-_FACTS = ("method", "base", "data", "recipe", "run", "seed", "versions", "seconds", "made", "epochs", "best_epoch")
+_FACTS = (
+    "method", "base", "data", "recipe", "run", "seed", "versions", "device", "seconds", "made", "epochs", "best_epoch",
+)  # fmt: skip
 # An absolute path inside a text, but neither a fraction (4/255) nor an address (scheme://host/path).
 _POSIX_PATH = re.compile(r"(?<![\w.:/~])/(?:[^\s/]+/)*([^\s/]+)")
 _WINDOWS_PATH = re.compile(r"(?<!\w)[A-Za-z]:\\(?:[^\s\\]+\\)*([^\s\\]+)")

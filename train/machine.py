@@ -1,11 +1,13 @@
-"""What a run's record says of the machine that it ran on."""
+"""What a record says of the machine that it was made on."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,12 +23,39 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def device_record(device: torch.device) -> dict[str, str]:
-    """The kind of a device and its name, of a CPU the processor's."""
+def device_record(device: torch.device) -> dict[str, Any]:
+    """The kind of a device: its type and name, and of a processor what decides how it rounds.
+
+    Returns:
+        JSON: ``type``, ``name`` (of a CPU the processor's model, where the system states it), and for a CPU also
+        ``capability`` (the instructions of torch's own kernels, e.g. "AVX2" or "AVX512"), ``bfloat16`` (its
+        instructions that multiply bfloat16: "amx_bf16", "avx512_bf16", or none) and ``onednn`` ("on", "off", or the
+        instructions that the environment confines it to). Records from before these were stated have the first two.
+    """
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    name, table = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if device.type == "cpu" and table.exists():
-        stated = re.search(r"^model name\s*:\s*(.+)$", table.read_text(), re.MULTILINE)
-        name = stated[1].strip() if stated else name
-    return {"type": device.type, "name": name}
+    name = platform.processor() or platform.machine()
+    if device.type != "cpu":
+        return {"type": device.type, "name": name}
+    stated = re.search(r"^model name\s*:\s*(.+)$", _processor_table(), re.MULTILINE)
+    confined = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    # The flag is what torch asks before it calls oneDNN.
+    used = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return {
+        "type": "cpu",
+        "name": stated[1].strip() if stated else name,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": bfloat16_instructions(),
+        "onednn": (confined or "on") if used else "off",
+    }
+
+
+def bfloat16_instructions() -> list[str]:
+    """The instructions of this processor that multiply bfloat16; none where the system does not state them."""
+    return sorted({"amx_bf16", "avx512_bf16"} & set(_processor_table().split()))
+
+
+def _processor_table() -> str:
+    """What Linux says of the processors; empty elsewhere."""
+    table = Path("/proc/cpuinfo")
+    return table.read_text() if table.exists() else ""

@@ -32,7 +32,7 @@ from rclip_metric.train.data.two_afc import TripletFiles, read_nights
 from rclip_metric.train.evaluation.robustness import full_float32, resolved_precision
 from rclip_metric.train.interrupt import Interrupt
 from rclip_metric.train.lora import add_lora, merge_lora, train_dropout
-from rclip_metric.train.machine import device_name, versions
+from rclip_metric.train.machine import device_name, device_record, versions
 from rclip_metric.train.triplet_step import Forward, Source, embed_triplets
 from rclip_metric.train.tuning import Standing, Tuning, TuningLog
 from rclip_metric.weights import save_encoder
@@ -241,6 +241,7 @@ def tune_nights(
                 "prepared_seconds": round(prepared, 1)},
         "seed": config.seed,
         "versions": versions(),
+        "device": device_record(device),
         "seconds": round(standing.seconds, 1),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "epochs": standing.epochs,

@@ -92,7 +92,9 @@ def settings_section(board: Entry) -> str:
     facts = [(f"attack, {ball_name(t)}", escape(str(t["words"]))) for t in board["threats"] if t.get("words")]
     facts += [(escape(str(key)), escape(_setting(value))) for key, value in board["settings"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in board["versions"].items())
-    device = ", ".join(str(value) for value in board["device"].values() if value)
+    machine = {**board["device"]}
+    machine |= {"onednn": f"oneDNN {machine['onednn']}"} if machine.get("onednn") else {}
+    device = ", ".join(_setting(value) for value in machine.values() if value)
     facts += [(name, escape(words)) for name, words in (("versions", versions), ("machine", device)) if words]
     parts.append(pair_list(facts, "settings"))
     told = []

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from rclip_metric.train.apgd import apgd
 from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction, sample_seed
 from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.machine import bfloat16_instructions
 from rclip_metric.train.square import square
 from rclip_metric.train.threat import LpBall
 
@@ -90,11 +90,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere, x86 with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    information = Path("/proc/cpuinfo")
-    if device.type != "cpu" or not information.exists():
-        return False
-    flags = set(information.read_text().split())
-    return bool(flags & {"amx_bf16", "avx512_bf16"})
+    return device.type == "cpu" and bool(bfloat16_instructions())
 
 
 def default_chunk_size(device: torch.device, image_size: int) -> int:
