@@ -247,7 +247,7 @@ def test_timm_with_a_file_of_weights(tmp_path: Path, name: str, suffix: str) -> 
     model.reset_classifier(0)
     assert_same_embedding(encoder, model)
     small = load_base(f"timm:{name}@{path}", image_size=64, squash=True)
-    assert small.preprocessing == Preprocessing("squash", 64, 64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert small.preprocessing == replace(encoder.preprocessing, mode="squash", resize=64, crop=64)
     if name == "test_vit":  # by timm's own means
         model.set_input_size(img_size=64)
     assert_same_embedding(small, model)

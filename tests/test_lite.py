@@ -22,7 +22,7 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError, DigestError, MissingPackageError
 from rclip_metric.layouts import convert, detect
 from rclip_metric.manifest import get_spec
-from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.publish import refresh_manifest
 from rclip_metric.towers import NAMED, TimmArchitecture, architecture_to_dict
 from rclip_metric.train.base import load_base
@@ -116,21 +116,22 @@ def test_names_shapes_and_the_network_are_checked() -> None:
             attempt(state, other)
 
 
+@pytest.fixture(scope="module")
+def ordered() -> Encoder:
+    """The published tensors in their order, which is that of timm's."""
+    stated = torch.load(locate("lite").path, weights_only=True, map_location="cpu")
+    model: Any = timm.create_model("tf_efficientnet_lite0")
+    assert len(stated) == 296
+    model.load_state_dict(dict(zip(model.state_dict(), stated.values(), strict=True)))
+    model.reset_classifier(0)
+    state = {f"tower.trunk.{key}": value for key, value in model.state_dict().items()}
+    preprocessing = Preprocessing("crop", 256, 224, mean=HALF, std=HALF)
+    return Encoder.from_weights(state, architecture("tf_efficientnet_lite0", 224), preprocessing)
+
+
 @needs_package
 class TestThePackage:
     """The file that is published."""
-
-    @pytest.fixture(scope="class")
-    def ordered(self) -> Encoder:
-        """The published tensors in their order, which is that of timm's."""
-        stated = torch.load(locate("lite").path, weights_only=True, map_location="cpu")
-        model: Any = timm.create_model("tf_efficientnet_lite0")
-        assert len(stated) == 296
-        model.load_state_dict(dict(zip(model.state_dict(), stated.values(), strict=True)))
-        model.reset_classifier(0)
-        state = {f"tower.trunk.{key}": value for key, value in model.state_dict().items()}
-        preprocessing = Preprocessing("crop", 256, 224, mean=HALF, std=HALF)
-        return Encoder.from_weights(state, architecture("tf_efficientnet_lite0", 224), preprocessing)
 
     def test_it_is_loaded_by_its_name_alone(self, ordered: Encoder, tmp_path: Path) -> None:
         metric = RobustPerceptualDistance("lite")
@@ -220,7 +221,7 @@ class TestThePackage:
 
 
 SMALL = architecture("test_efficientnet", 64, 256)
-SQUASH = Preprocessing("squash", 64, 64, mean=HALF, std=HALF)
+SQUASH = Preprocessing("squash", 64, 64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -339,7 +340,7 @@ def test_a_shipped_model_can_be_a_timm_tower_in_half_precision(
         ({"repo": "owner/toy"}, "'repo': expected the name of a package"),
         ({"revision": "0123456"}, "'revision': a revision needs a repo on the Hub"),
         ({"files": None}, "'files': source 'pypi' needs a file, and one alone"),
-        ({"source": "package"}, "'repo': source 'package' goes with no repo"),
+        ({"source": "package", "repo": "owner/toy"}, "'repo': source 'package' goes with no repo"),
         (
             {"files": [{"name": "a.pth", "sha256": None, "size": 1}]},
             r"'files\[0\].sha256': source 'pypi' needs it",
