@@ -1,25 +1,46 @@
-"""What does a distance of 0.3 mean? Typical values on 64x64 scenes, as a Markdown table and JSON.
+"""What does a distance of 0.3 mean? Typical values between images, as a Markdown table and JSON.
 
-python examples/typical_distances.py --model tiny tiny-clean --out results/typical_distances.json
+    python examples/typical_distances.py --model tiny tiny-clean       # on scenes that are drawn here
+    python examples/typical_distances.py --model r-clip-f --images PHOTOGRAPHS [--products SET]
+
+PHOTOGRAPHS is a folder with a folder per class, or a CSV file with the columns class and file (relative to it) and
+perhaps set: only images of one set are compared. --products names a set whose classes are products rather than kinds.
+Photographs of more than 256 pixels are reduced to that, so that a pixel of blur is the same in all of them.
 """
 
 import argparse
+import csv
 import io
-import json
-from collections.abc import Callable, Iterator
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from rclip_metric import RobustPerceptualDistance, __version__
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.images import ImageError, open_image
 from rclip_metric.train.apgd import apgd
+from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.checkpoint import write_json
+from rclip_metric.train.data.classes import read_classes
 from rclip_metric.train.data.scenes import edits, generator, render, sample_scene
+from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.objectives import embedding_distance
 from rclip_metric.train.threat import LpBall
+from rclip_metric.train.weights_digest import weights_digest
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+Pair = tuple[str, Image.Image, Image.Image]
+"""What was done, an image, and the image that it became."""
+BALLS = tuple(LpBall("linf", levels / 255) for levels in (2, 4))
+OTHER_PHOTOGRAPHS = ("same product", "same class", "other class")
+LARGEST = 256  # pixels
+QUANTILES = {"5 %": 0.05, "50 %": 0.5, "95 %": 0.95}
 
 
 def jpeg(quality: int) -> Change:
@@ -43,6 +64,15 @@ def noise(sigma: float) -> Change:
     return change
 
 
+def crop(share: float) -> Change:
+    def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width, height = (max(1, round(side * share)) for side in image.size)
+        left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+        return image.crop((int(left), int(top), int(left) + width, int(top) + height))
+
+    return change
+
+
 PIXEL_CHANGES: dict[str, Change] = {
     "identical": lambda image, _: image,
     "JPEG, quality 90": jpeg(90),
@@ -52,10 +82,10 @@ PIXEL_CHANGES: dict[str, Change] = {
 }
 
 
-def pairs(count: int) -> Iterator[tuple[str, Image.Image, Image.Image]]:
-    """(kind, image, changed image) for ``count`` scenes and every kind of change."""
+def scene_pairs(count: int, seed: int) -> Iterator[Pair]:
+    """Pairs of every kind for ``count`` scenes."""
     for index in range(count):
-        rng = generator(0, "typical", index)
+        rng = generator(seed, "typical", index)
         scene = sample_scene(rng)
         image = Image.fromarray(render(scene))
         for kind, change in PIXEL_CHANGES.items():
@@ -70,54 +100,169 @@ def pairs(count: int) -> Iterator[tuple[str, Image.Image, Image.Image]]:
         yield "other scene", image, Image.fromarray(render(sample_scene(rng)))
 
 
-def under_attack(metric: RobustPerceptualDistance, images: torch.Tensor, steps: int) -> torch.Tensor:
-    """The largest distance that APGD finds between each image and itself moved by at most 4/255: (N,)."""
-    embedding = metric.embed(images)
-    ball = LpBall("linf", 4 / 255)
-    start = ball.start(images, list(range(len(images))))
-    found = apgd(lambda points, alive: metric.distance_to(embedding[alive], points), images, ball, steps, start=start)
-    return found.loss
+@dataclass(frozen=True)
+class Photograph:
+    """A file, the set that it belongs to, and its class there."""
+
+    path: Path
+    group: str
+    label: str
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=["tiny", "tiny-clean"])
-    parser.add_argument("--scenes", type=int, default=200, help="scenes per row (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="APGD steps of the last row (default %(default)s)")
+def read_photographs(source: Path, sets: Sequence[str] | None = None) -> list[Photograph]:
+    """The photographs of a class-per-folder tree or of a CSV file, of these sets alone if any are named.
+
+    Raises:
+        ValueError: The CSV lacks a column, or nothing is left.
+    """
+    if source.is_dir():
+        tree = read_classes(source)
+        found = [Photograph(image.path, "", tree.names[image.label]) for image in tree.images]
+    else:
+        with source.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := {"class", "file"} - set(reader.fieldnames or ()):
+                raise ValueError(f"{source} has no column {sorted(missing)[0]!r}: it needs class and file")
+            found = [Photograph(source.parent / row["file"], row.get("set") or "", row["class"]) for row in reader]
+    if unknown := set(sets or ()) - {photograph.group for photograph in found}:
+        raise ValueError(f"{source} has no set {sorted(unknown)[0]!r}")
+    found = [photograph for photograph in found if sets is None or photograph.group in sets]
+    if not found:
+        raise ValueError(f"{source} lists no images")
+    return found
+
+
+def photograph_pairs(photographs: Sequence[Photograph], products: str | None, count: int, seed: int) -> Iterator[Pair]:
+    """Pairs of every kind for ``count`` photographs, as many of every set as there are; a broken file is told of."""
+    sets: dict[str, list[Photograph]] = defaultdict(list)
+    for photograph in photographs:
+        sets[photograph.group].append(photograph)
+    drawn = []
+    for name, group in sorted(sets.items()):
+        order = generator(seed, f"order {name}", 0).permutation(len(group))
+        drawn.append([group[place] for place in order])
+    taken = [group[turn] for turn in range(max(map(len, drawn))) for group in drawn if turn < len(group)]
+    for index, photograph in enumerate(taken[:count]):
+        rng = generator(seed, "typical", index)
+        image = opened(photograph.path)
+        if image is None:
+            continue
+        for kind, change in {**PIXEL_CHANGES, "another crop (80 % of the sides)": crop(0.8)}.items():
+            yield kind, image, change(image, rng)
+        group = sets[photograph.group]
+        same = [other for other in group if other.label == photograph.label and other != photograph]
+        other_class = [other for other in group if other.label != photograph.label]
+        of_class = "same product" if photograph.group == products else "same class"
+        for kind, choices in ((of_class, same), ("other class", other_class)):
+            other = opened(choices[rng.integers(len(choices))].path) if choices else None
+            if other is not None:
+                yield kind, image, other
+
+
+def opened(path: Path) -> Image.Image | None:
+    try:
+        image = open_image(path)
+    except ImageError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return None
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.BICUBIC)
+    return image
+
+
+def under_attack(metric: RobustPerceptualDistance, images: torch.Tensor, ball: LpBall, steps: int, seed: int) -> Any:
+    """The largest distance that APGD finds between each image and itself moved within the ball: (N,)."""
+    clean = metric.embed(images)
+    start = ball.start(images, [sample_seed(seed, str(index)) for index in range(len(images))])
+    found = apgd(
+        lambda points, alive: embedding_distance(metric.embed(points), clean[alive]),
+        images,
+        ball,
+        steps,
+        start=start,
+        chunk_size=16,
+    )
+    return (found.loss / 2).sqrt()  # d = || u - v || / sqrt(2)
+
+
+def summary(values: torch.Tensor) -> dict[str, float]:
+    quantiles = torch.quantile(values.detach().cpu(), torch.tensor(list(QUANTILES.values()))).tolist()
+    return {
+        "pairs": len(values),
+        **{name: round(value, 4) for name, value in zip(QUANTILES, quantiles, strict=True)},
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", default=["tiny", "tiny-clean"], help="names or paths")
+    parser.add_argument("--images", type=Path, help="photographs: a folder of class folders, or a CSV file")
+    parser.add_argument("--sets", nargs="+", help="of a CSV file, only these sets (default: all)")
+    parser.add_argument("--products", metavar="SET", help="the set whose classes are products")
+    parser.add_argument("--count", type=int, default=200, help="images per row (default %(default)s)")
+    parser.add_argument("--attacked", type=int, default=64, help="images of the last rows (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="APGD steps of the last rows (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(argv)
 
+    if options.images is None:
+        pairs = scene_pairs(options.count, options.seed)
+    else:
+        try:
+            photographs = read_photographs(options.images, options.sets)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        pairs = photograph_pairs(photographs, options.products, options.count, options.seed)
     gathered: dict[str, tuple[list[Image.Image], list[Image.Image]]] = {}
-    for kind, image, changed in pairs(options.scenes):
+    for kind, image, changed in pairs:
         left, right = gathered.setdefault(kind, ([], []))
         left.append(image)
         right.append(changed)
-    table: dict[str, dict[str, list[float]]] = {}
-    for name in options.model:
-        metric = RobustPerceptualDistance(name)
-        for kind, (left, right) in gathered.items():
-            x, y = (torch.stack([metric.preprocess(image) for image in side]) for side in (left, right))
-            values = metric(x, y)
-            table.setdefault(kind, {})[name] = quartiles(values)
-        x = torch.stack([metric.preprocess(image) for image in gathered["identical"][0][:64]])
-        worst = under_attack(metric, x, options.steps)
-        table.setdefault("worst case within l_inf 4/255 (APGD)", {})[name] = quartiles(worst)
+    if not gathered:
+        parser.error(f"none of the images of {options.images} can be read")
+    kinds = sorted(gathered, key=lambda kind: OTHER_PHOTOGRAPHS.index(kind) if kind in OTHER_PHOTOGRAPHS else -1)
 
-    print("| change | " + " | ".join(options.model) + " |")
-    print("|---|" + "---|" * len(options.model))
+    table: dict[str, dict[str, Any]] = {}
+    models: dict[str, Any] = {}
+    for model in options.model:
+        metric = RobustPerceptualDistance(model).to(options.device)
+        encoder = metric.encoder
+        revision = encoder.revision or weights_digest(encoder.state_dict())
+        models[encoder.name] = {
+            "revision": revision,
+            "preprocessing": encoder.preprocessing.to_dict(),
+            "resize": encoder.resize,
+        }
+        for kind in kinds:
+            x, y = (
+                torch.stack([metric.preprocess(image) for image in side]).to(options.device) for side in gathered[kind]
+            )
+            table.setdefault(kind, {})[encoder.name] = summary(metric(x, y))
+        x = torch.stack([metric.preprocess(image) for image in gathered["identical"][0][: options.attacked]])
+        for ball in BALLS:
+            worst = under_attack(metric, x.to(options.device), ball, options.steps, options.seed)
+            table.setdefault(f"worst case within {ball} (APGD)", {})[encoder.name] = summary(worst)
+
+    print("| change | " + " | ".join(models) + " |")
+    print("|---|" + "---|" * len(models))
     for kind, cells in table.items():
-        print(f"| {kind} | " + " | ".join(f"{m:.2f} ({a:.2f} - {b:.2f})" for a, m, b in cells.values()) + " |")
+        ranges = (f"{cell['50 %']:.2f} ({cell['5 %']:.2f} - {cell['95 %']:.2f})" for cell in cells.values())
+        print(f"| {kind} | " + " | ".join(ranges) + " |")
+    settings = {key: getattr(options, key) for key in ("sets", "products", "count", "attacked", "steps", "seed")}
+    report = {
+        "images": options.images.name if options.images else "scenes",
+        "settings": settings,
+        "models": models,
+        "versions": versions(),
+        "device": device_record(metric.device),
+        "distances": table,
+    }
     if options.out:
-        settings = {"scenes": options.scenes, "steps": options.steps, "values": "quartiles: 25 %, 50 %, 75 %"}
-        versions = {"rclip-metric": __version__, "torch": torch.__version__}
-        write_json(
-            options.out,
-            {"settings": settings, "versions": versions, "distances": json.loads(json.dumps(table))},
-        )
-
-
-def quartiles(values: torch.Tensor) -> list[float]:
-    return [round(v, 4) for v in torch.quantile(values.detach(), torch.tensor([0.25, 0.5, 0.75])).tolist()]
+        write_json(options.out, report)
+    return report
 
 
 if __name__ == "__main__":
