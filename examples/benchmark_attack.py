@@ -285,8 +285,9 @@ def our_evaluation(
     robust, rows = clean.clone(), clean.nonzero()[:, 0]
     if len(rows):
         confirmed = attack_block(
-            recorder, reference[rows], options[rows], decision(label[rows]), AttackSettings(ball, steps=steps),
-            RunSettings(seed=0, chunk_size=chunk_size), [keys[i] for i in rows.tolist()], half=half,
+            recorder, reference[rows], lambda judging: fixed_options(judging, options[rows], chunk_size),
+            decision(label[rows]), AttackSettings(ball, steps=steps), RunSettings(seed=0, chunk_size=chunk_size),
+            [keys[i] for i in rows.tolist()], half=half,
         )  # fmt: skip
         robust[rows] = ~confirmed.fooled
         margin[rows] = confirmed.margin
@@ -301,8 +302,9 @@ def passes_of(
     reference, options, label, keys = triplets
     run, settings = RunSettings(seed=0, chunk_size=chunk_size), AttackSettings(ball, steps=steps)
     recorder = Recorder(metric)
-    attack = partial(attack_block, metric, reference, options, decision(label), settings, run, keys)
-    attack_block(recorder, reference, options, decision(label), settings, run, keys)
+    kept = partial(fixed_options, options=options, chunk_size=chunk_size)
+    attack = partial(attack_block, metric, reference, kept, decision(label), settings, run, keys)
+    attack_block(recorder, reference, kept, decision(label), settings, run, keys)
     pool, fixed = options.flatten(0, 1), fixed_options(metric, options, chunk_size)
     decide = decision(label)
 

@@ -43,6 +43,7 @@ from rclip_metric.train.evaluation.robustness import (
     RunSettings,
     attack_block,
     default_chunk_size,
+    fixed_options,
     full_float32,
 )
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, decision, evaluate_two_afc
@@ -111,7 +112,8 @@ def seconds_of_attack(
     reference, options = images[:, 0].contiguous(), images[:, 1:].contiguous()
     synchronize(images.device)
     begun = time.perf_counter()
-    attack_block(metric, reference, options, decide, AttackSettings(ball, steps=steps), run, keys, half=half)
+    kept = partial(fixed_options, options=options, chunk_size=run.chunk_size)
+    attack_block(metric, reference, kept, decide, AttackSettings(ball, steps=steps), run, keys, half=half)
     synchronize(images.device)
     return time.perf_counter() - begun
 

@@ -1,6 +1,9 @@
 """`rclip-metric eval`: what is printed, what is written, and what is said when something is wrong."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,15 @@ def scenes(tmp_path_factory):
     write_scenes(folder, ScenesConfig(images=1, triplets=(0, 4, 16), pool=1, queries=2), quiet=True)
     write_bapps(folder / "bapps", per_split=3, quiet=True)
     write_things(folder / "things", concepts=24, triplets=20, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos():
+    own = Path(__file__).resolve().parents[1].parent / "shared" / "photos"
+    folder = Path(os.environ.get("RCLIP_PHOTOS", own))
+    if not folder.is_dir():
+        pytest.skip(f"needs the photographs, and there is no {folder}")
     return folder
 
 
@@ -101,7 +113,6 @@ def test_sanity_ends_in_verdicts_and_keeps_what_they_rest_on(scenes, tmp_path, c
 
 
 def test_check_walks_the_set_without_a_model(scenes, tmp_path, capsys):
-    import shutil
 
     for task, folder in (("nights", scenes / "nights"), ("bapps", scenes / "bapps"), ("things", scenes / "things")):
         assert main(["eval", task, "--data", str(folder), "--check", "--quiet"]) == 0
@@ -116,6 +127,42 @@ def test_check_walks_the_set_without_a_model(scenes, tmp_path, capsys):
     assert main(["eval", "nights", "--data", str(broken), *FAST, "--attack", "none"]) == 2
     found = capsys.readouterr()
     assert "| 15 |" in found.out and "1 samples could not be read" in found.err
+
+
+def test_a_set_is_called_by_its_own_name_and_few_images_widen_the_interval(scenes, tmp_path, capsys):
+    folder = tmp_path / "drawings"
+    shutil.copytree(scenes / "things", folder)
+    (folder / "things.json").unlink()  # what tells that they are scenes
+    [table] = folder.glob("*.csv")
+    arguments = ["eval", "things", *FAST, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--data", str(folder)]) == 0
+    assert main([*arguments, "--data", str(table), "--resample", "images"]) == 0  # the table beside the images
+    assert "| drawings odd-one-out | 20 |" in capsys.readouterr().out
+    few, many = (json.loads((tmp_path / "out" / f"tiny-clean__drawings__clean{end}.json").read_text())
+                 for end in ("-images", ""))  # fmt: skip
+    assert few["data"] == many["data"] and few["data"]["published"] is None and len(few["data"]["digest"]) == 16
+    assert few["clean"]["accuracy"] == many["clean"]["accuracy"]
+    assert few["clean"]["interval_95"] != many["clean"]["interval_95"]
+    assert (few["settings"]["resample"], many["settings"]["resample"]) == ("images", "samples")
+    assert main([*arguments, "--data", str(folder), "--name", "other"]) == 0
+    assert "| other odd-one-out |" in capsys.readouterr().out
+    for task, data in (("things", folder), ("nights", scenes / "nights"), ("bapps", scenes / "bapps")):
+        assert main(["eval", task, *FAST, "--data", str(data), "--published"]) == 2
+        assert f"not the published set {task}" in capsys.readouterr().err
+
+
+@pytest.mark.photos
+@pytest.mark.parametrize(
+    ("name", "triplets", "images", "right"), [("kriegeskorte92", 1840, 92, 62.6), ("zappos85", 2125, 85, 53.2)]
+)
+def test_people_on_photographs(photos, tmp_path, name, triplets, images, right):
+    data = ["--data", str(photos / "judgements" / name), "--out", str(tmp_path)]
+    assert (
+        main(["eval", "nights", *data, "--model", "tiny", "--attack", "none", "--resample", "images", "--quiet"]) == 0
+    )
+    [record] = load_results([tmp_path])
+    assert record["clean"]["accuracy"] == pytest.approx(right, abs=0.1)
+    assert (record["data"]["name"], record["data"]["samples"], record["passes"]) == (name, triplets, images)
 
 
 def test_the_paper_preset_prints_its_settings(capsys):

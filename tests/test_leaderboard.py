@@ -16,13 +16,13 @@ from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train import evaluation
 from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
 from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.published import BAPPS_SPLITS, reported
+from rclip_metric.train.evaluation.published import BAPPS_SPLITS, PUBLISHED, PublishedSet, published_as, reported
 from rclip_metric.train.evaluation.report import record
 
 R_CLIP_F = {"name": "r-clip-f", "revision": (get_spec("r-clip-f").revision or "").ljust(40, "0"), "resize": "published"}
 OURS = {"name": "ours", "revision": "sha256:0123456789ab", "resize": "published"}
 SCENES: dict[str, Any] = {"name": "scenes", "split": "test", "protocol": None, "unreadable": []}
-NIGHTS = {**SCENES, "name": "nights"}
+NIGHTS = {**SCENES, "name": "nights", "published": "nights"}
 LINF = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100, "restarts": 1, "loss": "ce"}
 L2 = {**LINF, "norm": "l2", "eps": 3.0}
 CLEAN = {"attack": "none"}
@@ -48,7 +48,7 @@ def bapps(robust_per_split: int = 1000, protocol: str = "majority", per_split: i
         for split in sorted(BAPPS_SPLITS)
         for i in range(per_split)
     ]
-    data = {"name": "bapps", "split": "val", "protocol": protocol, "unreadable": []}
+    data: dict[str, Any] = {"name": "2afc", "split": None, "protocol": protocol, "unreadable": [], "published": "bapps"}
     settings = {"task": "2afc", "model": R_CLIP_F, "data": data, "threat": LINF, "seconds": 1.0, **changes}
     return record(rows, macro=True, resamples=100, **settings)
 
@@ -144,7 +144,7 @@ def test_paper_stands_beside_the_released_model_on_nights_only():
         {"threat": {**LINF, "source": OURS}},
         {"threat": {**L2, "eps": 0.857}},
         {"data": SCENES},
-        {"data": {**NIGHTS, "split": "val"}},
+        {"data": {**NIGHTS, "published": None}},
         {"data": {**NIGHTS, "unreadable": ["a.png"]}},
         {"settings": {"limit": 1824}},
         {"model": {**R_CLIP_F, "resize": "squash"}},
@@ -158,7 +158,10 @@ def test_other_settings_have_no_number_in_the_paper(changes):
     other = made(1650, 1355, 1824, **{"model": R_CLIP_F, "data": NIGHTS, **changes})
     assert reported(other, "robust") is None
     assert reported(other, "clean") == (90.6 if "threat" in changes else None)
-    assert reported(made(10, 5, 12, model=R_CLIP_F, data=NIGHTS), "clean") is None  # scenes in a folder called nights
+    del same["data"]["published"]  # of a version that did not ask
+    assert reported(same, "clean") is None
+    renamed = made(1650, 1355, 1824, model=R_CLIP_F, data={**NIGHTS, "name": "mine"})
+    assert (reported(renamed, "clean"), reported(renamed, "robust")) == (90.6, 74.3)
 
 
 def test_the_paper_stands_beside_converted_metrics_of_others_at_their_size():
@@ -190,17 +193,49 @@ def test_paper_on_other_data():
     fewer = {split: {**whole["splits"][split], "robust": fewer[split]["robust"]} for split in fewer}
     assert reported({**whole, "splits": fewer}, "clean") == 74.0
     assert reported({**whole, "splits": fewer}, "robust") is None
-    assert reported(bapps(per_split=1000), "clean") is None
     things = made(51, None, 100, task="odd-one-out", model=R_CLIP_F, data={**SCENES, "name": "things"})
+    assert reported(things, "clean") is None
+    things["data"]["published"] = "things"
     assert reported(things, "clean") == numbers["things"]["clean"] == 51.2
     both = {**LINF, "attack": "apgd-ce+apgd-t", "loss": None, "targets": 9}
-    data = {**SCENES, "name": "imagenet", "split": "val"}
+    data = {**SCENES, "name": "imagenet", "split": "val", "published": "imagenet"}
     whole = made(31_300, 12_000, 50_000, task="zero-shot", model=R_CLIP_F, data=data, threat=both)
     for eps, key in ((2, "linf_2"), (4, "linf_4")):
         built = {**whole, "threat": {**whole["threat"], "eps": eps / 255}}
         assert reported(built, "robust") == numbers["imagenet_zero_shot"][key]
         assert reported(built, "clean") == 62.6
         assert reported({**built, "task": "2afc"}, "clean") is None
+
+
+def test_published_data_are_recognised_by_number_and_digest(monkeypatch):
+    # Nobody has told the digest yet: the user has to state it, and the number has to fit.
+    assert published_as("nights", 1824, "0" * 16, "test") is None
+    assert published_as("nights", 1824, "0" * 16, "test", stated=True) == "nights"
+    for samples, split in ((1823, "test"), (1824, "val")):
+        with pytest.raises(
+            ValueError, match=r"not the published set nights: it has 1,824 samples of split test; leave"
+        ):
+            published_as("nights", samples, "0" * 16, split, stated=True)
+    assert published_as("bapps", 36_344, "0" * 16, stated=True) == "bapps"
+    with pytest.raises(ValueError, match="36,001 to 36,999 samples"):
+        published_as("bapps", 1000, "0" * 16, stated=True)
+    # Once it is known, it decides.
+    monkeypatch.setitem(PUBLISHED, "nights", PublishedSet((1824, 1824), "1" * 16, "test"))
+    assert published_as("nights", 1824, "1" * 16, "test") == "nights"
+    assert published_as("nights", 1824, "0" * 16, "test") is published_as("nights", 9, "1" * 16, "test") is None
+    with pytest.raises(ValueError, match="their digest is 0000000000000000 and not 1111111111111111"):
+        published_as("nights", 1824, "0" * 16, "test", stated=True)
+
+
+def test_the_kind_of_intervals_is_said():
+    few = made(9, None, 10, settings={"resample": "images"})
+    assert table([few]).splitlines()[-1] == "Percent, with 95 % intervals over images."
+    both = table([few, made(8, None, 10, data={**SCENES, "name": "many"}), made(9, None, 10)]).splitlines()
+    assert len(both) == 7  # other intervals, another row
+    assert both[-1] == (
+        "Percent, with 95 % bootstrap intervals (many test, scenes test) and 95 % intervals over images (scenes test)."
+    )
+    assert next(csv.DictReader(io.StringIO(table([few], "csv"))))["intervals"] == "95 % intervals over images"
 
 
 def test_a_column_for_people_and_the_number_attacked():

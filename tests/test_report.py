@@ -132,7 +132,7 @@ def test_36_000_samples_take_a_moment():
 
 def test_record_derives_its_numbers_from_the_outcomes():
     rows = outcomes(60)
-    built = made(rows, images=400, settings={"seed": 0}, human={"accuracy": 82.6}, largest_violation=0.0, processes=2)
+    built = made(rows, passes=400, settings={"seed": 0}, human={"accuracy": 82.6}, largest_violation=0.0, processes=2)
     assert built["schema"] == 1 and built["task"] == "2afc" and built["model"] == TINY
     assert built["data"] == {**NIGHTS, "samples": 60}
     assert built["threat"] == {**THREAT, "eps_text": "4/255"}
@@ -144,7 +144,7 @@ def test_record_derives_its_numbers_from_the_outcomes():
     assert built["splits"]["test_imagenet"]["clean"]["samples"] == len(part) == 40
     share = 100 * sum(row.clean for row in part) / 40
     assert built["splits"]["test_imagenet"]["clean"]["accuracy"] == pytest.approx(share, abs=1e-4)
-    assert (built["seconds"], built["images_per_second"]) == (8.0, 50.0)
+    assert (built["seconds"], built["passes"], built["images_per_second"]) == (8.0, 400, 50.0)
     assert built["versions"]["torch"] == version("torch") and set(built["versions"]) >= {"timm", "python"}
     assert built["device"] == device_record(torch.device("cpu"))
     assert built["human"] == {"accuracy": 82.6} and built["settings"]["bootstrap"]["resamples"] == 10_000

@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the attack's own passes; successes are confirmed in float32 (default: %(default)s)",
     )
+    add(
+        "--resample",
+        choices=("samples", "images"),
+        default="samples",
+        help="what intervals are about, as in eval: other samples, or other images as well (default: %(default)s)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--title", default="Perceptual metrics under attack", help="of the page")
     add("--overwrite", action="store_true", help="replace results of other settings")

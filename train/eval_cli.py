@@ -40,7 +40,8 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 def _run_settings(options: argparse.Namespace, metric: Any) -> Any:
     from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
 
-    return RunSettings(options.seed, options.batch_size, options.chunk_size or chunk_size_of(metric), options.precision)
+    chunk_size, resample = options.chunk_size or chunk_size_of(metric), getattr(options, "resample", "samples")
+    return RunSettings(options.seed, options.batch_size, chunk_size, options.precision, resample)
 
 
 def _needs(options: argparse.Namespace, *names: str) -> None:
@@ -111,7 +112,7 @@ def _nights_data(options: argparse.Namespace) -> Any:
     from rclip_metric.train.evaluation.tasks import nights_data
 
     _needs(options, "data")
-    return nights_data(options.data, options.split, options.limit)
+    return nights_data(options.data, options.split, options.limit, name=options.name, published=options.published)
 
 
 def _bapps(options: argparse.Namespace) -> None:
@@ -119,6 +120,7 @@ def _bapps(options: argparse.Namespace) -> None:
 
     _needs(options, "data")
     settings = {"protocol": options.protocol, "attacked": options.attacked, "limit": options.limit}
+    settings |= {"name": options.name, "published": options.published}
     _two_afc(options, bapps_data(options.data, options.splits, **settings), "squash")
 
 
@@ -132,7 +134,8 @@ def _things(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation.tasks import things_data
 
     _needs(options, "data")
-    data = things_data(options.data, options.table, options.images, options.limit)
+    naming = {"name": options.name, "published": options.published}
+    data = things_data(options.data, options.table, options.images, options.limit, **naming)
     if options.check:
         return _checked(data.things.images, options)
     _needs(options, "model")
@@ -234,9 +237,12 @@ def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], op
 
 
 def _zeroshot(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from rclip_metric.train.data.classes import read_classes, read_prompts
     from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.published import published_as
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
     from rclip_metric.train.text_weights import load_text
@@ -249,7 +255,9 @@ def _zeroshot(options: argparse.Namespace) -> None:
         return _checked([image.path for image in folders.images], options)
     _needs(options, "model")
     words = prompts.words(folders.names)  # what does not fit is found before a model is loaded
-    data = ZeroShotData(options.name or options.data.name, folders, prompts, limit=options.per_class)
+    data = ZeroShotData(options.name or options.data.resolve().name, folders, prompts, limit=options.per_class)
+    known = published_as("imagenet", len(folders.images), data.digest(), stated=options.published)
+    data = replace(data, published=known)
     balls = PAPER_BALLS if options.eps is None else tuple(LpBall(options.norm, eps) for eps in options.eps)
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":

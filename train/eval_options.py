@@ -18,6 +18,9 @@ train/evaluation/metric.py (EmbeddingMetric and DistanceMetric there wrap plain 
 
 Several processes or machines: torchrun --nproc-per-node N -m rclip_metric eval ... gives the same numbers as one
 process. With --out, an interrupted run goes on where it stopped when the same command is given again.
+
+The paper's numbers stand beside a result on the paper's data alone. These are recognised by their number and by a
+digest of ids and labels where it is known here; it is known of none yet, so --published has to say that they are it.
 """
 
 
@@ -32,15 +35,15 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     commands = group.add_parser("eval", help="judge metrics", description=_ABOUT).add_subparsers(
         dest="task", required=True, metavar="TASK"
     )
-    judged = _judged_options()
+    judged, people = _judged_options(), _set_options()
     attack = _attack_options("apgd")
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
 
-    nights = commands.add_parser("nights", parents=[judged, attack], help="2AFC in the NIGHTS format", **raw)
+    nights = commands.add_parser("nights", parents=[judged, people, attack], help="2AFC in the NIGHTS format", **raw)
     nights.add_argument("--split", default="test", help="train, val, test, test_imagenet or test_no_imagenet")
     nights.set_defaults(run=run["nights"])
 
-    bapps = commands.add_parser("bapps", parents=[judged, attack], help="2AFC in the BAPPS format", **raw)
+    bapps = commands.add_parser("bapps", parents=[judged, people, attack], help="2AFC in the BAPPS format", **raw)
     bapps.add_argument(
         "--protocol",
         choices=("majority", "soft"),
@@ -59,19 +62,18 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     bapps.set_defaults(run=run["bapps"])
 
     things = commands.add_parser(
-        "things", parents=[judged, _attack_options("none")], help="odd-one-out in the THINGS format", **raw
+        "things", parents=[judged, people, _attack_options("none")], help="odd-one-out in the THINGS format", **raw
     )
     things.add_argument("--table", type=Path, help="the tab-separated triplets (default: the one in --data)")
     things.add_argument("--images", type=Path, help="folder, or list of one path per line (default: DATA/images)")
     things.set_defaults(run=run["things"])
 
     zeroshot = commands.add_parser(
-        "zeroshot", parents=[judged], help="zero-shot classification of a folder per class", **raw
+        "zeroshot", parents=[judged, _name_options()], help="zero-shot classification of a folder per class", **raw
     )
     zeroshot.add_argument("--prompts", default="imagenet", help="imagenet, imagenet-simple, imagenet-tecoa, simple, "
                           "scenes, scenes-grounds, scenes-pairs, or a JSON file (default: %(default)s)")  # fmt: skip
     zeroshot.add_argument("--text", help="where the text tower comes from (default: what goes with the model)")
-    zeroshot.add_argument("--name", help="of the data set, for tables (default: the folder's)")
     zeroshot.add_argument("--per-class", type=positive, help="only the first N images of each class")
     zeroshot.add_argument("--attack", choices=("apgd", "none"), default="apgd", help="apgd: CE, then targeted DLR")
     zeroshot.add_argument("--norm", choices=NORMS, default="linf")
@@ -81,7 +83,10 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     zeroshot.set_defaults(run=run["zeroshot"])
 
     sane = commands.add_parser(
-        "sanity", parents=[judged], help="can the robust accuracy be trusted: the paper's checks, with a verdict", **raw
+        "sanity",
+        parents=[judged, people],
+        help="can the robust accuracy be trusted: the paper's checks, with a verdict",
+        **raw,
     )
     sane.add_argument("--split", default="test")
     sane.add_argument("--norm", nargs="+", choices=NORMS)
@@ -103,9 +108,31 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     return parser
 
 
+def _name_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    options.add_argument(
+        "--published",
+        action="store_true",
+        help="these are the data of the paper: its numbers shall stand beside the results. Refused if the number of "
+        "samples, or their digest where it is known, is another",
+    )
+    return options
+
+
+def _set_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[_name_options()])
+    options.add_argument(
+        "--resample", choices=("samples", "images"), default="samples",
+        help="what 95 %% intervals are about: other samples, or other images as well, where few images stand behind "
+        "many samples (default: %(default)s)",
+    )  # fmt: skip
+    return options
+
+
 def _judged_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--data", type=Path, help="folder of the set")
+    options.add_argument("--data", type=Path, help="folder of the set (things: or its table)")
     options.add_argument("--model", nargs="+", help="names, paths, Hub ids, or MODULE:FUNCTION")
     options.add_argument("--out", type=Path, help="folder for the results, one JSON per model and threat; resumes")
     options.add_argument("--overwrite", action="store_true", help="replace results of other settings")

@@ -110,7 +110,7 @@ def reported_numbers(records: Sequence[Record], image_size: int) -> dict[str, di
 
 
 def _task(record: Record) -> str:
-    name = record["data"]["name"].replace("-", "_")
+    name = (record["data"].get("published") or record["data"]["name"]).replace("-", "_")
     return f"{name}_zero_shot" if record["task"] == "zero-shot" else name
 
 

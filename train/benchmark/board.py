@@ -16,7 +16,7 @@ from rclip_metric.train.benchmark.entry import Data, Entry
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.certified import certified_curve
-from rclip_metric.train.evaluation.labels import Threat, data_label, named
+from rclip_metric.train.evaluation.labels import Threat, data_label, interval_label, named
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
@@ -68,7 +68,8 @@ def _data(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
         "label": data_label(first) if first else name,
         "task": first["task"] if first else None,
         "samples": first["data"]["samples"] if first else None,
-        "comparable": not scenes,
+        "intervals": interval_label(first) if first else None,
+        "comparable": bool(first and first["data"].get("published")),
         "judges": "the scenes' own rule" if scenes else "people",
         "note": _SCENES if scenes else None,
     }

@@ -89,9 +89,10 @@ class _Run:
         sets: dict[str, Data] = {}
         for part in self.settings.data:
             data = self._open(part)
-            if data.name in sets:
+            name = f"{data.name} {part.format}" if data.name in sets else data.name  # one folder may hold two formats
+            if name in sets:
                 raise ValueError(f"two of the data sets are {data.name}: give each benchmark one of them")
-            sets[data.name] = data
+            sets[name] = data
         return sets
 
     def _open(self, part: DataFolder) -> Data:
@@ -122,7 +123,7 @@ class _Run:
 
     def _build(self, entry: Entry, data: Data) -> Metric:
         # As eval does: BAPPS goes squashed through every metric, in the paper and here.
-        resize: Any = "squash" if data.name.endswith("bapps") else "default"
+        resize: Any = "squash" if isinstance(data, TwoAfcData) and data.macro else "default"
         metric = load_metric(entry.name, device=self.device, resize=resize, image_size=self.settings.image_size)
         entry.facts, entry.about = getattr(metric, "facts", None) or Facts(), metric.describe()
         entry.image_size = getattr(metric, "image_size", None)

@@ -49,6 +49,7 @@ class BenchmarkSettings:
         batch_size: samples in a block, the unit of work.
         chunk_size: images per pass; None: by device and size.
         precision: of the attacks' own passes; successes are confirmed in float32.
+        resample: what intervals are about, see `RunSettings`.
         device: auto, cpu, cuda, cuda:N or mps.
         title: of the page.
         overwrite: replace results of other settings.
@@ -75,6 +76,7 @@ class BenchmarkSettings:
     batch_size: int = 64
     chunk_size: int | None = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    resample: Literal["samples", "images"] = "samples"
     device: str = "auto"
     title: str = "Perceptual metrics under attack"
     overwrite: bool = False
@@ -98,7 +100,7 @@ class BenchmarkSettings:
 
     def run(self, chunk_size: int) -> RunSettings:
         """For the evaluations; ``chunk_size`` where none was asked for."""
-        return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision)
+        return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision, self.resample)
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+
+from rclip_metric.train.evaluation.image_interval import image_interval
 
 _DISTINCT = 64  # up to so many distinct values, counts are drawn instead of samples
 _CHUNK = 1 << 18  # values that are drawn at a time: they stay in the processor's cache
 
 
 def summary(
-    values: Sequence[float], splits: Sequence[str], *, macro: bool, seed: int = 0, resamples: int = 10_000
+    values: Sequence[float],
+    splits: Sequence[str],
+    *,
+    macro: bool,
+    images: Sequence[Sequence[Hashable]] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """The mean of scores with its bootstrap interval, in percent.
+    """The mean of scores with its 95 % interval, in percent.
 
     The bounds are the 2.5th and 97.5th percentile of the mean over samples drawn anew with replacement (Efron's
     percentile bootstrap). Where all samples agree they coincide. The order of the samples plays no part.
@@ -23,6 +31,8 @@ def summary(
         values: scores in [0, 1], one per sample.
         splits: the split of each sample.
         macro: the unweighted mean over splits, each of which is resampled by itself, instead of that over samples.
+        images: those of each sample, equally many, for an interval that also covers which images were chosen:
+            `image_interval`; None for the bootstrap.
         seed: of the resampling.
         resamples: how often.
 
@@ -40,11 +50,15 @@ def summary(
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError("scores must lie in [0, 1], and one of them does not: pass 1.0 for right and 0.0 for wrong")
     names = np.asarray(splits)
-    groups = [scores[names == name] for name in sorted(set(splits))] if macro else [scores]
-    generator = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(group, resamples, generator) for group in groups], 0)  # (resamples,)
-    low, high = np.percentile(means, (2.5, 97.5))
+    rows = [np.flatnonzero(names == name) for name in sorted(set(splits))] if macro else [np.arange(len(scores))]
+    groups = [scores[row] for row in rows]
     accuracy = np.mean([group.mean() for group in groups])
+    if images is None:
+        generator = np.random.default_rng(seed)
+        means = np.mean([_resampled_means(group, resamples, generator) for group in groups], 0)  # (resamples,)
+        low, high = np.percentile(means, (2.5, 97.5))
+    else:
+        low, high = image_interval(scores, rows, images)
     return {
         "accuracy": round(100 * float(accuracy), 4),
         "interval_95": [round(100 * float(low), 4), round(100 * float(high), 4)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypedDict
 
@@ -49,7 +49,7 @@ class Block(TypedDict):
 
 
 def cost(seconds: float, evaluations: int) -> dict[str, float]:
-    """What the clean pass cost."""
+    """What the clean pass cost; an evaluation is an image that goes through the metric."""
     return {"seconds": seconds, "evaluations": evaluations}
 
 
@@ -59,12 +59,12 @@ def empty_block(unreadable: list[str], attacks: int) -> Block:
     return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (attacks + 1)}
 
 
-def attack_cost(confirmed: Confirmed) -> dict[str, float]:
-    """What an attack on a block cost, and what it met."""
+def attack_cost(confirmed: Confirmed, others: int = 0) -> dict[str, float]:
+    """What an attack on a block cost, and what it met; ``others`` are evaluations beside those of the attack's loop."""
     attacked = confirmed.attacked
     return {
         "seconds": confirmed.seconds,
-        "evaluations": attacked.evaluations,
+        "evaluations": attacked.evaluations + others,
         "violation": confirmed.violation,
         "zero_gradients": attacked.zero_gradients,
         "nonfinite_gradients": attacked.nonfinite_gradients,
@@ -80,13 +80,16 @@ def settings_of(
     source: Metric | None,
 ) -> dict[str, Any]:
     """Everything that the outcomes depend on: what a journal must agree with to be taken up."""
+    settings = {**asdict(run), "precision": resolved_precision(run.precision, metric.device)}
+    if run.resample == "samples":
+        del settings["resample"]  # results from before there was a choice stay those of the same settings
     return {
         "task": task,
         "model": metric.describe(),
         "data": data,
         "attacks": [attack.describe() for attack in attacks],
         "source": source.describe() if source else None,
-        "run": {**asdict(run), "precision": resolved_precision(run.precision, metric.device)},
+        "run": settings,
     }
 
 
@@ -103,8 +106,11 @@ def records_of(
     limit: int | None = None,
     macro: bool = False,
     human: dict[str, Any] | None = None,
+    images_of: Callable[[str], Sequence[Hashable]] | None = None,
 ) -> list[dict[str, Any]]:
     """One record per attack, or one of the clean accuracy alone; its seconds are those of all processes together.
+
+    ``images_of`` gives the images of the sample of a key, for a run that asks for intervals over images.
 
     Raises:
         ValueError: if no sample could be read.
@@ -146,7 +152,8 @@ def records_of(
                 },
                 device=metric.device,
                 processes=team.count,
-                images=int(sum(part["evaluations"] for part in (*spent, *found))),
+                passes=int(sum(part["evaluations"] for part in (*spent, *found))),
+                images_of=images_of if run.resample == "images" else None,
             )
         )
     return records

@@ -152,7 +152,7 @@ def _chart(records: Sequence[Record], x: str) -> Chart:
             curve.points[at] = record["robust"]
     title = ", ".join([data[0], *([shared["samples"]] if "samples" in shared else [])])
     rest = [word for key, word in shared.items() if key not in ("samples", "eps", x)]
-    subtitle = ", ".join([*rest, "95 % bootstrap bands"])
+    subtitle = ", ".join([*rest, "95 % bands"])
     return Chart({norm: list(curves.values()) for norm, curves in panels.items()}, headings, title, subtitle)
 
 

@@ -95,8 +95,9 @@ def example_triplets(
         wrong = decision(label)(similarities, torch.arange(len(kept), device=metric.device)).wrong
         right = (~wrong).nonzero()[:, 0]
         confirmed = attack_block(
-            metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
-            [kept[index].key for index in right.tolist()], fixed=fixed[right], half=half, source=source,
+            metric, reference[right], lambda judging: fixed_options(judging, options[right], chunk),
+            decision(label[right], attack.loss), attack, run, [kept[index].key for index in right.tolist()],
+            half=half, source=source,
         )  # fmt: skip
         final = reference.clone()
         final[right] = confirmed.attacked.images

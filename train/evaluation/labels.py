@@ -86,3 +86,9 @@ def named(model: Mapping[str, Any]) -> str:
 def data_label(record: Record) -> str:
     """Name, split and protocol of the data."""
     return " ".join(str(record["data"][key]) for key in ("name", "split", "protocol") if record["data"].get(key))
+
+
+def interval_label(record: Record) -> str:
+    """What its intervals are: those of the bootstrap over samples, or those that allow for other images."""
+    over_images = record["settings"].get("resample") == "images"
+    return "95 % intervals over images" if over_images else "95 % bootstrap intervals"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rclip_metric.train.evaluation.curves import plot, sweep_plot
-from rclip_metric.train.evaluation.labels import Record, Threat, data_label, model_label, shared_words
+from rclip_metric.train.evaluation.labels import Record, Threat, data_label, interval_label, model_label, shared_words
 from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
 
@@ -135,23 +135,35 @@ def _arrange(records: Sequence[Record]) -> Board:
         threat: " ".join([threat.ball, *(word for key, word in threat.settings().items() if key not in shared)])
         for threat in threats
     }
-    caption = "Percent, with 95 % bootstrap intervals."
+    caption = f"Percent, with {_intervals(rows)}."
     if shared:
         caption += f" Attack: {', '.join(shared.values())}."
     footnotes = _number_warnings(rows, labels)
     return Board(rows, threats, labels, caption, footnotes, any(row.human.summary for row in rows))
 
 
+def _intervals(rows: Sequence[Row]) -> str:
+    """The kinds of intervals, each with its data sets where there are both."""
+    kinds: dict[str, dict[str, None]] = {}
+    for row in rows:
+        kinds.setdefault(interval_label(row.records[0]), {})[data_label(row.records[0])] = None
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return " and ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+
+
 def _rows(records: Sequence[Record]) -> list[Row]:
     """Merge the records of one model on one data set.
 
-    A threat that is there already, another number of samples or another clean accuracy mean another run: another row.
+    A threat that is there already, another number of samples, another clean accuracy or another kind of interval mean
+    another run: another row.
     """
     rows: dict[tuple[Any, ...], list[Row]] = {}
     for index, record in enumerate(records):
         if record in records[:index]:
             continue
-        identity = (data_label(record), model_label(record), record["data"]["samples"], record["clean"]["accuracy"])
+        clean = (record["data"]["samples"], record["clean"]["accuracy"], interval_label(record))
+        identity = (data_label(record), model_label(record), *clean)
         runs, threat = rows.setdefault(identity, []), Threat.of(record)
         row = next((run for run in runs if threat not in run.robust), None)
         if row is None:
@@ -205,7 +217,7 @@ def _markdown(board: Board) -> str:
 
 
 def _csv(board: Board) -> str:
-    head = ["model", "revision", "resize", "data", "split", "protocol", "samples", "ties"]
+    head = ["model", "revision", "resize", "data", "split", "protocol", "samples", "ties", "intervals"]
     for name in ("clean", *(", ".join([t.ball, *t.settings().values()]) for t in board.threats)):
         head += [name, f"{name}: low", f"{name}: high", f"{name}: samples", f"{name}: paper"]
     text = io.StringIO()
@@ -215,7 +227,11 @@ def _csv(board: Board) -> str:
         first = row.records[0]
         model, data = first["model"], first["data"]
         values = [model["name"], short_revision(model.get("revision")), model.get("resize")]
-        values += [*(data.get(key) for key in ("name", "split", "protocol", "samples")), first["clean"]["ties"]]
+        values += [
+            *(data.get(key) for key in ("name", "split", "protocol", "samples")),
+            first["clean"]["ties"],
+            interval_label(first),
+        ]
         for threat in (None, *board.threats):
             cell = row.cell(threat)
             found = cell.summary or {}

@@ -48,6 +48,9 @@ class Metric(Protocol):
     Images are float (N, 3, H, W) in [0, 1], as `preprocess` makes them. What is fixed during an attack (the options of
     a triplet) goes through `fix` once, and `similarities` compares images with it again and again: for embeddings
     that is a dot product, for a pairwise distance the other images themselves.
+
+    A metric with an ``embed`` besides states that `fix` gives unit embeddings (N, D) and that similarities are their
+    dot products: evaluations then embed each image once, in however many samples it stands.
     """
 
     name: str

@@ -12,10 +12,10 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from rclip_metric.images import ImageError
 from rclip_metric.train.data.things import Things
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
+from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -23,7 +23,6 @@ from rclip_metric.train.evaluation.robustness import (
     Decided,
     RunSettings,
     attack_block,
-    fixed_options,
     full_float32,
     resolved_precision,
 )
@@ -34,17 +33,40 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 
 @dataclass(frozen=True)
 class OddOneOutData:
-    """Triplets of images and the odd one of each; ``name`` is "things" for the published set."""
+    """Triplets of images and the odd one of each.
+
+    Attributes:
+        name: its own, e.g. the folder's.
+        things: images and triplets.
+        limit: how many were asked for, None for all.
+        published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
+    """
 
     name: str
     things: Things
     limit: int | None = None
+    published: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the outcomes depend on, JSON: the triplets go in as a digest."""
-        table = torch.cat([self.things.triplets, self.things.odd[:, None]], 1).numpy().tobytes()
         names = "\n".join(path.name for path in self.things.images).encode()
-        return {"name": self.name, "triplets": hashlib.sha256(table + names).hexdigest()[:16]}
+        found = {"name": self.name, "triplets": hashlib.sha256(_table(self.things) + names).hexdigest()[:16]}
+        return found | ({"published": self.published} if self.published else {})
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON; the digest is of the table."""
+        about = {"name": self.name, "split": None, "protocol": "odd-one-out"}
+        images = len(self.things.triplets.unique())
+        return {**about, "images": images, "digest": digest_of(self.things), "published": self.published}
+
+
+def digest_of(things: Things) -> str:
+    """A short digest of the table: which triplets these are, and which image is the odd one."""
+    return hashlib.sha256(_table(things)).hexdigest()[:16]
+
+
+def _table(things: Things) -> bytes:
+    return torch.cat([things.triplets, things.odd[:, None]], 1).numpy().tobytes()
 
 
 class _Embedded(TypedDict):
@@ -90,21 +112,23 @@ def evaluate_odd_one_out(
     settings = settings_of("odd-one-out", metric, data.settings(), attacks, run, source)
     describe = f"{data.name} {metric.name}"
     blocks: list[Block]
-    if not attacks and hasattr(metric, "embed"):
-        images = data.things.images
-        parts = [images[i : i + run.batch_size] for i in range(0, len(images), run.batch_size)]
+    if not attacks and embeds(metric):
+        paths = data.things.images
+        parts = [paths[i : i + run.batch_size] for i in range(0, len(paths), run.batch_size)]
+        images = ImageSet(parts, metric.preprocess, metric.device, run)
         embedded: list[_Embedded] = run_blocks(
-            parts, lambda part: _embed(metric, part, run), settings={**settings, "embeddings": True},
+            parts, lambda part: _embed(metric, images, part), settings={**settings, "embeddings": True},
             journal=journal, team=team, describe=describe, sizes=[len(part) for part in parts], quiet=quiet,
         )  # fmt: skip
         blocks = [_from_embeddings(data.things, embedded)]
     else:
         half = metric.in_bfloat16() if resolved_precision(run.precision, metric.device) == "bfloat16" else None
         ranges = [range(i, min(i + run.batch_size, count)) for i in range(0, count, run.batch_size)]
+        images = ImageSet((_shown(data.things, block) for block in ranges), metric.preprocess, metric.device, run)
 
         def evaluate(block: range) -> Block:
             with full_float32():
-                return _evaluate_block(metric, block, data.things, attacks, run, half, source)
+                return _evaluate_block(metric, block, data.things, images, attacks, run, half, source)
 
         blocks = run_blocks(
             ranges, evaluate, settings=settings, journal=journal, team=team, describe=describe,
@@ -114,35 +138,30 @@ def evaluate_odd_one_out(
         blocks,
         task="odd-one-out",
         metric=metric,
-        data={"name": data.name, "split": None, "protocol": "odd-one-out"},
+        data=data.describe(),
         attacks=attacks,
         run=run,
         source=source,
         team=team,
         limit=data.limit,
+        images_of=lambda key: data.things.triplets[int(key)].tolist(),
     )
 
 
-def _read(metric: Metric, paths: Sequence[Path]) -> tuple[Tensor, dict[int, str]]:
-    """Images (n, 3, S, S) of those that can be read, and what is wrong with the others, by position."""
-    images, wrong = [], {}
-    for position, path in enumerate(paths):
-        try:
-            images.append(metric.preprocess(path))
-        except ImageError as error:
-            wrong[position] = str(error)
-    return torch.stack(images).to(metric.device) if images else torch.empty(0), wrong
+def _shown(things: Things, block: range) -> list[Path]:
+    """The images of some triplets, in order."""
+    return [things.images[i] for i in things.triplets[block.start : block.stop].flatten().tolist()]
 
 
-def _embed(metric: Metric, paths: Sequence[Path], run: RunSettings) -> _Embedded:
+def _embed(metric: Metric, images: ImageSet, paths: Sequence[Path]) -> _Embedded:
     begun = time.perf_counter()
-    images, wrong = _read(metric, paths)
     with full_float32():
-        found = fixed_options(metric, images[:, None], run.chunk_size)[:, 0].tolist() if len(images) else []
+        problems = images.problems(metric, paths)
+        found = images.kept(metric, [[path] for path in paths if path not in problems])
     return {
-        "embeddings": found,
-        "readable": [position not in wrong for position in range(len(paths))],
-        "unreadable": [wrong.get(position, "") for position in range(len(paths))],
+        "embeddings": found[:, 0].tolist() if len(found) else [],
+        "readable": [path not in problems for path in paths],
+        "unreadable": [problems.get(path, "") for path in paths],
         "seconds": time.perf_counter() - begun,
     }
 
@@ -183,47 +202,36 @@ def _evaluate_block(
     metric: Metric,
     block: range,
     things: Things,
+    images: ImageSet,
     attacks: Sequence[AttackSettings],
     run: RunSettings,
     half: Metric | None,
     source: Metric | None,
 ) -> Block:
     """The rows of one block of triplets, from the images."""
-    begun = time.perf_counter()
-    triplets, odd = things.triplets[block.start : block.stop], things.odd[block.start : block.stop]
-    which = triplets.unique()
-    images, wrong = _read(metric, [things.images[i] for i in which.tolist()])
-    place = torch.full((int(triplets.max()) + 1,), -1)
-    readable = torch.tensor([position not in wrong for position in range(len(which))])
-    place[which[readable]] = torch.arange(int(readable.sum()))
-    position = place[triplets]  # (n, 3), into images; -1 where unreadable
-    problems = {int(which[p]): sentence for p, sentence in wrong.items()}
-    kept = (position >= 0).all(1)
-    unreadable = [
-        f"triplet {block.start + row}: {next(problems[i] for i in triplets[row].tolist() if i in problems)}"
-        for row in (~kept).nonzero()[:, 0].tolist()
-    ]
-    position, odd = position[kept], odd[kept]
-    numbers = (torch.arange(len(kept))[kept] + block.start).tolist()
+    begun, passes = time.perf_counter(), images.passes
+    problems = images.problems(metric, _shown(things, block))
+    numbers, unreadable = [], []
+    for number in block:
+        wrong = [problems[path] for path in _shown(things, range(number, number + 1)) if path in problems]
+        if wrong:
+            unreadable.append(f"triplet {number}: {wrong[0]}")
+        else:
+            numbers.append(number)
     if not numbers:
         return empty_block(unreadable, len(attacks))
-    with torch.no_grad():
-        columns = []
-        for a, b in PAIRS:
-            held = fixed_options(metric, images[position[:, b]][:, None], run.chunk_size)
-            points = images[position[:, a]]
-            size = run.chunk_size or len(points)
-            parts = zip(points.split(size), held.split(size), strict=True)
-            columns.append(torch.cat([metric.similarities(part, kept_part)[:, 0] for part, kept_part in parts]))
-    similarities = torch.stack(columns, 1)  # (n, 3)
+    odd = things.odd[numbers]
+    files = [[things.images[i] for i in triplet] for triplet in things.triplets[numbers].tolist()]
+    columns = [images.similarities(metric, [three[a] for three in files], [[three[b]] for three in files])
+               for a, b in PAIRS]  # fmt: skip
+    similarities = torch.cat(columns, 1)  # (n, 3)
     rows = _rows(numbers, similarities.cpu(), odd)
-    costs = [cost(time.perf_counter() - begun, len(images))]
+    costs = [cost(time.perf_counter() - begun, images.passes - passes)]
 
-    right = [i for i, row in enumerate(rows) if row["clean"] == 1.0]
-    others = torch.tensor([[j for j in range(3) if j != chosen] for chosen in odd[right].tolist()]).view(-1, 2)
-    chosen = position[right]
-    moved = images[chosen.gather(1, odd[right][:, None])[:, 0]]
-    options = images[chosen.gather(1, others)]  # (n, 2, 3, S, S)
+    right = [i for i, row in enumerate(rows) if attacks and row["clean"] == 1.0]
+    chosen = odd[right].tolist()
+    moved = images.pixels([files[i][j] for i, j in zip(right, chosen, strict=True)])
+    others = [[path for k, path in enumerate(files[i]) if k != j] for i, j in zip(right, chosen, strict=True)]
     apart = similarities[right].gather(1, 2 - odd[right].to(similarities.device)[:, None])  # of the other two
 
     for attack in attacks:
@@ -233,12 +241,14 @@ def _evaluate_block(
             value = odd_one_out(three, torch.zeros_like(indices))
             return Decided(value, -value, odd_one_out_choice(three) != 0)
 
+        passes = images.passes
         confirmed = attack_block(
-            metric, moved, options, decide, attack, run, [rows[i]["key"] for i in right], half=half, source=source
-        )
+            metric, moved, lambda judging: images.kept(judging, others), decide, attack, run,
+            [rows[i]["key"] for i in right], half=half, source=source,
+        )  # fmt: skip
         after = dict(zip(right, zip(confirmed.fooled.tolist(), confirmed.margin.tolist(), strict=True), strict=True))
         for i, row in enumerate(rows):
             fooled, margin = after.get(i, (True, row["margin"]))
             row["attacks"].append((float(not fooled), margin))
-        costs.append(attack_cost(confirmed))
+        costs.append(attack_cost(confirmed, images.passes - passes))
     return {"rows": rows, "unreadable": unreadable, "costs": costs}

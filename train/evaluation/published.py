@@ -1,23 +1,72 @@
-"""The paper's number for a result, where there is one that was obtained in the same way."""
+"""The paper's number for a result, where there is one that was obtained on the same data and in the same way."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.packaged import PACKAGED, packaged_revision
 from rclip_metric.train.baselines.reported import REPORTED
 
-NIGHTS_TEST = 1824  # triplets with 6 votes or more
-IMAGENET_VALIDATION = 50_000
-BAPPS_VALIDATION = 36_000  # and a few hundred more
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """How the data of a paper are told from others of the same format.
+
+    Attributes:
+        samples: the least and the largest number of them.
+        digest: of ids and labels, as records have it (``data.digest``); None where nobody has run this on the data.
+        split: of the set.
+    """
+
+    samples: tuple[int, int]
+    digest: str | None = None
+    split: str | None = None
+
+
+# No machine that this was written on had any of them: whoever has can take the digest from a record of theirs.
+PUBLISHED = {
+    "nights": PublishedSet((1824, 1824), split="test"),  # those with 6 votes or more
+    "bapps": PublishedSet((36_001, 36_999)),
+    "things": PublishedSet((4_000_000, 5_000_000)),  # 4.7 million
+    "imagenet": PublishedSet((50_000, 50_000)),  # the validation set
+}
 BAPPS_ATTACKED = 1000  # per split
 BAPPS_SPLITS = frozenset({"cnn", "color", "deblur", "frameinterp", "superres", "traditional"})
 
 _TWO_AFC = {("linf", 4 / 255): "linf", ("l2", 3.0): "l2"}
 _ZERO_SHOT = {("linf", 2 / 255): "linf_2", ("linf", 4 / 255): "linf_4"}
+
+
+def published_as(name: str, samples: int, digest: str, split: str | None = None, *, stated: bool = False) -> str | None:
+    """The published set that data are: its name, or None.
+
+    They are recognised by number and digest. Where the digest of the published set is not known, they are never taken
+    for it unless the user states so, and the number fits.
+
+    Args:
+        name: of `PUBLISHED`, that which has the data's format.
+        samples: how many there are.
+        digest: of their ids and labels.
+        split: that was read.
+        stated: the user says that they are the published set.
+
+    Raises:
+        ValueError: they cannot be what the user states.
+    """
+    known, (least, most) = PUBLISHED[name], PUBLISHED[name].samples
+    fits = least <= samples <= most and split == known.split
+    same = fits and digest == known.digest
+    if stated and not (same or (fits and known.digest is None)):
+        counted = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        which = f" of split {known.split}" if known.split else ""
+        got = f"{samples:,}{f' of split {split}' if split else ''}"
+        reason = f"their digest is {digest} and not {known.digest}" if fits else f"it has {counted} samples{which}"
+        raise ValueError(f"these {got} samples are not the published set {name}: {reason}; leave --published out")
+    return name if same or stated else None
 
 
 def is_published(model: Mapping[str, Any]) -> bool:
@@ -35,11 +84,11 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
 
     It is the manifest's, or that of `baselines.reported`.
 
-    The data's name decides: results on scenes have no such number, whatever format the scenes come in. Nor has a part
-    of a data set, another attack, another number of steps or another way of resizing.
+    The data have to be the published ones (`published_as`), whatever their name and format. A part of them has no such
+    number; nor has another attack, another number of steps or another way of resizing.
     """
     model, data = record["model"], record["data"]
-    task = data["name"].replace("-", "_")
+    task = data.get("published") or ""
     if task == "imagenet":
         task = re.sub(r"\W+", "_", f"imagenet_{record['task']}")
     cut = data["unreadable"] or record["settings"].get("limit") is not None
@@ -47,7 +96,7 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
     if cut or model.get("resize") not in (None, "published", *(("squash",) if task == "bapps" else ())):
         return None
     numbers = _reported(model).get(task)
-    if numbers is None or not _same_data(record, task, column):
+    if numbers is None or not _same_protocol(record, task, column):
         return None
     name = "clean" if column == "clean" else _threat_column(record["threat"], task)
     return None if name is None else numbers.get(name)
@@ -62,19 +111,14 @@ def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | Non
     return REPORTED.get(model["name"], {}) if converted and same_size else {}
 
 
-def _same_data(record: Mapping[str, Any], task: str, column: str) -> bool:
-    """Whether the data are those of the paper: all of them, and with its protocol."""
+def _same_protocol(record: Mapping[str, Any], task: str, column: str) -> bool:
+    """Whether published data were judged by the paper's protocol."""
     data, parts = record["data"], record["splits"]
-    if task == "nights":
-        return data.get("split") == "test" and data["samples"] == NIGHTS_TEST
     if task == "bapps":
         attacked = [part["robust"] and part["robust"]["samples"] for part in parts.values()]
-        enough = data["samples"] > BAPPS_VALIDATION and parts.keys() == BAPPS_SPLITS
         asked = column == "clean" or set(attacked) == {BAPPS_ATTACKED}
-        return data.get("protocol") == "majority" and enough and asked
-    if task == "imagenet_zero_shot":
-        return data["samples"] == IMAGENET_VALIDATION
-    return task == "things"
+        return data.get("protocol") == "majority" and parts.keys() == BAPPS_SPLITS and asked
+    return True
 
 
 def _threat_column(threat: Mapping[str, Any], task: str) -> str | None:

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "targets": (None, 9),
     "seed": (None, 0),
     "precision": (None, "float32"),
+    "resample": (None, "samples"),
 }
 
 _KEYS = frozenset({"schema", "task", "model", "data", "threat", "clean", "robust", "splits", "warnings", "samples"})
@@ -55,7 +56,8 @@ def record(
     settings: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     processes: int = 1,
-    images: int | None = None,
+    passes: int | None = None,
+    images_of: Callable[[str], Sequence[Hashable]] | None = None,
     seed: int = 0,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
@@ -78,7 +80,9 @@ def record(
         settings: everything else that the numbers depend on, e.g. seed, precision, batch_size, limit.
         device: where the model ran.
         processes: how many ran it.
-        images: images that went through the model, for images_per_second.
+        passes: images that went through the model, each as often as it did; for images_per_second.
+        images_of: the images of the sample of a key, for intervals over images (`image_interval`); None for the
+            bootstrap over samples.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -96,15 +100,19 @@ def record(
         raise ValueError(f"human needs 'accuracy' in percent, and has {', '.join(human) or 'nothing'}")
 
     def summaries(rows: Sequence[Outcome], macro: bool) -> dict[str, Any]:
-        attacked = [(row.robust, row.split) for row in rows if row.robust is not None]
-        clean = summary([r.clean for r in rows], [r.split for r in rows], macro=macro, seed=seed, resamples=resamples)
-        robust = None
-        if attacked:
-            scores, splits = zip(*attacked, strict=True)
-            robust = summary(scores, splits, macro=macro, seed=seed, resamples=resamples)
-        return {"clean": clean, "robust": robust}
+        def over(scored: Sequence[tuple[Outcome, float]]) -> dict[str, Any] | None:
+            if not scored:
+                return None
+            found, scores = zip(*scored, strict=True)
+            images = None if images_of is None else [images_of(row.key) for row in found]
+            splits = [row.split for row in found]
+            return summary(scores, splits, macro=macro, images=images, seed=seed, resamples=resamples)
+
+        attacked = [(row, row.robust) for row in rows if row.robust is not None]
+        return {"clean": over([(row, row.clean) for row in rows]), "robust": over(attacked)}
 
     whole = summaries(outcomes, macro)
+    bootstrap = {"seed": seed, "resamples": resamples} if images_of is None else None
     names = dict.fromkeys(row.split for row in outcomes)
     unreadable = list(data.get("unreadable") or [])
     filled = {key: threat.get(key) for key in ("attack", "norm", "eps", "eps_text", "steps", "restarts", "loss")}
@@ -123,12 +131,13 @@ def record(
         "largest_violation": largest_violation,
         "masking": {"zero_gradients": zero_gradients, "nonfinite_gradients": nonfinite_gradients},
         "warnings": [],
-        "settings": {"macro": macro, "bootstrap": {"seed": seed, "resamples": resamples}, **(settings or {})},
+        "settings": {"macro": macro, "bootstrap": bootstrap, **(settings or {})},
         "versions": _versions(),
         "device": device_record(torch.device(device)),
         "processes": processes,
         "seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 2) if images is not None and seconds > 0 else None,
+        "passes": passes,
+        "images_per_second": round(passes / seconds, 2) if passes is not None and seconds > 0 else None,
         "samples": pack(outcomes),
     }
     built["warnings"] = _warnings(built)
@@ -165,6 +174,12 @@ def _warnings(built: Mapping[str, Any]) -> list[str]:
         count = len(unreadable)
         whole = samples + count
         sentences.append(f"{count} of {whole} samples could not be read and were left out, the first: {unreadable[0]}")
+    shown = built["data"].get("images") or samples
+    if built["settings"]["bootstrap"] and samples > shown:
+        sentences.append(
+            f"{samples} samples share {shown} images, and the interval takes them for independent: it is too narrow, "
+            "ask for --resample images."
+        )
     violation = built["largest_violation"]
     if violation is not None and threat["eps"] is not None:
         ulp = float(np.spacing(np.float32(threat["eps"])))
@@ -267,7 +282,7 @@ def result_name(record: Mapping[str, Any]) -> str:
     steps = None if threat["attack"] == "square" and threat.get("steps") == 5000 else threat.get("steps")
     others = (key for key in threat if key not in ("attack", "norm", "eps", "eps_text"))
     parts[2] += _unusual({**threat, "steps": steps}, *others)
-    parts[2] += _unusual(settings, "seed", "precision")
+    parts[2] += _unusual(settings, "seed", "precision", "resample")
     return "__".join("-".join(_safe(str(word)) for word in words if word) for words in parts) + ".json"
 
 

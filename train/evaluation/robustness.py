@@ -20,6 +20,7 @@ from rclip_metric.train.threat import LpBall
 
 ATTACKS = ("apgd", "square", "noise", "transfer")
 PRECISIONS = ("float32", "bfloat16", "auto")
+RESAMPLES = ("samples", "images")
 # Below this margin of similarities a bfloat16 pass cannot tell right from wrong, so the float32 one is asked. On `tiny`
 # bfloat16 moves a similarity by 0.001 on average.
 SLACK = 0.004
@@ -75,12 +76,20 @@ class RunSettings:
         chunk_size: images per forward and backward pass (None: a whole block).
         precision: of the attack's own passes; successes are always confirmed in float32. "auto" is bfloat16 where the
             device is fast at it.
+        resample: what intervals are about: other "samples", or other "images" as well, where few images stand behind
+            many samples (`image_interval`).
     """
 
     seed: int = 0
     batch_size: int = 64
     chunk_size: int | None = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    resample: Literal["samples", "images"] = "samples"
+
+    def __post_init__(self) -> None:
+        """Check what is not checked where it is used."""
+        if self.resample not in RESAMPLES:
+            raise ValueError(f"resample must be one of {', '.join(RESAMPLES)}, not {self.resample!r}")
 
 
 DEFAULTS = RunSettings()
@@ -154,27 +163,25 @@ class Confirmed:
 def attack_block(
     metric: Metric,
     images: Tensor,
-    options: Tensor,
+    fixed: Callable[[Metric], Tensor],
     decide: Decision,
     settings: AttackSettings,
     run: RunSettings,
     keys: Sequence[str],
     *,
-    fixed: Tensor | None = None,
     half: Metric | None = None,
     source: Metric | None = None,
 ) -> Confirmed:
-    """Attack samples that the metric decides rightly; their options stay fixed and go through the metric once.
+    """Attack samples that the metric decides rightly; what they are compared with stays fixed.
 
     Args:
         metric: judges, in float32.
         images: (n, 3, S, S), perturbed.
-        options: (n, K, 3, S, S), compared with.
+        fixed: what a metric (this one, ``half`` or ``source``) keeps of the options, (n, K, ...): `fixed_options`.
         decide: from similarities (n, K) to loss, margin and outcome; for Square the loss is the margin's negative.
         settings: the attack.
         run: seed and chunk size.
         keys: the samples' names, for their seeds.
-        fixed: what the metric keeps of the options, (n, K, ...), where the clean pass has computed it already.
         half: the metric in bfloat16, if the attack's own passes shall run there.
         source: the metric that a transferred attack is made on.
 
@@ -186,7 +193,7 @@ def attack_block(
         nothing = torch.zeros(0, dtype=torch.bool, device=images.device)
         return Confirmed(nothing, images.new_zeros(0), Attacked(images, images.new_zeros(0), nothing), 0.0, 0.0)
     seeds = [sample_seed(run.seed, key) for key in keys]
-    kept = fixed_options(metric, options, run.chunk_size) if fixed is None else fixed
+    kept = fixed(metric)
     ball, chunk = settings.ball, run.chunk_size
 
     def judge(judging: Metric, held: Tensor, points: Tensor, indices: Tensor) -> Decided:
@@ -209,7 +216,7 @@ def attack_block(
             return Judged(decided.loss, decided.wrong)
 
     else:
-        held = fixed_options(half, options, chunk)
+        held = fixed(half)
 
         def loss_fn(points: Tensor, indices: Tensor) -> Judged:
             decided = judge(half, held, points, indices)
@@ -230,7 +237,7 @@ def attack_block(
     else:
         if source is None:
             raise ValueError("a transferred attack needs the metric it is made on")
-        held = fixed_options(source, options, chunk)
+        held = fixed(source)
         found = apgd(
             lambda points, indices: judge(source, held, points, indices).loss, images, ball, settings.steps,
             seeds=seeds, restarts=settings.restarts, larger_eps=settings.larger_eps, chunk_size=chunk,

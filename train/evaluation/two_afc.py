@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rclip_metric.images import ImageError, open_image
+from rclip_metric.images import open_image
 from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
+from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -28,7 +28,6 @@ from rclip_metric.train.evaluation.robustness import (
     Decided,
     RunSettings,
     attack_block,
-    fixed_options,
     full_float32,
     resolved_precision,
 )
@@ -42,7 +41,7 @@ class TwoAfcData:
     """Triplets and the protocol that they are judged by.
 
     Attributes:
-        name: "nights", "bapps", or another folder's name; published numbers stand beside the first two only.
+        name: its own, e.g. the folder's.
         split: what was read.
         triplets: in a fixed order.
         protocol: "majority" (right is what most people chose) or "soft" (the share of people that the metric agrees
@@ -50,6 +49,8 @@ class TwoAfcData:
         macro: average over splits rather than over triplets.
         attacked: keys of the triplets that are attacked; None for all.
         load: path -> (3, S, S); None for the metric's own `preprocess`.
+        limit: how many were asked for, None for all.
+        published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TwoAfcData:
     attacked: frozenset[str] | None = None
     load: Callable[[Path], Tensor] | None = None
     limit: int | None = None
+    published: str | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -72,7 +74,14 @@ class TwoAfcData:
         """What the outcomes depend on, JSON: the names and labels of all triplets go in as a digest."""
         rows = "\n".join(f"{t.key} {t.share} {self.attacked is None or t.key in self.attacked}" for t in self.triplets)
         digest = hashlib.sha256(rows.encode()).hexdigest()[:16]
-        return {"name": self.name, "split": self.split, "protocol": self.protocol, "triplets": digest}
+        found = {"name": self.name, "split": self.split, "protocol": self.protocol, "triplets": digest}
+        return found | ({"published": self.published} if self.published else {})
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON; the digest is of ids and labels."""
+        images = {path for triplet in self.triplets for path in files_of(triplet)}
+        about = {"name": self.name, "split": self.split, "protocol": self.protocol, "images": len(images)}
+        return {**about, "digest": digest_of(self.triplets), "published": self.published}
 
 
 def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[TripletFiles]:
@@ -84,6 +93,16 @@ def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[Tr
         if taken[triplet.split] <= count:
             kept.append(triplet)
     return kept
+
+
+def digest_of(triplets: Iterable[TripletFiles]) -> str:
+    """A short digest of ids and labels, in any order: which triplets these are, wherever their images lie."""
+    return hashlib.sha256("\n".join(sorted(f"{t.key} {t.share}" for t in triplets)).encode()).hexdigest()[:16]
+
+
+def files_of(triplet: TripletFiles) -> tuple[Path, Path, Path]:
+    """Reference, left and right."""
+    return triplet.reference, triplet.left, triplet.right
 
 
 def loader_at(size: int) -> Callable[[Path], Tensor]:
@@ -138,12 +157,13 @@ def evaluate_two_afc(
     device = metric.device
     precision = resolved_precision(run.precision, device)
     half = metric.in_bfloat16() if precision == "bfloat16" and attacks else None
-    load = data.load or metric.preprocess
     blocks = [data.triplets[i : i + run.batch_size] for i in range(0, len(data.triplets), run.batch_size)]
+    shown = ([path for triplet in block for path in files_of(triplet)] for block in blocks)
+    images = ImageSet(shown, data.load or metric.preprocess, device, run)
 
     def evaluate(block: Sequence[TripletFiles]) -> Block:
         with full_float32():
-            return _evaluate_block(metric, block, data, attacks, run, load, half, source)
+            return _evaluate_block(metric, block, data, attacks, run, images, half, source)
 
     results = run_blocks(
         blocks,
@@ -163,7 +183,7 @@ def evaluate_two_afc(
         results,
         task="2afc",
         metric=metric,
-        data={"name": data.name, "split": data.split, "protocol": data.protocol},
+        data=data.describe(),
         attacks=attacks,
         run=run,
         source=source,
@@ -171,6 +191,7 @@ def evaluate_two_afc(
         limit=data.limit,
         macro=data.macro,
         human=human,
+        images_of={triplet.key: files_of(triplet) for triplet in data.triplets}.__getitem__,
     )
 
 
@@ -180,25 +201,27 @@ def _evaluate_block(
     data: TwoAfcData,
     attacks: Sequence[AttackSettings | Certificate],
     run: RunSettings,
-    load: Callable[[Path], Tensor],
+    images: ImageSet,
     half: Metric | None,
     source: Metric | None,
 ) -> Block:
     """The rows of one block: clean, then every attack on those that are right."""
-    begun = time.perf_counter()
-    triplets, images, unreadable = _read(block, load)
+    begun, passes = time.perf_counter(), images.passes
+    problems = images.problems(metric, (path for triplet in block for path in files_of(triplet)))
+    unreadable = [
+        f"triplet {triplet.key}: {next(problems[path] for path in files_of(triplet) if path in problems)}"
+        for triplet in block
+        if not problems.keys().isdisjoint(files_of(triplet))
+    ]
+    triplets = [triplet for triplet in block if problems.keys().isdisjoint(files_of(triplet))]
     if not triplets:
         return empty_block(unreadable, len(attacks))
-    reference, options = images[:, 0].to(metric.device), images[:, 1:].to(metric.device)
     label = torch.tensor([triplet.label for triplet in triplets], device=metric.device)
-    fixed = fixed_options(metric, options, run.chunk_size)
-    chunk = run.chunk_size or len(reference)
-    with torch.no_grad():
-        pairs = zip(reference.split(chunk), fixed.split(chunk), strict=True)
-        similarities = torch.cat([metric.similarities(part, held) for part, held in pairs])  # (n, 2)
+    options = [(triplet.left, triplet.right) for triplet in triplets]
+    similarities = images.similarities(metric, [triplet.reference for triplet in triplets], options)  # (n, 2)
     clean = decision(label)(similarities, torch.arange(len(label), device=metric.device))
     tie = similarities[:, 0] == similarities[:, 1]
-    costs = [cost(time.perf_counter() - begun, 3 * len(triplets))]
+    costs = [cost(time.perf_counter() - begun, images.passes - passes)]
 
     rows: list[Row] = []
     for i, triplet in enumerate(triplets):
@@ -206,22 +229,26 @@ def _evaluate_block(
         margin = clean.margin[i].item()
         rows.append(Row(key=triplet.key, split=triplet.split, clean=score, tie=tied, margin=margin, attacks=[]))
     chosen = [data.attacked is None or triplet.key in data.attacked for triplet in triplets]
-    right = [i for i in range(len(rows)) if chosen[i] and not bool(clean.wrong[i])]
+    right = [i for i in range(len(rows)) if attacks and chosen[i] and not bool(clean.wrong[i])]
+    reference, kept = images.pixels([triplets[i].reference for i in right]), [options[i] for i in right]
+    fixed = images.kept(metric, kept)
     radius, spent = torch.zeros(0), 0.0
     if any(isinstance(attack, Certificate) for attack in attacks):  # once for all balls
         begun = time.perf_counter()
-        radius = radii(metric, reference[right], fixed[right], run.chunk_size)
+        radius = radii(metric, reference, fixed, run.chunk_size)
         spent = time.perf_counter() - begun
     for attack in attacks:
+        passes = images.passes
         if isinstance(attack, Certificate):
-            confirmed = certify(reference[right], radius, attack, spent)
+            confirmed = certify(reference, radius, attack, spent)
         else:
             confirmed = attack_block(
-                metric, reference[right], options[right], decision(label[right], attack.loss), attack, run,
-                [triplets[i].key for i in right], fixed=fixed[right], half=half, source=source,
+                metric, reference, lambda judging: fixed if judging is metric else images.kept(judging, kept),
+                decision(label[right], attack.loss), attack, run, [triplets[i].key for i in right],
+                half=half, source=source,
             )  # fmt: skip
         _add_attack(rows, triplets, chosen, right, confirmed, data.protocol)
-        costs.append(attack_cost(confirmed))
+        costs.append(attack_cost(confirmed, images.passes - passes))
     return {"rows": rows, "unreadable": unreadable, "costs": costs}
 
 
@@ -264,22 +291,3 @@ def _human(triplets: Sequence[TripletFiles], macro: bool) -> dict[str, Any] | No
     person = fmean(fmean(p * p + (1 - p) ** 2 for p in shares) for shares in parts.values())
     best = fmean(fmean(max(p, 1 - p) for p in shares) for shares in parts.values())
     return {"accuracy": round(100 * person, 4), "ceiling": round(100 * best, 4)}
-
-
-def _read(
-    block: Sequence[TripletFiles], load: Callable[[Path], Tensor]
-) -> tuple[list[TripletFiles], Tensor, list[str]]:
-    """Triplets whose three images could be read, the images (n, 3, 3, S, S), and a sentence per one that could not."""
-
-    def read(triplet: TripletFiles) -> Tensor | str:
-        try:
-            return torch.stack([load(path) for path in (triplet.reference, triplet.left, triplet.right)])
-        except ImageError as error:
-            return f"triplet {triplet.key}: {error}"
-
-    with ThreadPoolExecutor(4) as pool:
-        read_all = list(pool.map(read, block))
-    triplets = [triplet for triplet, found in zip(block, read_all, strict=True) if isinstance(found, Tensor)]
-    images = [found for found in read_all if isinstance(found, Tensor)]
-    unreadable = [found for found in read_all if isinstance(found, str)]
-    return triplets, torch.stack(images) if images else torch.empty(0), unreadable

@@ -76,11 +76,12 @@ class ZeroShotData:
     """A class-per-folder set and the words for its classes.
 
     Attributes:
-        name: "imagenet", beside which published numbers stand, or another.
+        name: its own, e.g. the folder's.
         folders: classes and images.
         prompts: the words.
         split: for the record.
         limit: images per class that were read, None for all.
+        published: "imagenet" for its validation set (`published_as`), whose numbers may stand beside the results.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ZeroShotData:
     prompts: Prompts
     split: str | None = None
     limit: int | None = None
+    published: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """For the record: prompts other than ImageNet's own are another protocol."""
@@ -95,6 +97,7 @@ class ZeroShotData:
             "name": self.name,
             "split": self.split,
             "protocol": None if self.prompts.name == USUAL_PROMPTS else self.prompts.name,
+            **({"published": self.published} if self.published else {}),
         }
 
     def digest(self) -> str:
