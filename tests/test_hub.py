@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,7 +343,7 @@ def test_offline_and_without_a_network(hub, source, child, tmp_path):
 
 
 @pytest.fixture
-def models(monkeypatch, tmp_path) -> Callable[..., None]:
+def models(monkeypatch, tmp_path) -> Iterator[Callable[..., None]]:
     """Gives the process another manifest: r-clip-f, and under each name given a shipped model with those changes."""
     entries = load_manifest()["models"]
 
