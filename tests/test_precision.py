@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import Encoder
 from rclip_metric.library_towers import timm_architecture
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import ViTArchitecture
 from rclip_metric.train import precision
 from rclip_metric.train.evaluation import robustness
-from rclip_metric.train.precision import encoder_precision
+from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
+from rclip_metric.train.precision import encoder_precision, metric_precision
 
 VIT = ViTArchitecture(image_size=32, patch_size=16, width=64, depth=1, heads=1, projection=16)
 
@@ -22,6 +24,7 @@ def convolutions():
 def fast_flag(monkeypatch):
     """A processor that says it multiplies bfloat16, whatever this one says."""
     monkeypatch.setattr(robustness, "bfloat16_is_fast", lambda device: True)
+    monkeypatch.setattr(precision, "_measured", {})
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch):
@@ -56,3 +59,17 @@ def test_measuring_leaves_the_encoder_and_the_random_numbers_alone(fast_flag):
     assert torch.equal(drawn, torch.rand(3))
     assert all(torch.equal(before[key], tensor) for key, tensor in encoder.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_a_metric_is_measured_once_per_architecture_and_size(monkeypatch, fast_flag):
+    asked = []
+
+    def seconds(encoder):
+        asked.append(next(encoder.parameters()).dtype)
+        return 1.0 if asked[-1] == torch.float32 else 0.5
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    metric = EncoderMetric(RobustPerceptualDistance(convolutions()))
+    assert [metric_precision("auto", metric) for _ in range(3)] == ["bfloat16"] * 3 and len(asked) == 2
+    other = EmbeddingMetric(lambda images: images.flatten(1), 8, name="pixels")
+    assert metric_precision("auto", other) == "bfloat16" and metric_precision("float32", other) == "float32"

@@ -37,11 +37,13 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-def _run_settings(options: argparse.Namespace, metric: Any) -> Any:
+def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
     from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
+    from rclip_metric.train.precision import metric_precision
 
     chunk_size, resample = options.chunk_size or chunk_size_of(metric), getattr(options, "resample", "samples")
-    return RunSettings(options.seed, options.batch_size, chunk_size, options.precision, resample)
+    precision = team.gather(metric_precision(options.precision, metric))[0]  # where it is measured they may not agree
+    return RunSettings(options.seed, options.batch_size, chunk_size, precision, resample)
 
 
 def _needs(options: argparse.Namespace, *names: str) -> None:
@@ -93,7 +95,7 @@ def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     records: list[dict[str, Any]] = []
     for name in options.model:
         metric = load_metric(name, device=device, resize=resize)
-        run = _run_settings(options, metric)
+        run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
             return evaluate_two_afc(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
@@ -146,7 +148,7 @@ def _things(options: argparse.Namespace) -> None:
     records: list[dict[str, Any]] = []
     for model in options.model:
         metric = load_metric(model, device=device)
-        run = _run_settings(options, metric)
+        run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
             return evaluate_odd_one_out(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
@@ -182,7 +184,7 @@ def _sanity(options: argparse.Namespace) -> None:
         source = load_metric(options.source, device=device) if options.source else None
         if source and (source.name, source.revision) == (metric.name, metric.revision):
             source = None  # its own attack is no transfer
-        run = _run_settings(options, metric)
+        run = _run_settings(options, metric, team)
 
         def evaluate(
             attacks: Any, *, attacked: Any = None, transfer: bool = False,
@@ -268,7 +270,7 @@ def _zeroshot(options: argparse.Namespace) -> None:
     for name in options.model:
         metric: Any = load_metric(name, device=device)
         text = load_text(options.text or name)
-        run = _run_settings(options, metric)
+        run = _run_settings(options, metric, team)
 
         def evaluate(
             chosen: Any, journal: Path | None, metric: Any = metric, text: Any = text, run: Any = run

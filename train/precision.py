@@ -9,9 +9,12 @@ from typing import Literal
 import torch
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.towers import Architecture
+from rclip_metric.train.evaluation.metric import EncoderMetric, Metric
 from rclip_metric.train.evaluation.robustness import resolved_precision
 
 _IMAGES, _REPEATS = 4, 3
+_measured: dict[tuple[Architecture, int], Literal["float32", "bfloat16"]] = {}  # one process decides alike throughout
 _WORTH = 1.15  # bfloat16 rounds: a gain within the noise of the measurement is none
 
 
@@ -31,9 +34,19 @@ def encoder_precision(precision: str, encoder: Encoder) -> Literal["float32", "b
     resolved = resolved_precision(precision, encoder.mean.device)
     if precision != "auto" or resolved == "float32" or encoder.mean.device.type != "cpu" or not encoder.convolutional:
         return resolved
-    plain = copy.deepcopy(encoder).eval().requires_grad_(False)
-    half = copy.deepcopy(plain).bfloat16()
-    return "bfloat16" if _seconds(half) * _WORTH < _seconds(plain) else "float32"
+    kind = encoder.architecture, encoder.preprocessing.crop
+    if kind not in _measured:
+        plain = copy.deepcopy(encoder).eval().requires_grad_(False)
+        half = copy.deepcopy(plain).bfloat16()
+        _measured[kind] = "bfloat16" if _seconds(half) * _WORTH < _seconds(plain) else "float32"
+    return _measured[kind]
+
+
+def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bfloat16"]:
+    """Resolve "auto" for the passes of an attack on a metric: of ours by `encoder_precision`, else by the device."""
+    if isinstance(metric, EncoderMetric):
+        return encoder_precision(precision, metric.metric.encoder)
+    return resolved_precision(precision, metric.device)
 
 
 def _seconds(encoder: Encoder) -> float:

@@ -34,6 +34,7 @@ from rclip_metric.train.evaluation.tasks import bapps_data, nights_data, things_
 from rclip_metric.train.evaluation.timing import time_metrics
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.machine import versions
+from rclip_metric.train.precision import metric_precision
 from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import locate
 
@@ -204,7 +205,8 @@ class _Run:
         )
 
     def _run_settings(self, metric: Metric) -> RunSettings:
-        return self.settings.run(chunk_size_of(metric))
+        run = self.settings.run(chunk_size_of(metric))
+        return replace(run, precision=self.team.gather(metric_precision(run.precision, metric))[0])
 
     def time(self, entries: list[Entry]) -> None:
         """What each metric costs that could be built; measured by the first process alone."""
