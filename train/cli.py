@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rclip_metric.train.commands import baseline, clip, convert, export, finetune, nights, scenes
+from rclip_metric.train.commands import baseline, clip, convert, export, finetune, nights, photos, scenes
 from rclip_metric.train.interrupt import Interrupted
 
 
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
-    for module in (scenes, clip, finetune, nights, convert, baseline, export):
+    for module in (scenes, photos, clip, finetune, nights, convert, baseline, export):
         module.add(commands, shared)
     return parser
 

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from rclip_metric.train.data import scenes
 from rclip_metric.train.data.scenes import BACKGROUNDS, COLOURS, GROUNDS, SHAPES, Scene, generator, render, sample_scene
+from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.things import COLUMNS
 from rclip_metric.train.data.two_afc import BAPPS_SPLITS
 
@@ -145,9 +145,9 @@ def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool
     if per_split < 1:
         raise ValueError(f"got {per_split} triplets per split, expected 1 or more")
     record = _record(seed=seed, per_split=per_split, size=BAPPS_SIZE, people=PEOPLE)
-    if _written(folder / "bapps.json", record):
+    if written(folder / "bapps.json", record):
         return record
-    partial = _begin(folder / "2afc", "bapps.json")
+    partial = begin(folder / "2afc", "bapps.json")
     with (folder / "strengths.csv").open("w", newline="") as handle:
         table = csv.writer(handle)
         table.writerow(["key", "kind", "p0", "p1"])
@@ -232,13 +232,13 @@ def write_things(
     if triplets < 1 or concepts > 10_000:  # four digits: the order of the names is that of the concepts
         raise ValueError(f"got {triplets} triplets of {concepts} concepts, expected 1 or more of at most 10,000")
     record = _record(seed=seed, concepts=concepts, triplets=triplets, size=scenes.SIZE, label_noise=LABEL_NOISE)
-    if _written(folder / "things.json", record):
+    if written(folder / "things.json", record):
         return record
     drawn = [sample_concept(seed, index) for index in range(concepts)]
     choices = _choices(drawn)
     if not choices:
         raise ValueError(f"{concepts} concepts allow no triplet with an odd one: ask for more, such as 60")
-    partial = _begin(folder / "images", "things.json")
+    partial = begin(folder / "images", "things.json")
     bar = tqdm(total=concepts + triplets, desc="THINGS", disable=True if quiet else None)
     for index, scene in enumerate(drawn):
         shape, colour, paint = _traits(scene)
@@ -274,9 +274,9 @@ def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bo
     if per_class < 1:
         raise ValueError(f"got {per_class} images per class, expected 1 or more")
     record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=list(scenes.BACKGROUNDS))
-    if _written(folder / "grounds.json", record):
+    if written(folder / "grounds.json", record):
         return record
-    partial = _begin(folder, "grounds.json")
+    partial = begin(folder, "grounds.json")
     left = dict.fromkeys(scenes.BACKGROUNDS, per_class)
     with tqdm(total=sum(left.values()), desc="grounds", disable=True if quiet else None) as bar:
         for index in itertools.count():
@@ -305,9 +305,9 @@ def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool
     if per_class < 1:
         raise ValueError(f"got {per_class} images per class, expected 1 or more")
     record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=len(COLOURS) * len(BACKGROUNDS))
-    if _written(folder / "pairs.json", record):
+    if written(folder / "pairs.json", record):
         return record
-    partial = _begin(folder, "pairs.json")
+    partial = begin(folder, "pairs.json")
     with tqdm(total=record["classes"] * per_class, desc="pairs", disable=True if quiet else None) as bar:
         for colour, paint in itertools.product(COLOURS, BACKGROUNDS):
             place = partial / f"{colour}-on-{paint}"
@@ -330,27 +330,3 @@ def _record(**settings: Any) -> dict[str, Any]:
         "scenes_version": scenes.VERSION,
         **settings,
     }
-
-
-def _written(done: Path, record: dict[str, Any]) -> bool:
-    """Whether ``done``, which is written last, says that this very set is there already."""
-    if not done.exists():
-        return False
-    if json.loads(done.read_text()) != record:
-        raise ValueError(
-            f"{done.parent} holds a set of other settings (see {done}): choose another folder or delete it"
-        )
-    return True
-
-
-def _begin(place: Path, done: str) -> Path:
-    """An empty folder to be renamed to ``place`` at the end, so that no interrupted run leaves half a set there."""
-    if place.exists():
-        raise ValueError(
-            f"{place} exists, and no {done} says that it was made here: choose another folder or delete it"
-        )
-    partial = place.with_name(place.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
