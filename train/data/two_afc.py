@@ -45,6 +45,7 @@ class TripletFiles:
         share: Of the people asked, in [0, 1], who found the right image more similar; NIGHTS has 0 and 1 alone.
         split: The part it is reported under: "train", "val", "test_imagenet" or "test_no_imagenet" for NIGHTS,
             one of `BAPPS_SPLITS` for BAPPS.
+        kind: What tells it from others beyond its split, where a column ``kind`` says so (`photos`); else empty.
     """
 
     key: str
@@ -53,6 +54,7 @@ class TripletFiles:
     right: Path
     share: float
     split: str
+    kind: str = ""
 
     @property
     def label(self) -> int:
@@ -117,7 +119,8 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
             )
         rows[key] = number
         reference, left_image, right_image = (folder / row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
-        triplets.append(TripletFiles(key, reference, left_image, right_image, right, part))
+        kind = row.get("kind", "").strip()
+        triplets.append(TripletFiles(key, reference, left_image, right_image, right, part, kind))
     if not triplets:
         raise ValueError(f"{table} has no triplet of split {split!r} with {min_votes} votes or more")
     return triplets

@@ -1,4 +1,4 @@
-"""Results split by split: both halves of NIGHTS' test set, the six splits of BAPPS."""
+"""Results part by part: both halves of NIGHTS' test set, the six splits of BAPPS, the kinds of photographs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from rclip_metric.train.evaluation.labels import Threat, data_label, model_label
 Record = Mapping[str, Any]
 
 
-def breakdown(records: Sequence[Record]) -> str:
-    """A Markdown table of every record's splits, in percent with their counts; empty when none has several.
+PARTS = {"split": "splits", "kind": "by_kind"}
+"""What a table can be broken down by -> where records hold it."""
+
+
+def breakdown(records: Sequence[Record], by: str = "split") -> str:
+    """A Markdown table of every record's splits or kinds, in percent with their counts; empty when none has several.
 
     A row is a model, a data set and a split; a column the clean accuracy, then a threat. A number in brackets counts
     the attacked samples, where these are not all.
+
+    Args:
+        records: of `report.record`.
+        by: of `PARTS`.
     """
-    several = [record for record in records if len(record["splits"]) > 1]
+    several = [record for record in records if len(record.get(PARTS[by], ())) > 1]
     if not several:
         return ""
     threats = sorted({threat for record in several if (threat := Threat.of(record))}, key=lambda threat: threat.order)
     settings = {threat.ball for threat in threats}
     rows: dict[tuple[str, str, str], dict[Threat | None, Any]] = {}
     for record in several:
-        for split, parts in record["splits"].items():
+        for split, parts in record[PARTS[by]].items():
             row = rows.setdefault((model_label(record), data_label(record), split), {})
             row[None] = parts["clean"]
             if threat := Threat.of(record):
                 row[threat] = parts["robust"]
     names = [t.ball if len(settings) == len(threats) else f"{t.ball}, {t.attack} {t.steps}" for t in threats]
-    lines = ["| " + " | ".join(["model", "data", "split", "samples", "clean", *names]) + " |"]
+    lines = ["| " + " | ".join(["model", "data", by, "samples", "clean", *names]) + " |"]
     lines.append("|---|---|---" + "|---:" * (2 + len(threats)) + "|")
     for (model, data, split), row in rows.items():
         samples = row[None]["samples"]

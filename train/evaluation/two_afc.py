@@ -20,6 +20,7 @@ from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
+from rclip_metric.train.evaluation.kinds import with_kinds
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -179,7 +180,7 @@ def evaluate_two_afc(
     if data.protocol == "soft":
         read = {row["key"] for result in results for row in result["rows"]}
         human = _human([triplet for triplet in data.triplets if triplet.key in read], data.macro)
-    return records_of(
+    records = records_of(
         results,
         task="2afc",
         metric=metric,
@@ -193,6 +194,7 @@ def evaluate_two_afc(
         human=human,
         images_of={triplet.key: files_of(triplet) for triplet in data.triplets}.__getitem__,
     )
+    return with_kinds(records, {triplet.key: triplet.kind for triplet in data.triplets})
 
 
 def _evaluate_block(
