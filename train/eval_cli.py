@@ -19,6 +19,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "bapps": {"protocol": "majority", "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100,
               "attacked": "1000 per split"},
     "things": {"attack": "none"},
+    "cue-conflict": {"attack": "none"},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
                  "targets": 9},
 }  # fmt: skip
@@ -67,14 +68,15 @@ def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
 
 def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
     """Print the table; name what could not be read."""
-    from rclip_metric.train.evaluation.breakdown import breakdown
+    from rclip_metric.train.evaluation.breakdown import PARTS, breakdown
     from rclip_metric.train.evaluation.leaderboard import table
 
     if rank:
         return
     print(table(records))
-    if parts := breakdown(records):
-        print(f"\n{parts}")
+    for by in PARTS:
+        if parts := breakdown(records, by):
+            print(f"\n{parts}")
     broken = list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"]))
     if broken:
         raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
@@ -157,6 +159,39 @@ def _things(options: argparse.Namespace) -> None:
             evaluate, task="odd-one-out", metric=metric, data=data.settings(), attacks=attacks, run=run,
             limit=options.limit,
         )  # fmt: skip
+    return _finish(records, options, team.rank)
+
+
+def _cue_conflict(options: argparse.Namespace) -> None:
+    from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
+    from rclip_metric.train.evaluation.blocks import chosen_device, processes
+    from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
+    from rclip_metric.train.evaluation.metric import load_metric
+    from rclip_metric.train.evaluation.session import Session
+
+    _needs(options, "data")
+    images = read_conflicts(options.data, options.classes)
+    if options.check:
+        return _checked([image.path for image in images], options)
+    _needs(options, "model")
+    device, team = chosen_device(options.device), processes()
+    triplets, left_out = conflict_triplets(images, options.draws, options.seed)
+    if left_out and team.rank == 0:
+        _say(f"{len(left_out)} of {len(images)} images are no references; the first: {left_out[0]}")
+    name = options.name or options.data.resolve().name
+    data = CueConflictData(name, images, triplets[: options.limit], limit=options.limit)
+    session = Session(options.out, options.overwrite, team)
+    records: list[dict[str, Any]] = []
+    for model in options.model:
+        metric = load_metric(model, device=device)
+        run = _run_settings(options, metric)
+
+        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
+            return evaluate_cue_conflict(metric, data, run, journal=journal, team=team, quiet=options.quiet)
+
+        records += session.records(
+            evaluate, task="cue-conflict", metric=metric, data=data.settings(), attacks=(), run=run, limit=options.limit
+        )
     return _finish(records, options, team.rank)
 
 
@@ -286,11 +321,16 @@ def _zeroshot(options: argparse.Namespace) -> None:
 
 def _table(options: argparse.Namespace) -> None:
     from rclip_metric.train.checkpoint import write_text
+    from rclip_metric.train.evaluation.breakdown import breakdown
     from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
     from rclip_metric.train.evaluation.report import load_results
 
     records = load_results(options.results)
-    text = table(records, options.format)
+    if options.by and options.format != "markdown":
+        raise ValueError(f"--by {options.by} gives a table in Markdown: leave --format {options.format} out")
+    text = breakdown(records, options.by) if options.by else table(records, options.format)
+    if not text:
+        raise ValueError(f"none of the {len(records)} results has several {options.by}s: leave --by out")
     if options.out is not None:
         write_text(options.out, text)
     elif not (options.plot or options.sweep):
@@ -310,6 +350,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "bapps": _bapps,
     "things": _things,
     "zeroshot": _zeroshot,
+    "cue-conflict": _cue_conflict,
     "sanity": _sanity,
     "table": _table,
 }

@@ -82,6 +82,17 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     zeroshot.add_argument("--targets", type=positive, default=9, help="of APGD-T (default: %(default)s)")
     zeroshot.set_defaults(run=run["zeroshot"])
 
+    cues = commands.add_parser(
+        "cue-conflict", parents=[judged], help="shape or texture: the share of decisions for shape", **raw
+    )
+    cues.add_argument("--classes", type=Path, metavar="CSV",
+                      help="a table with the columns class (like airplane1-bicycle2, shape first) and file, relative "
+                      "to the table's folder (default: the files are called so)")  # fmt: skip
+    cues.add_argument("--draws", type=positive, default=10, metavar="N",
+                      help="pairs of options per reference (default: %(default)s)")  # fmt: skip
+    cues.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    cues.set_defaults(run=run["cue-conflict"])
+
     sane = commands.add_parser(
         "sanity",
         parents=[judged, people],
@@ -101,6 +112,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="results as a leaderboard and as plots")
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="files or folders of results")
     table.add_argument("--format", choices=("markdown", "csv", "html"), default="markdown")
+    table.add_argument("--by", choices=("split", "kind"), help="a row per split, or per kind of triplet, instead")
     table.add_argument("--out", type=Path, help="file for the table (default: printed)")
     table.add_argument("--plot", type=Path, help="accuracy against eps: .png, .svg or .pdf (extra: plot)")
     table.add_argument("--sweep", type=Path, help="accuracy against iterations: .png, .svg or .pdf (extra: plot)")

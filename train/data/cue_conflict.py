@@ -1,0 +1,132 @@
+"""Cue-conflict images (Geirhos et al. 2019): the shape of one thing in the texture of another, and triplets of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rclip_metric.train.data.class_table import read_class_table
+from rclip_metric.train.data.images import find_images
+
+_NAME = re.compile(r"(.+?)(\d*)-(.+?)(\d*)")
+
+
+class Cue(NamedTuple):
+    """What a shape or a texture is of: a class, and which image of that class ("" where the name does not say)."""
+
+    name: str
+    number: str
+
+
+@dataclass(frozen=True)
+class ConflictImage:
+    """An image with the shape of one thing and the texture of another; ``key`` is its path below the set's folder."""
+
+    key: str
+    path: Path
+    shape: Cue
+    texture: Cue
+
+
+@dataclass(frozen=True)
+class ConflictTriplet:
+    """A conflict image, one of its shape's class and one of its texture's, by their indices."""
+
+    reference: int
+    shape: int
+    texture: int
+
+
+def read_conflicts(folder: Path, classes: Path | None = None) -> list[ConflictImage]:
+    """Read the images of a set, sorted by path.
+
+    Args:
+        folder: holds, at any depth, files named ``airplane1-bicycle2.png``: shape first, each a class and a number.
+        classes: a table (`read_class_table`) whose classes are such names, for files that are called otherwise; files
+            that it does not name are left out.
+
+    Raises:
+        ValueError: if no image has such a name.
+    """
+    table = None if classes is None else read_class_table(classes)
+    found = []
+    for path in find_images(folder):
+        key = path.relative_to(folder).as_posix()
+        name = path.stem if table is None else table.get(Path(os.path.normpath(folder.resolve() / key)), "")
+        if match := _NAME.fullmatch(name):
+            found.append(ConflictImage(key, path, Cue(match[1], match[2]), Cue(match[3], match[4])))
+    if not found:
+        where = "file" if table is None else f"class in {classes}"
+        raise ValueError(
+            f"no image below {folder} has a {where} called like airplane1-bicycle2, the shape first: pass the folder "
+            "of a cue-conflict set, with --classes CSV where a table says what its files show"
+        )
+    return found
+
+
+def conflict_triplets(
+    images: Sequence[ConflictImage], draws: int, seed: int = 0
+) -> tuple[list[list[ConflictTriplet]], list[str]]:
+    """Triplets that ask for nothing but shape or texture: ``draws`` for every image whose two cues differ.
+
+    The reference has shape A and texture B. One option has shape A and the texture of a third class C, the other one
+    shape C and texture B: each shares one cue with the reference, and both are of C in the other. They are of other
+    images of A and B than the reference itself (another airplane, another bicycle's texture), so that neither outline
+    nor texture comes again as it is.
+
+    Args:
+        images: of `read_conflicts`.
+        draws: options are drawn anew, with replacement, so many times.
+        seed: of the draws, which depend on the reference's key and the set, and on no other reference.
+
+    Returns:
+        The triplets of each reference, and a sentence for each that has no such options.
+
+    Raises:
+        ValueError: if none has, or fewer than one draw is asked for.
+    """
+    if draws < 1:
+        raise ValueError(f"got {draws} draws, expected 1 or more")
+    cells: dict[tuple[str, str], list[int]] = {}
+    for index, image in enumerate(images):
+        cells.setdefault((image.shape.name, image.texture.name), []).append(index)
+    names = sorted({name for cell in cells for name in cell})
+    found, left_out = [], []
+    for index, image in enumerate(images):
+        a, b = image.shape.name, image.texture.name
+        if a == b:
+            continue  # no conflict
+        pairs = []
+        for c in names:
+            if c not in (a, b):
+                shapes = [i for i in cells.get((a, c), ()) if _another(images[i].shape, image.shape)]
+                textures = [i for i in cells.get((c, b), ()) if _another(images[i].texture, image.texture)]
+                if shapes and textures:
+                    pairs.append((shapes, textures))
+        if not pairs:
+            left_out.append(f"{image.key}: no other image has shape {a}, and none texture {b}, beside one third class")
+            continue
+        rng = np.random.default_rng([seed, *image.key.encode()])
+        drawn = []
+        for _ in range(draws):
+            shapes, textures = pairs[rng.integers(len(pairs))]
+            chosen = (shapes[rng.integers(len(shapes))], textures[rng.integers(len(textures))])
+            drawn.append(ConflictTriplet(index, *chosen))
+        found.append(drawn)
+    if not found:
+        raise ValueError(
+            f"none of the {len(images)} images can be compared: a shape A with texture B needs one of shape A with "
+            "texture C and one of shape C with texture B"
+        )
+    return found, left_out
+
+
+def _another(one: Cue, other: Cue) -> bool:
+    """Whether two cues of a class are of two images; where names have no numbers, nobody knows."""
+    return one.number != other.number or not one.number
