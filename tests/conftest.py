@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--no-mkldnn"):
         import torch  # not before the environment is set
 
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
