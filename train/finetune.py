@@ -130,8 +130,10 @@ def _finetune(
     if facts.get("data", sizes) != sizes:
         raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
     classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
-    # The first process measures for all: they have to agree.
-    bfloat16 = bool(team.first(int(encoder_precision(run.precision, encoder) == "bfloat16")))
+    # A run that goes on keeps what it measured, and the first process measures for all.
+    precision = facts.get("precision", run.precision) if run.precision == "auto" else run.precision
+    precision = team.first(encoder_precision(precision, encoder))
+    bfloat16 = precision == "bfloat16"
     step = AdversarialStep(
         encoder, original, optimizer, config, bfloat16=bfloat16, part=_part(run, encoder, device),
         compiled=run.compile, classes=classes, team=team,
@@ -152,14 +154,14 @@ def _finetune(
     schedule = cosine_schedule(config.steps, config.warmup_steps)
     log = TrainingLog(
         out, total=config.steps, start=start, quiet=quiet, tensorboard=run.tensorboard, rank=team.rank,
-        every=run.log_every, label=f"{METHODS[config.loss]} in {'bfloat16' if bfloat16 else 'float32'}",
+        every=run.log_every, label=f"{METHODS[config.loss]} in {precision}",
         pending=facts.get("pending"),
     )  # fmt: skip
 
     def save(done: int) -> None:
         beside = step.state()
         if team.rank == 0:
-            facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes}
+            facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes, "precision": precision}
             save_state(out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside)
         team.wait()
 
