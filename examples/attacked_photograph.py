@@ -227,7 +227,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     attack = Attack(steps=options.steps, restarts=options.restarts, seed=options.seed)
     try:
-        loaded = [RobustPerceptualDistance(model) for model in (options.clean, options.robust)]
+        # Squashed, as the files are square: a crop would resample what was attacked.
+        loaded = [RobustPerceptualDistance(model, resize="squash") for model in (options.clean, options.robust)]
         (reference, closer), (farther, _) = (views(photograph(name)) for name in (options.reference, options.farther))
         metrics = {Path(metric.encoder.name).name: metric for metric in loaded}
         if len(metrics) < 2:
@@ -269,6 +270,7 @@ def run(
         model: {
             "revision": metric.encoder.revision or weights_digest(metric.encoder.state_dict()),
             "preprocessing": metric.encoder.preprocessing.to_dict(),
+            "resize": metric.encoder.resize,
             "answers": answers(metric, files),
         }
         for model, metric in metrics.items()
