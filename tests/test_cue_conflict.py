@@ -12,6 +12,7 @@ from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflic
 from rclip_metric.train.eval_cli import main
 from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.metric import DistanceMetric, EmbeddingMetric
+from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.robustness import RunSettings
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -47,11 +48,11 @@ def data_of(folder, draws=3, seed=0, limit=None):
     images = read_conflicts(folder)
     triplets, left_out = conflict_triplets(images, draws, seed)
     assert not left_out
-    return CueConflictData("cues", images, triplets[:limit], limit)
+    return CueConflictData("cues", triplets[:limit], limit)
 
 
 def share(metric, data, **run):
-    (record,) = evaluate_cue_conflict(metric, data, RunSettings(**run), quiet=True)
+    (record,) = evaluate_cue_conflict(metric, data, RunSettings(resample="images", **run), quiet=True)
     return record
 
 
@@ -75,15 +76,14 @@ def test_names_are_read_wherever_they_stand(folder, tmp_path):
 def test_the_options_share_one_cue_each_and_are_of_one_class_in_the_other(folder):
     images = read_conflicts(folder)
     triplets, _ = conflict_triplets(images, draws=20, seed=1)
-    assert len(triplets) == 48  # 16 of the 64 are of one class
-    for drawn in triplets:
-        assert len(drawn) == 20 and len({(t.shape, t.texture) for t in drawn}) > 5
-        for t in drawn:
-            reference, shape, texture = images[t.reference], images[t.shape], images[t.texture]
-            assert shape.shape.name == reference.shape.name != reference.texture.name == texture.texture.name
-            assert shape.texture.name == texture.shape.name not in (reference.shape.name, reference.texture.name)
-            assert shape.shape.number != reference.shape.number
-            assert texture.texture.number != reference.texture.number
+    assert len(triplets) == 48 * 20 == len({t.key for t in triplets})  # 16 of the 64 images are of one class
+    assert len({t.files for t in triplets if t.reference == triplets[0].reference}) > 5
+    for t in triplets:
+        assert t.shape.shape.name == t.reference.shape.name != t.reference.texture.name == t.texture.texture.name
+        third = t.shape.texture.name
+        assert third == t.texture.shape.name not in (t.reference.shape.name, t.reference.texture.name)
+        assert t.shape.shape.number != t.reference.shape.number
+        assert t.texture.texture.number != t.reference.texture.number
     again, other = conflict_triplets(images, 20, 1)[0], conflict_triplets(images, 20, 2)[0]
     assert again == triplets != other
     three = [image for image in images if "dog" not in image.key]
@@ -100,8 +100,8 @@ def test_a_metric_of_one_cue_decides_for_it(folder, weights, expected):
     record = share(EmbeddingMetric(cues(*weights), 8, name="cues"), data_of(folder), batch_size=10)
     assert record["clean"]["accuracy"] == expected and record["clean"]["ties"] == 0
     assert record["clean"]["interval_95"] == [expected, expected]
-    assert record["task"] == "cue-conflict" and record["data"]["draws"] == 3 and record["data"]["samples"] == 48
-    assert {name: part["clean"]["samples"] for name, part in record["splits"].items()} == dict.fromkeys(CLASSES, 12)
+    assert record["task"] == "cue-conflict" and (record["data"]["images"], record["data"]["samples"]) == (48, 144)
+    assert {name: part["clean"]["samples"] for name, part in record["splits"].items()} == dict.fromkeys(CLASSES, 36)
 
 
 def test_ties_count_one_half_and_are_told(folder):
@@ -113,8 +113,8 @@ def test_ties_count_one_half_and_are_told(folder):
 
     assert share(DistanceMetric(distance, 8, name="shape"), data_of(folder))["clean"]["accuracy"] == 100
     record = share(DistanceMetric(nothing, 8, name="nothing"), data_of(folder))
-    assert record["clean"] | {"samples": 48, "ties": 48} == record["clean"] and record["clean"]["accuracy"] == 50
-    assert record["warnings"] == ["48 of 48 samples are ties: the metric preferred neither option."]
+    assert (record["clean"]["accuracy"], record["clean"]["ties"]) == (50, 144)
+    assert record["warnings"] == ["144 of 144 samples are ties: the metric preferred neither option."]
 
 
 def test_every_image_is_embedded_once_and_pairs_give_the_same(folder):
@@ -129,7 +129,7 @@ def test_every_image_is_embedded_once_and_pairs_give_the_same(folder):
 
     data = data_of(folder, draws=8)
     record = share(EmbeddingMetric(embed, 8, name="levels"), data, batch_size=7)
-    shown = {i for drawn in data.triplets for t in drawn for i in (t.reference, t.shape, t.texture)}
+    shown = {path for triplet in data.triplets for path in triplet.files}
     assert sum(seen) == len(shown)
     pairs = share(DistanceMetric(distance, 8, name="levels"), data, batch_size=7)
     assert 0 < record["clean"]["accuracy"] < 100
@@ -142,18 +142,23 @@ def test_a_broken_image_takes_its_triplets_with_it(folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "ant1-bee1.png").write_bytes(b"nothing")
     record = share(EmbeddingMetric(cues(1.0, 0.5), 8, name="cues"), data_of(tmp_path))
-    assert record["data"]["samples"] == 47 and record["clean"]["accuracy"] == 100
-    (told,) = record["data"]["unreadable"]
-    assert told.startswith("triplets of ant1-bee1.png: cannot read")
+    told = record["data"]["unreadable"]
+    assert len(told) + record["data"]["samples"] == 144 and record["clean"]["accuracy"] == 100
+    assert len(told) >= 3 and told[0].startswith("triplet ant1-bee1.png#0: cannot read")
+    assert not any("ant1-bee1" in row.key for row in unpack(record))
 
 
 def test_the_command_and_its_table(folder, tmp_path, capsys):
     command = ["eval", "cue-conflict", "--data", str(folder), "--model", "psnr", "--draws", "2", "--quiet"]
     assert main([*command, "--out", str(tmp_path), "--name", "drawn"]) == 0
     shown = capsys.readouterr().out
-    assert "| psnr | drawn share for shape | 48 |" in shown and "| split | samples |" in shown
+    assert (
+        "| psnr | drawn share for shape | 96 |" in shown
+        and "intervals over images" in shown
+        and "| split | samples |" in shown
+    )
     (file,) = tmp_path.glob("*.json")
-    assert file.name == "psnr__drawn-share_for_shape__clean.json"
+    assert file.name == "psnr__drawn-share_for_shape__clean-images.json"
     assert main(["eval", "table", str(tmp_path)]) == 0
     assert f"{json.loads(file.read_text())['clean']['accuracy']:.1f} (" in capsys.readouterr().out
     assert main([*command, "--limit", "5"]) == 0

@@ -177,9 +177,9 @@ def _cue_conflict(options: argparse.Namespace) -> None:
     device, team = chosen_device(options.device), processes()
     triplets, left_out = conflict_triplets(images, options.draws, options.seed)
     if left_out and team.rank == 0:
-        _say(f"{len(left_out)} of {len(images)} images are no references; the first: {left_out[0]}")
+        _say(f"{len(left_out)} images are no references; the first: {left_out[0]}")
     name = options.name or options.data.resolve().name
-    data = CueConflictData(name, images, triplets[: options.limit], limit=options.limit)
+    data = CueConflictData(name, triplets[: options.limit], limit=options.limit)
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:

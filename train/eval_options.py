@@ -91,6 +91,10 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     cues.add_argument("--draws", type=positive, default=10, metavar="N",
                       help="pairs of options per reference (default: %(default)s)")  # fmt: skip
     cues.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    cues.add_argument(
+        "--resample", choices=("samples", "images"), default="images",
+        help="what the 95 %% interval is about: other draws, or other images as well (default: %(default)s)",
+    )  # fmt: skip
     cues.set_defaults(run=run["cue-conflict"])
 
     sane = commands.add_parser(

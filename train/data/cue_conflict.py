@@ -36,11 +36,17 @@ class ConflictImage:
 
 @dataclass(frozen=True)
 class ConflictTriplet:
-    """A conflict image, one of its shape's class and one of its texture's, by their indices."""
+    """A conflict image, one of its shape's class and one of its texture's; ``key`` names the reference and the draw."""
 
-    reference: int
-    shape: int
-    texture: int
+    key: str
+    reference: ConflictImage
+    shape: ConflictImage
+    texture: ConflictImage
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """Reference, shape and texture."""
+        return self.reference.path, self.shape.path, self.texture.path
 
 
 def read_conflicts(folder: Path, classes: Path | None = None) -> list[ConflictImage]:
@@ -72,7 +78,7 @@ def read_conflicts(folder: Path, classes: Path | None = None) -> list[ConflictIm
 
 def conflict_triplets(
     images: Sequence[ConflictImage], draws: int, seed: int = 0
-) -> tuple[list[list[ConflictTriplet]], list[str]]:
+) -> tuple[list[ConflictTriplet], list[str]]:
     """Triplets that ask for nothing but shape or texture: ``draws`` for every image whose two cues differ.
 
     The reference has shape A and texture B. One option has shape A and the texture of a third class C, the other one
@@ -86,7 +92,7 @@ def conflict_triplets(
         seed: of the draws, which depend on the reference's key and the set, and on no other reference.
 
     Returns:
-        The triplets of each reference, and a sentence for each that has no such options.
+        The triplets, reference by reference, and a sentence for each reference that has no such options.
 
     Raises:
         ValueError: if none has, or fewer than one draw is asked for.
@@ -97,8 +103,9 @@ def conflict_triplets(
     for index, image in enumerate(images):
         cells.setdefault((image.shape.name, image.texture.name), []).append(index)
     names = sorted({name for cell in cells for name in cell})
-    found, left_out = [], []
-    for index, image in enumerate(images):
+    found: list[ConflictTriplet] = []
+    left_out: list[str] = []
+    for image in images:
         a, b = image.shape.name, image.texture.name
         if a == b:
             continue  # no conflict
@@ -113,12 +120,10 @@ def conflict_triplets(
             left_out.append(f"{image.key}: no other image has shape {a}, and none texture {b}, beside one third class")
             continue
         rng = np.random.default_rng([seed, *image.key.encode()])
-        drawn = []
-        for _ in range(draws):
+        for draw in range(draws):
             shapes, textures = pairs[rng.integers(len(pairs))]
-            chosen = (shapes[rng.integers(len(shapes))], textures[rng.integers(len(textures))])
-            drawn.append(ConflictTriplet(index, *chosen))
-        found.append(drawn)
+            shape, texture = (images[each[rng.integers(len(each))]] for each in (shapes, textures))
+            found.append(ConflictTriplet(f"{image.key}#{draw}", image, shape, texture))
     if not found:
         raise ValueError(
             f"none of the {len(images)} images can be compared: a shape A with texture B needs one of shape A with "
