@@ -28,7 +28,7 @@ CLEAN = [
     "dino-vit-b-16",
     "dinov2-vit-b-14",
 ]
-NAMES = [*ROBUST, *LARGER_EPS, *TUNED, *CLEAN, "r-dino-f", "lite", "tiny", "tiny-clean"]
+NAMES = [*ROBUST, *LARGER_EPS, *TUNED, *CLEAN, "r-dino-f", "lite", "r-lite-f", "tiny", "tiny-clean"]
 
 
 def test_there_is_an_entry_for_every_checkpoint():

@@ -15,6 +15,7 @@ import rclip_metric
 ROOT = Path(__file__).parents[1]
 DATA = [
     "rclip_metric/models/README.md",
+    "rclip_metric/models/r-lite-f.safetensors",
     "rclip_metric/models/tiny-clean.safetensors",
     "rclip_metric/models/tiny-text.safetensors",
     "rclip_metric/models/tiny.safetensors",

@@ -43,7 +43,8 @@ def markdown(board: Board) -> str:
             cells = [show(metric) for _, show in columns]
             lines.append("| " + " | ".join(map(plain_markdown, [_name(metric), *cells])) + " |")
         attacks = sorted({threat["words"] for threat in board["threats"]})
-        caption = f"{data['label']}, {data['samples']} samples; percent, with {data['intervals']}."
+        told = data.get("intervals") or "95 % bootstrap intervals"  # a board of before they could differ has none
+        caption = f"{data['label']}, {data['samples']} samples; percent, with {told}."
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
         parts.append("\n".join([*lines, "", plain_markdown(caption)]))
     failed = [f"- {metric['label']}: {sentence}" for metric in board["metrics"] for sentence in metric["failures"]]
