@@ -53,6 +53,9 @@ def test_preprocessing_is_that_of_the_published_evaluation(name):
     if name == "lite":
         assert found == Preprocessing("crop", 256, 224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         return
+    if name == "r-lite-f":
+        assert found == Preprocessing("squash", 112, 112, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return
     if "+" in name:
         expected = ("squash", 224, 224)
     elif "dino" in name or name in ("r-clip-f", "r-clip-t", "clip-convnext-b"):
