@@ -184,7 +184,7 @@ def _cue_conflict(options: argparse.Namespace) -> None:
     records: list[dict[str, Any]] = []
     for model in options.model:
         metric = load_metric(model, device=device)
-        run = _run_settings(options, metric)
+        run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
             return evaluate_cue_conflict(metric, data, run, journal=journal, team=team, quiet=options.quiet)
