@@ -84,7 +84,7 @@ class Preprocessing:
 
     def at(self, size: int) -> Preprocessing:
         """The same for another side of the square, in pixels: what is cropped away stays the same share."""
-        return replace(self, crop=size, resize=size if self.mode == "squash" else round(self.resize * size / self.crop))
+        return replace(self, crop=size, resize=self.resize * size // self.crop)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that json can write and `from_dict` reads."""

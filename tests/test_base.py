@@ -308,7 +308,8 @@ def test_towers_of_convolutions_take_other_sizes_with_the_same_weights() -> None
         small = resized(encoder, 96)
         images = torch.nn.functional.interpolate(IMAGES, (96, 96))
         with torch.no_grad():
-            assert torch.equal(small(images), encoder.tower(normalised(encoder, images)))
+            # Not equal to the last digit: an encoder folds its BatchNorms.
+            torch.testing.assert_close(small(images), encoder.tower(normalised(encoder, images)), rtol=1e-4, atol=1e-4)
         assert (small.name, small.revision, small.training) == (encoder.name, encoder.revision, encoder.training)
         assert small.preprocessing == replace(encoder.preprocessing, mode=mode, crop=96, resize=int(96 * share))
         squashed = resized(small, squash=True)

@@ -154,7 +154,7 @@ def test_an_attack_lowers_the_margin_without_nan() -> None:
     similarities = built.similarities(x, fixed)
     right = similarities.argmax(1)
     settings = AttackSettings(LpBall("linf", 8 / 255), steps=5)
-    done = attack_block(built, x, options, decision(right), settings, RunSettings(), ["a", "b", "c"])
+    done = attack_block(built, x, lambda judged: fixed, decision(right), settings, RunSettings(), ["a", "b", "c"])
     clean = decision(right)(similarities, torch.arange(3)).margin
     assert done.attacked.nonfinite_gradients == 0 and done.attacked.zero_gradients == 0 and done.violation == 0
     assert (done.margin < clean - 1e-3).all()

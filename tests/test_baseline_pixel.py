@@ -160,7 +160,13 @@ def attacked(built: PixelMetric, x: Tensor, options: Tensor, ball: LpBall, steps
     similarities = built.similarities(x, options)
     settings, keys = AttackSettings(ball, steps=steps), [str(i) for i in range(len(x))]
     found = attack_block(
-        built, x, options, decision((similarities[:, 1] > similarities[:, 0]).long()), settings, RunSettings(), keys
+        built,
+        x,
+        lambda judged: options,
+        decision((similarities[:, 1] > similarities[:, 0]).long()),
+        settings,
+        RunSettings(),
+        keys,
     )
     assert found.attacked.nonfinite_gradients == 0 and found.violation == 0
     return found.fooled

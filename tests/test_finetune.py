@@ -131,7 +131,7 @@ def test_the_result_loads_by_path_and_says_how_it_was_made(scenes, tmp_path):
     torch.testing.assert_close(metric.encoder(images), trained(images), rtol=1e-5, atol=1e-5)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["method"] == "FARE" and record["base"]["name"] == "small" and record["data"]["images"] == 24
-    assert FinetuneConfig(**record["recipe"]) == CONFIG
+    assert configured(FinetuneConfig, None, record["recipe"]) == CONFIG
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["device"] == device_record(torch.device("cpu"))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -264,7 +264,10 @@ def test_every_recipe_is_a_config_and_names_its_base():
         assert recipe.base in model_names() or recipe.base.startswith("open_clip:")
         if recipe.command in ("fare", "tecoa"):
             config = configured(FinetuneConfig, None, recipe.settings)
-            assert config.loss == recipe.command and config.inner_steps == 10 and config.inner_momentum == 0.9
+            assert config.loss == recipe.command and config.augmentation is None or name == "r-lite-f"
+            if name == "r-lite-f":  # ours, for an hour on two cores
+                continue
+            assert config.inner_steps == 10 and config.inner_momentum == 0.9
             if not name.startswith("tiny"):
                 eps = 2 / 255 if "2-vit" in name else 4 / 255
                 published = FinetuneConfig(loss=config.loss, prompts=config.prompts, eps=eps)
