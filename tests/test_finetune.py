@@ -264,7 +264,7 @@ def test_every_recipe_is_a_config_and_names_its_base():
         assert recipe.base in model_names() or recipe.base.startswith("open_clip:")
         if recipe.command in ("fare", "tecoa"):
             config = configured(FinetuneConfig, None, recipe.settings)
-            assert config.loss == recipe.command and config.augmentation is None or name == "r-lite-f"
+            assert (config.loss == recipe.command and config.augmentation is None) or name == "r-lite-f"
             if name == "r-lite-f":  # ours, for an hour on two cores
                 continue
             assert config.inner_steps == 10 and config.inner_momentum == 0.9
