@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from rclip_metric.train.evaluation import timing, timing_visit
 from rclip_metric.train.evaluation.timing import in_a_fresh_process, time_metrics
-from rclip_metric.train.evaluation.timing_visit import Peak, Protocol, visit
+from rclip_metric.train.evaluation.timing_visit import Protocol, visit
 from rclip_metric.train.machine import device_record
 
 CPU = torch.device("cpu")
@@ -114,23 +115,48 @@ def test_a_process_that_dies_is_a_sentence(visits):
     assert isinstance(found, str) and "ended by SIGKILL" in found and "timed:killed" in found
 
 
+def fresh(code, *arguments):
+    """What ``code`` prints last, as JSON, from a process whose memory nothing was done with: freed pages are used again
+    without the kernel counting them anew."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_memory_is_what_building_and_scoring_add(visits):
-    visit("timed:quick", "float32", protocol(repeats=1))  # what is imported once
-    found = visit("timed:large", "float32", protocol(sizes=(1, 2, 3), repeats=1))
-    # 80 MB are held from building on; a pass adds 40 MB per pair. Other things of this process may come and go.
+    found = fresh(
+        """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from rclip_metric.train.evaluation.timing_visit import Protocol, visit
+def protocol(sizes):
+    return Protocol("cpu", sizes, 1, 1, 32, 20.0, sys.argv[2], ())
+visit("timed:quick", "float32", protocol((1, 2)))  # what is imported once
+print(json.dumps(visit("timed:large", "float32", protocol((1, 2, 3)))))
+""",
+        str(visits.parent),
+        timing.LOADER,
+    )
+    # 80 MB are held from building on; a pass adds 40 MB per pair. Other things of the process may come and go.
     assert 110e6 < found["bytes"]["1"] < 150e6 and 150e6 < found["bytes"]["2"] < 190e6 <= 1.2 * found["peak"]
     # A batch that is too large leaves the others their figures.
     assert list(found["rates"]) == ["1", "2"] and found["left_out"] == {"3": "MemoryError: three at once are too many"}
 
 
 def test_the_peak_can_be_forgotten():
-    peak = Peak(CPU)
-    held = torch.ones(10_000_000)
-    first = peak.above()
-    assert 36e6 < first < 80e6 and held.numel() == 10_000_000
-    del held
-    peak.forget()
-    assert peak.above() < first - 30e6
+    first, held, after = fresh(
+        """
+import json, torch
+from rclip_metric.train.evaluation.timing_visit import Peak
+peak = Peak(torch.device("cpu"))
+held = torch.ones(10_000_000)
+first, count = peak.above(), held.numel()
+del held
+peak.forget()
+print(json.dumps([first, count, peak.above()]))
+"""
+    )
+    assert 36e6 < first < 80e6 and held == 10_000_000
+    assert after < first - 30e6
 
 
 def test_measurements_stop_when_the_time_is_spent(visits):
