@@ -10,7 +10,7 @@ little. No metric has a say in the choice, and none of the orders is left to tas
     blur       another view, as good as sharp, against the very picture far out of focus
     noise      another view with noise that hardly shows, against the very picture under heavy noise
     jpeg       another view, well saved, against the very picture in blocks
-    removed    the picture moved aside, against the very picture with the busiest part of its middle, a quarter of the
+    removed    the picture moved aside, against the very picture with the busiest part of its middle, a fifth of the
                area, wiped out
     replaced   the same, against the very picture with part of another photograph in that place
     stranger   part of the photograph, mirrored or not and in other light, against another photograph that resembles it
@@ -358,20 +358,20 @@ def _box(rng: np.random.Generator, image: Image.Image, low: float, high: float) 
 
 
 def _removed(rng: np.random.Generator, one: int, others: Others, look: Any) -> tuple[Candidate, Candidate]:
-    edit = Removed(_box(rng, look(one), 0.46, 0.56))
+    edit = Removed(_box(rng, look(one), 0.4, 0.48))
     return Candidate(one, _moved(rng), (_mild_light(rng),)), Candidate(one, changes=(edit,))
 
 
 def _replaced(rng: np.random.Generator, one: int, others: Others, look: Any) -> tuple[Candidate, Candidate]:
     other = others.of_other_classes(one, rng, 1)[0]
-    edit = Replaced(_box(rng, look(one), 0.46, 0.56), look(other))
+    edit = Replaced(_box(rng, look(one), 0.4, 0.48), look(other))
     return Candidate(one, _moved(rng), (_mild_light(rng),)), Candidate(one, changes=(edit,))
 
 
 def _part(rng: np.random.Generator, one: int) -> Candidate:
     """Part of a photograph, mirrored or not, in other light: another picture of the same thing."""
     view = View(
-        zoom=float(rng.uniform(0.6, 0.75)), shift=_direction(rng, 0.02, 0.08), corners=_corners(rng, 0.02, 0.05),
+        zoom=float(rng.uniform(0.55, 0.7)), shift=_direction(rng, 0.02, 0.08), corners=_corners(rng, 0.02, 0.05),
         mirrored=bool(rng.random() < 0.5),
     )  # fmt: skip
     return Candidate(one, view, (Light(stops=_either(rng, 0.2, 0.4), warmth=_either(rng, 0.03, 0.08)),))
