@@ -11,6 +11,7 @@ networks spend their time on.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,17 @@ class FoldedTower(nn.Module):
                 setattr(self.twin.get_submodule(parent), child, activation or nn.Identity())
             self.twin.to(memory_format=torch.channels_last)
         self._made_of: list[tuple[int, int]] | None = None
+        self._walk(tower)
 
     def embed(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """Compute ``tower(pixels)``, (N, 3, S, S) -> (N, D), of the tower that this one was made of."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
+        if not all(held.get(name) is part for held, name, part in self._parts):
+            self._walk(tower)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
             embedding: Tensor = functional_call(self.twin, self._weights(tower), (pixels,))
             return embedding
-        made_of = [(id(t), 0 if t.is_inference() else t._version) for t in (*tower.parameters(), *tower.buffers())]
+        made_of = [(id(t), 0 if t.is_inference() else t._version) for t in self._tensors]
         if made_of != self._made_of:
             with torch.inference_mode(False), torch.no_grad():
                 new = self._weights(tower)
@@ -67,6 +71,16 @@ class FoldedTower(nn.Module):
     def forget(self) -> None:
         """Fold anew at the next call: for tensors whose memory was written to in a way that they do not count."""
         self._made_of = None
+
+    def _walk(self, tower: nn.Module) -> None:
+        """Note where the tower holds its parts: to look there in every pass takes a fraction of walking through it."""
+        self._parts: list[tuple[Mapping[str, object], str, object]] = [
+            (held, name, part)
+            for module in tower.modules()
+            for held in (module._parameters, module._buffers, module._modules)
+            for name, part in held.items()
+        ]
+        self._tensors = [part for _, _, part in self._parts if isinstance(part, Tensor)]
 
     def _weights(self, tower: nn.Module) -> dict[str, Tensor]:
         """The twin's parameters by name, as functions of the tower's."""

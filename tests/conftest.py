@@ -88,3 +88,12 @@ def hub(request: pytest.FixtureRequest) -> Iterator[LoopbackHub]:
 def outside_environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """The environment that pytest was started in, for a subprocess that needs the user's own Hub cache."""
     return request.config.stash[_own_environment]
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The development photographs, for tests that are marked ``photos``: beside the repository, or in RCLIP_PHOTOS."""
+    folder = Path(os.environ.get("RCLIP_PHOTOS", Path(__file__).resolve().parents[2] / "shared" / "photos"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the photographs, and there is no {folder}: set RCLIP_PHOTOS")
+    return folder

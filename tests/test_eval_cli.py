@@ -1,9 +1,7 @@
 """`rclip-metric eval`: what is printed, what is written, and what is said when something is wrong."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +19,6 @@ def scenes(tmp_path_factory):
     write_scenes(folder, ScenesConfig(images=1, triplets=(0, 4, 16), pool=1, queries=2), quiet=True)
     write_bapps(folder / "bapps", per_split=3, quiet=True)
     write_things(folder / "things", concepts=24, triplets=20, quiet=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos():
-    own = Path(__file__).resolve().parents[1].parent / "shared" / "photos"
-    folder = Path(os.environ.get("RCLIP_PHOTOS", own))
-    if not folder.is_dir():
-        pytest.skip(f"needs the photographs, and there is no {folder}")
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -202,13 +201,10 @@ class TestThePackage:
         assert found.stdout.split() == ["False", "False"]
 
     @pytest.mark.photos
-    def test_it_names_the_classes_of_photographs(self) -> None:
+    def test_it_names_the_classes_of_photographs(self, photos: Path) -> None:
         """One photograph of each ImageNet class, in the order of the classes: two of their names occur twice."""
-        folder = Path(os.environ.get("RCLIP_PHOTOS", ROOT.parent / "shared" / "photos"))
-        if not (folder / "index.csv").exists():
-            pytest.skip(f"there is no {folder / 'index.csv'}: set RCLIP_PHOTOS")
-        with (folder / "index.csv").open(newline="") as lines:
-            files = [folder / row["file"] for row in csv.DictReader(lines) if row["set"] == "imagenet-samples"]
+        with (photos / "index.csv").open(newline="") as lines:
+            files = [photos / row["file"] for row in csv.DictReader(lines) if row["set"] == "imagenet-samples"]
         assert len(files) == 1000
         encoder = load_encoder("lite")
         state = torch.load(locate("lite").path, weights_only=True, map_location="cpu")

@@ -169,7 +169,8 @@ def _finetune(
         for stage in stages:
             step.resize(stage.size)
             # Closed whatever happens: loading processes leave signals alone, and only end when they are told to.
-            with contextlib.closing(iter(open_stage(stage))) as batches:
+            opened = stream if stage is stages[0] else open_stage(stage)
+            with contextlib.closing(iter(opened)) as batches:
                 yield from batches
 
     with log, contextlib.closing(read_stages()) as batches, Interrupt() as interrupt:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rclip_metric.images import SUFFIXES
+from rclip_metric.train.data.table import read_table
 
 COLUMNS = (
     "id",
@@ -86,7 +86,7 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
         raise ValueError(f"{folder} has no data.csv: pass the folder of a NIGHTS-format set")
     triplets: list[TripletFiles] = []
     rows: dict[str, int] = {}
-    for number, row in _rows(table):
+    for number, row in read_table(table, COLUMNS):
         try:
             if None in row or None in row.values():
                 raise ValueError("it has another number of cells than the header")
@@ -124,20 +124,6 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
     if not triplets:
         raise ValueError(f"{table} has no triplet of split {split!r} with {min_votes} votes or more")
     return triplets
-
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows with the line of the file on which they end; the header is line 1."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            header = reader.fieldnames or ()
-            if missing := [column for column in COLUMNS if column not in header]:
-                raise ValueError(f"{table} lacks the column {missing[0]!r}; it has {', '.join(header) or 'none'}")
-            for row in reader:
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table} is not a UTF-8 text file of comma-separated values ({error}): replace it") from error
 
 
 def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[TripletFiles]:

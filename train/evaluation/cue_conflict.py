@@ -104,11 +104,8 @@ def evaluate_cue_conflict(
 
 def _evaluate_block(metric: Metric, block: Sequence[ConflictTriplet], images: ImageSet) -> Block:
     begun, passes = time.perf_counter(), images.passes
-    problems = images.problems(metric, (path for triplet in block for path in triplet.files))
-    broken = {t.key: next(problems[path] for path in t.files if path in problems)
-              for t in block if not problems.keys().isdisjoint(t.files)}  # fmt: skip
-    unreadable = [f"triplet {key}: {problem}" for key, problem in broken.items()]
-    triplets = [triplet for triplet in block if triplet.key not in broken]
+    broken = images.broken(metric, {triplet.key: triplet.files for triplet in block})
+    unreadable, triplets = list(broken.values()), [triplet for triplet in block if triplet.key not in broken]
     if not triplets:
         return empty_block(unreadable, 0)
     options = [(triplet.shape.path, triplet.texture.path) for triplet in triplets]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from rclip_metric.images import ImageError
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import RunSettings, fixed_options
 
+Key = TypeVar("Key", str, int)
 BUDGET = 2**29
 """Bytes of pixels, and of each metric's embeddings, that are held; what was used longest ago goes first."""
 
@@ -63,6 +65,20 @@ class ImageSet:
                 self._groups.append(group)
         self._held: dict[int, OrderedDict[int, dict[Path, Tensor]]] = {}
         self._problems: dict[Path, str] = {}
+
+    def broken(self, metric: Metric, files: Mapping[Key, Sequence[Path]]) -> dict[Key, str]:
+        """A sentence for each triplet, by its key, of whose images one cannot be read; the others are ready after this.
+
+        Args:
+            metric: that will see the images.
+            files: those of each triplet.
+        """
+        problems = self.problems(metric, (path for paths in files.values() for path in paths))
+        return {
+            key: f"triplet {key}: {next(problems[path] for path in paths if path in problems)}"
+            for key, paths in files.items()
+            if not problems.keys().isdisjoint(paths)
+        }
 
     def problems(self, metric: Metric, paths: Iterable[Path]) -> dict[Path, str]:
         """What is wrong with those images that cannot be read; the others are ready for the metric after this."""

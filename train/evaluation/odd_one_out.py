@@ -210,14 +210,8 @@ def _evaluate_block(
 ) -> Block:
     """The rows of one block of triplets, from the images."""
     begun, passes = time.perf_counter(), images.passes
-    problems = images.problems(metric, _shown(things, block))
-    numbers, unreadable = [], []
-    for number in block:
-        wrong = [problems[path] for path in _shown(things, range(number, number + 1)) if path in problems]
-        if wrong:
-            unreadable.append(f"triplet {number}: {wrong[0]}")
-        else:
-            numbers.append(number)
+    broken = images.broken(metric, {number: _shown(things, range(number, number + 1)) for number in block})
+    unreadable, numbers = list(broken.values()), [number for number in block if number not in broken]
     if not numbers:
         return empty_block(unreadable, len(attacks))
     odd = things.odd[numbers]

@@ -209,13 +209,8 @@ def _evaluate_block(
 ) -> Block:
     """The rows of one block: clean, then every attack on those that are right."""
     begun, passes = time.perf_counter(), images.passes
-    problems = images.problems(metric, (path for triplet in block for path in files_of(triplet)))
-    unreadable = [
-        f"triplet {triplet.key}: {next(problems[path] for path in files_of(triplet) if path in problems)}"
-        for triplet in block
-        if not problems.keys().isdisjoint(files_of(triplet))
-    ]
-    triplets = [triplet for triplet in block if problems.keys().isdisjoint(files_of(triplet))]
+    broken = images.broken(metric, {triplet.key: files_of(triplet) for triplet in block})
+    unreadable, triplets = list(broken.values()), [triplet for triplet in block if triplet.key not in broken]
     if not triplets:
         return empty_block(unreadable, len(attacks))
     label = torch.tensor([triplet.label for triplet in triplets], device=metric.device)
