@@ -93,6 +93,49 @@ def test_the_stream_varies_images_alike_for_any_number_of_workers_and_processes(
     assert all(torch.equal(one.images, two.images) for one, two in zip(whole[2:], late, strict=True))
 
 
+def test_a_mixture_is_a_weighted_mean_with_uniform_weights():
+    vary = Augmentation(1.0, False, seed=0, mixup=0.75)
+    ones, zeros = torch.ones(3, 2, 2), torch.zeros(3, 2, 2)
+    weights = [vary.mixed(ones, lambda: zeros, step, key=5) for step in range(2000)]
+    assert all(torch.equal(image, torch.full_like(image, float(image[0, 0, 0]))) for image in weights)
+    values = torch.stack(weights)[:, 0, 0, 0]
+    mixed = values[values < 1]
+    assert abs(len(mixed) - 1500) < 97  # five standard deviations of 2000 draws
+    assert abs(float(mixed.mean()) - 0.5) < 0.038 and float(mixed.min()) < 0.01 and float(mixed.max()) > 0.99
+    never = Augmentation(1.0, True, seed=0)
+    assert never.mixed(ones, lambda: pytest.fail("the other image was read"), 0, 0) is ones
+
+
+def test_an_image_is_mixed_with_the_next_of_the_whole_batch(tree):
+    """With nothing but mixtures each image is one of its batch and the next, at the weight that its own draw says."""
+    vary = Augmentation(1.0, False, seed=3, mixup=1.0)
+
+    def read(**settings):
+        return list(open_stream(tree, load_image, batch_size=5, seed=1, stop=3, augmentation=vary, **settings))
+
+    whole = read()
+    for step, batch in enumerate(whole):
+        plain = [load_image(tree / f"{key:02d}.png") for key in batch.keys]
+        for place, key in enumerate(batch.keys):
+            other = plain[(place + 1) % len(plain)]
+            expected = vary.mixed(plain[place], lambda other=other: other, step, key)
+            assert torch.equal(batch.images[place], expected)
+    for rank in (0, 1):
+        for batch, share in zip(whole, read(rank=rank, world=2), strict=True):
+            assert share.keys == batch.keys[rank::2] and torch.equal(share.images, batch.images[rank::2])
+
+
+def test_an_image_stays_whole_where_its_partner_cannot_be_read(tree, tmp_path):
+    for path in sorted(tree.iterdir())[:3]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "99.png").write_bytes(b"no image")
+    vary = Augmentation(1.0, False, seed=3, mixup=1.0)
+    (batch,) = open_stream(tmp_path, load_image, batch_size=4, seed=0, stop=1, augmentation=vary)
+    assert batch.broken == [str(tmp_path / "99.png")]
+    whole = [load_image(tmp_path / f"{key:02d}.png") for key in batch.keys]
+    assert sum(torch.equal(image, own) for image, own in zip(batch.images, whole, strict=True)) == 1
+
+
 def test_stages_share_out_the_steps():
     config = FinetuneConfig(steps=10, sizes=(32, 48), size_steps=5)
     assert config.stages(64) == [Stage(32, 0, 2), Stage(48, 2, 5), Stage(64, 5, 10)]
@@ -108,6 +151,8 @@ def test_stages_share_out_the_steps():
         ({"sizes": (32.5,), "size_steps": 3}, "32.5"),
         ({"sizes": (32.0,), "size_steps": 11}, "at most steps"),
         ({"crop_scale": 0.0}, "crop_scale"),
+        ({"mixup": 1.5}, "mixup"),
+        ({"mixup": 0.5, "loss": "tecoa"}, "has no class"),
     ],
 )
 def test_settings_that_cannot_be_meant(wrong, said):

@@ -138,6 +138,35 @@ def test_the_result_loads_by_path_and_says_how_it_was_made(scenes, tmp_path):
     assert saved["training"] == {"method": "FARE", "norm": "linf", "eps": "4/255", "data": "images", "base": "small"}
 
 
+def test_a_run_trains_an_earlier_one_on_and_still_imitates_the_base(scenes, tmp_path):
+    """With steps of no length and no attack the weights stay, and the log has their cosines with the base."""
+    original = small_encoder()
+    earlier = finetune(original, scenes / "images", tmp_path / "earlier", CONFIG, RUN, quiet=True)
+    still = dataclasses.replace(
+        CONFIG, steps=1, warmup_steps=0, learning_rate=1e-12, weight_decay=0.0, eps=0.0, inner_steps=0, batch_size=24
+    )
+    later = finetune(
+        original, scenes / "images", tmp_path / "later", still, RUN, start_from=load_encoder(tmp_path / "earlier"),
+        quiet=True,
+    )  # fmt: skip
+    for one, other in zip(earlier.parameters(), later.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    images = torch.stack([original.preprocess(path) for path in sorted((scenes / "images").rglob("*.png"))])
+    with torch.no_grad():
+        expected = torch.cosine_similarity(earlier(images), original(images)).mean()
+    assert lines_of(tmp_path / "later")[-1]["adversarial_cosine"] == pytest.approx(float(expected), abs=1e-4)
+    assert expected < 0.999  # the base itself would have 1
+    record = json.loads((tmp_path / "later" / "run.json").read_text())
+    assert record["start_from"] == {"name": "earlier", "revision": earlier.revision}
+    assert record["base"]["name"] == "small"
+    with pytest.raises(ValueError, match="other weights"):  # without start_from it is another run
+        finetune(original, scenes / "images", tmp_path / "later", still, RUN, quiet=True)
+    with pytest.raises(ValueError, match="tiny cannot start the run"):
+        finetune(
+            original, scenes / "images", tmp_path / "none", still, RUN, start_from=load_encoder("tiny"), quiet=True
+        )
+
+
 def test_tecoa_learns_its_classes(pairs, tmp_path):
     """On the clean images (eps 0) four epochs lower the cross-entropy over the 80 prompts of the shipped text tower."""
     config = dataclasses.replace(

@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from rclip_metric.images import load_image
+from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.classes import read_classes
 from rclip_metric.train.data.images import SUFFIXES, find_images, walk_images
 from rclip_metric.train.data.shards import ShardSampler, find_shards, index_shard
@@ -293,6 +294,15 @@ class TestShards:
         assert numbers_in(read(shards, batch_size=4, stop=15, seed=4)) != numbers
         uneven = [read(shards, batch_size=5, stop=4, rank=rank, world=3) for rank in range(3)]
         assert [[len(batch.keys) for batch in share] for share in uneven] == [[2] * 4, [2] * 4, [1] * 4]
+
+    def test_mixtures_are_of_a_process_s_own_images(self, shards):
+        plain = read(shards, batch_size=4, stop=2)
+        vary = Augmentation(1.0, False, seed=2, mixup=1.0)
+        mixtures = read(shards, batch_size=4, stop=2, augmentation=vary)
+        for step, (batch, mixed) in enumerate(zip(plain, mixtures, strict=True)):
+            others = batch.images.roll(-1, 0)
+            for image, other, found, key in zip(batch.images, others, mixed.images, batch.keys, strict=True):
+                assert torch.equal(found, vary.mixed(image, lambda other=other: other, step, key))
 
     def test_workers_change_nothing_and_neither_does_a_restart(self, shards):
         settings = {"batch_size": 5, "rank": 1, "world": 2, "labels": True, "stop": 25}

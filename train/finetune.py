@@ -53,6 +53,7 @@ def finetune(
     run: RunConfig = RunConfig(),  # noqa: B008 (frozen)
     *,
     name: str | None = None,
+    start_from: Encoder | None = None,
     text: TextModel | None = None,
     validation: Path | None = None,
     nights: Path | None = None,
@@ -72,13 +73,16 @@ def finetune(
         config: what is computed.
         run: how.
         name: of the new encoder; the folder's by default.
+        start_from: an encoder of the same architecture, whose weights the run begins with: an earlier run's, to train
+            it on. None begins with the original's. What attacked images are held to is the original either way.
         text: for TeCoA, the text tower of the same CLIP.
         validation: held-out images, on which cosines under PGD are taken.
         nights: a NIGHTS-format set, whose ``val`` split is judged, clean and under APGD.
         quiet: no progress bar (there is none anyway where stderr is not a terminal).
 
     Raises:
-        ValueError: if there are no images, or too few for a batch; if ``out`` holds a run of other settings.
+        ValueError: if there are no images, or too few for a batch; if ``out`` holds a run of other settings; if
+            ``start_from`` is of another architecture than ``original``.
         NonFiniteLoss: if the loss is not finite; the batch is kept in ``out``.
         StorageError: if a state cannot be written; the last one stays good.
         Interrupted: after SIGTERM or SIGINT, when the state is saved.
@@ -86,20 +90,24 @@ def finetune(
     team = join(run.device)
     try:
         return _finetune(
-            original, source, out, config, run, team, name or out.name, text, validation, nights, quiet or team.rank > 0
-        )
+            original, start_from, source, out, config, run, team, name or out.name, text, validation, nights,
+            quiet or team.rank > 0,
+        )  # fmt: skip
     finally:
         team.leave()
 
 
 def _finetune(
-    original: Encoder, source: str | Path, out: Path, config: FinetuneConfig, run: RunConfig, team: Team, name: str,
-    text: TextModel | None, validation: Path | None, nights: Path | None, quiet: bool,
+    original: Encoder, start_from: Encoder | None, source: str | Path, out: Path, config: FinetuneConfig,
+    run: RunConfig, team: Team, name: str, text: TextModel | None, validation: Path | None, nights: Path | None,
+    quiet: bool,
 ) -> Encoder:  # fmt: skip
     device = team.device
     original = copy.deepcopy(resized(original, config.image_size or None, config.squash))
     original = original.to(device).eval().requires_grad_(False)
     encoder = copy.deepcopy(original)
+    if start_from is not None:
+        _begin_with(encoder, start_from)
     encoder.name, encoder.revision = name, None
     for one in (original, encoder):
         one.checkpointing = run.checkpointing
@@ -129,6 +137,10 @@ def _finetune(
     sizes = {name: value for name, value in stream.describe().items() if name != "path"}
     if facts.get("data", sizes) != sizes:
         raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
+    first = {"name": start_from.name, "revision": weights_digest(start_from.state_dict())} if start_from else None
+    if found is not None and facts.get("start_from") != first:
+        told = [one["revision"] if one else "the base's" for one in (facts.get("start_from"), first)]
+        raise ValueError(f"{out} was begun with other weights ({told[0]}, now {told[1]}): choose another output folder")
     classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
     # A run that goes on keeps what it measured, and the first process measures for all.
     precision = facts.get("precision", run.precision) if run.precision == "auto" else run.precision
@@ -162,6 +174,7 @@ def _finetune(
         beside = step.state()
         if team.rank == 0:
             facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes, "precision": precision}
+            facts["start_from"] = first
             save_state(out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside)
         team.wait()
 
@@ -219,9 +232,20 @@ def _finetune(
     if team.rank == 0:
         data = {**stream.describe(), "unreadable": unreadable}
         base = {"name": original.name, "revision": original.revision}
-        _write_run(out, encoder, config, run, base, data, team, bfloat16, seconds)
+        _write_run(out, encoder, config, run, {"base": base, "start_from": first}, data, team, bfloat16, seconds)
     team.wait()
     return encoder
+
+
+def _begin_with(encoder: Encoder, start: Encoder) -> None:
+    """Give ``encoder`` the weights of ``start``; the size of its images may differ where the weights allow it."""
+    own, given = encoder.state_dict(), start.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in given.items()}:
+        raise ValueError(
+            f"{start.name} cannot start the run: its weights are those of a {type(start.tower).__name__} of another "
+            f"shape than the base {encoder.name}: pass what was fine-tuned from that base"
+        )
+    encoder.load_state_dict(given)
 
 
 def _classes(
@@ -271,17 +295,17 @@ def _kept(error: NonFiniteLoss, out: Path, step: int, team: Team) -> NonFiniteLo
 
 
 def _write_run(
-    out: Path, encoder: Encoder, config: FinetuneConfig, run: RunConfig, base: dict[str, Any], data: dict[str, Any],
+    out: Path, encoder: Encoder, config: FinetuneConfig, run: RunConfig, weights: dict[str, Any], data: dict[str, Any],
     team: Team, bfloat16: bool, seconds: float,
 ) -> None:  # fmt: skip
     method = METHODS[config.loss]
     levels = f"{config.eps * 255:g}/255" if config.norm == "linf" else f"{config.eps:g}"
     encoder.revision = weights_digest(encoder.state_dict())
-    training = provenance(method, Path(data["path"]).name, config.norm, levels, base["name"])
+    training = provenance(method, Path(data["path"]).name, config.norm, levels, weights["base"]["name"])
     save_encoder(encoder, out, training=training, license=None)
     record = {
         "method": method,
-        "base": base,
+        **weights,
         "data": data,
         "recipe": asdict(config),
         "run": {**asdict(run), "bfloat16": bfloat16, "processes": team.count, "device": device_name(team.device)},

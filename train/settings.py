@@ -46,6 +46,7 @@ class FinetuneConfig:
     inner_momentum: float = setting(0.9, "momentum of the PGD steps")
     crop_scale: float = setting(1.0, "smallest share of an image's area that a random crop keeps (1: no crops)")
     flip: bool = setting(False, "mirror half of the images, at random")
+    mixup: float = setting(0.0, "share of the images that are mixed with another of their batch, by a random weight")
     sizes: tuple[float, ...] = setting(
         (), "sides of the input before the encoder's own, each for an equal share of --size-steps", unit="pixels"
     )
@@ -79,10 +80,13 @@ class FinetuneConfig:
                 f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without "
                 f"sizes; it is {self.size_steps} for the sizes {_listed(self.sizes)}"
             )
-        if not 0 <= self.clean_weight <= 1:
-            raise ValueError(f"clean_weight must be in [0, 1], and it is {self.clean_weight}")
+        for name in ("clean_weight", "mixup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], and it is {getattr(self, name)}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, and it is {self.loss!r}")
+        if self.loss == "tecoa" and self.mixup:
+            raise ValueError("a mixture of two images has no class: leave mixup at 0 for tecoa")
         if self.loss == "lore" and self.clean_weight:
             raise ValueError("lore keeps the clean embeddings by its constraint: leave clean_weight at 0 and set rho")
 
@@ -98,8 +102,9 @@ class FinetuneConfig:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """Crops and flips; None where there are none."""
-        return Augmentation(self.crop_scale, self.flip, self.seed) if self.crop_scale < 1 or self.flip else None
+        """Crops, flips and mixtures; None where there are none."""
+        varies = self.crop_scale < 1 or self.flip or self.mixup
+        return Augmentation(self.crop_scale, self.flip, self.seed, self.mixup) if varies else None
 
     def stages(self, size: int) -> list[Stage]:
         """The sides that the run goes through, of which ``size``, the encoder's own, is the last."""

@@ -16,7 +16,7 @@ from rclip_metric.train.config import (
 )
 from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
 
-_ONLY = {"fare": ("scale", "prompts"), "tecoa": ("rho", "dual_learning_rate", "dual_every")}
+_ONLY = {"fare": ("scale", "prompts"), "tecoa": ("mixup", "rho", "dual_learning_rate", "dual_every")}
 _EPILOG = """\
 Settings come from --recipe, then from --config, then from the options; what none of them says is the paper's
 recipe (ImageNet, 2 epochs). Recipes of this command: {recipes}.
@@ -46,6 +46,12 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
             metavar="MODEL",
             help="the clean encoder: a model name, path or Hub id, open_clip:MODEL@TAG, timm:MODEL or "
             "timm:MODEL@FILE; the TAG random gives random weights (default: the recipe's)",
+        )
+        parser.add_argument(
+            "--start-from",
+            metavar="MODEL",
+            help="weights to begin with, of the same architecture, to train an earlier run's on (default: the base's); "
+            "attacked images are held to the base either way",
         )
         labels = "a folder per class" if command == "tecoa" else "labels are not needed"
         parser.add_argument(
@@ -96,6 +102,7 @@ def _run(options: argparse.Namespace) -> None:
         config,
         run,
         name=options.name,
+        start_from=load_base(options.start_from) if options.start_from else None,
         text=text,
         validation=options.validation,
         nights=options.nights,

@@ -1,8 +1,9 @@
-"""Random crops and flips: functions of the seed, the step and the image, whoever reads it."""
+"""Random crops, flips and mixtures: functions of the seed, the step and the image, whoever reads it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from rclip_metric.train.data.images import seeded
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 _STRETCH = math.log(4 / 3)  # of a crop's aspect ratio: from 3:4 to 4:3, as is usual for ImageNet
 
@@ -24,11 +26,13 @@ class Augmentation:
         scale: smallest share of the area that a crop keeps, in (0, 1]; the share is uniform from there to 1.
         flip: mirror half of the images.
         seed: of the draws.
+        mixup: share of the images that are mixed with another one.
     """
 
     scale: float
     flip: bool
     seed: int
+    mixup: float = 0.0
 
     def __call__(self, image: Image.Image, step: int, key: int) -> Image.Image:
         """Crop and mirror an image as step ``step`` sees it.
@@ -38,6 +42,8 @@ class Augmentation:
         """
         from PIL import Image
 
+        if self.scale == 1 and not self.flip:
+            return image
         share, stretch, across, down, mirrored = torch.rand(5, generator=seeded(self.seed, 2, step, key)).tolist()
         if self.scale < 1:
             area = self.scale + (1 - self.scale) * share
@@ -49,3 +55,18 @@ class Augmentation:
         if self.flip and mirrored < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
+
+    def mixed(self, image: Tensor, other: Callable[[], Tensor], step: int, key: int) -> Tensor:
+        """Mix an image with another one as step ``step`` sees it: w image + (1 - w) other, w uniform in [0, 1].
+
+        Mixup (Zhang et al. 2018) without its labels: what the original network says of the mixture is the target, as in
+        distillation (Beyer et al. 2022), so a few images make many.
+
+        Args:
+            image: (3, S, S) in [0, 1].
+            other: reads the other one, (3, S, S); only called where it is needed.
+            step: of the run.
+            key: of the image.
+        """
+        chosen, weight = torch.rand(2, generator=seeded(self.seed, 3, step, key)).tolist()
+        return torch.lerp(other(), image, weight) if chosen < self.mixup else image

@@ -210,6 +210,11 @@ class ShardSampler(Sampler[list[ShardImage | DamagedShard]]):
                 left -= isinstance(drawn, ShardImage)
             yield batch
 
+    def with_partners(self) -> Iterator[tuple[list[ShardImage | DamagedShard], list[ShardImage | DamagedShard]]]:
+        """Yield the samples of a step, and for each the next one in this process's share (for the last: the first)."""
+        for share in self:
+            yield share, share[1:] + share[:1]
+
     def own(self, epoch: int) -> list[str]:
         """The shards of this process in an epoch, in order."""
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, epoch)).tolist()

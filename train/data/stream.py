@@ -6,6 +6,7 @@ an uninterrupted one would have read, with any number of loading processes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -107,6 +108,10 @@ class TreeSampler(Sampler[list[TreeImage]]):
 
     def __iter__(self) -> Iterator[list[TreeImage]]:
         """Yield the images of one step after another."""
+        yield from (share for share, _ in self.with_partners())
+
+    def with_partners(self) -> Iterator[tuple[list[TreeImage], list[TreeImage]]]:
+        """Yield the images of a step, and for each the next one in the whole batch (for the last: the first)."""
         per_epoch = -(-len(self.paths) // self.batch_size)
         epoch, order = -1, torch.empty(0)
         for step in range(self.start, self.stop):
@@ -114,8 +119,20 @@ class TreeSampler(Sampler[list[TreeImage]]):
                 epoch = step // per_epoch
                 order = torch.randperm(len(self.paths), generator=seeded(self.seed, epoch))
             first = step % per_epoch * self.batch_size
-            share = order[first : first + self.batch_size].tolist()[self.rank :: self.world]
-            yield [TreeImage(i, self.paths[i], None if self.labels is None else self.labels[i]) for i in share]
+            batch = order[first : first + self.batch_size]
+            yield self._share(batch), self._share(batch.roll(-1))
+
+    def _share(self, batch: Tensor) -> list[TreeImage]:
+        own = batch.tolist()[self.rank :: self.world]
+        return [TreeImage(i, self.paths[i], None if self.labels is None else self.labels[i]) for i in own]
+
+
+class _Drawn(NamedTuple):
+    """A sample, the step that it is drawn for, and the one that it may be mixed with."""
+
+    step: int
+    sample: Sample
+    partner: Sample
 
 
 class _Decoded(Dataset[tuple[Sample, Tensor | None, int | None]]):
@@ -125,14 +142,21 @@ class _Decoded(Dataset[tuple[Sample, Tensor | None, int | None]]):
         self.preprocess, self.augmentation = preprocess, augmentation
 
     def __getitem__(self, drawn: Any) -> tuple[Sample, Tensor | None, int | None]:
-        step, sample = drawn
+        step, sample, partner = drawn
         try:
-            source, label = sample.load()
-            if self.augmentation is not None:
-                source = self.augmentation(open_image(source), step, sample.key)
-            return sample, self.preprocess(source), label
+            image, label = self._read(sample, step)
         except ImageError:
             return sample, None, None
+        if self.augmentation is not None and self.augmentation.mixup:
+            with contextlib.suppress(ImageError):  # the partner is named when its own turn comes
+                image = self.augmentation.mixed(image, lambda: self._read(partner, step)[0], step, sample.key)
+        return sample, image, label
+
+    def _read(self, sample: Sample, step: int) -> tuple[Tensor, int | None]:
+        source, label = sample.load()
+        if self.augmentation is not None:
+            source = self.augmentation(open_image(source), step, sample.key)
+        return self.preprocess(source), label
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,7 @@ class _Collate:
         return self.preprocess(Image.new("RGB", (64, 64)))[None][:0]  # (0, 3, S, S)
 
 
-class _Steps(Sampler[list[tuple[int, Sample]]]):
+class _Steps(Sampler[list[_Drawn]]):
     """What a sampler draws, with the step that it is drawn for."""
 
     def __init__(self, sampler: TreeSampler | ShardSampler) -> None:
@@ -166,9 +190,9 @@ class _Steps(Sampler[list[tuple[int, Sample]]]):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[list[tuple[int, Sample]]]:
-        for step, batch in enumerate(self.sampler, start=self.sampler.start):
-            yield [(step, sample) for sample in batch]
+    def __iter__(self) -> Iterator[list[_Drawn]]:
+        for step, (share, partners) in enumerate(self.sampler.with_partners(), start=self.sampler.start):
+            yield [_Drawn(step, sample, partner) for sample, partner in zip(share, partners, strict=True)]
 
 
 class Stream:
@@ -251,7 +275,8 @@ def open_stream(
         world: number of processes.
         labels: read labels as well.
         workers: loading processes of this process; 0 loads within this one.
-        augmentation: random crops and flips, before ``preprocess``; None for the images as they are.
+        augmentation: random crops and flips, before ``preprocess``, and mixtures after it; None for the images as they
+            are.
 
     Raises:
         ValueError: if there are no images, or fewer than a batch; no classes; fewer shards than processes; or the
