@@ -14,7 +14,7 @@ from PIL import Image
 
 from rclip_metric import Encoder, RobustPerceptualDistance
 from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ViTArchitecture
+from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
 from rclip_metric.weights import save_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -221,3 +221,34 @@ def test_the_published_photographs_state_a_licence_and_flip_no_more_than_they_we
     assert found["pairs"] == 20 and 0 <= found["one"]["right under attack"] <= found["one"]["right"] <= 20
     page = module.sources(["chelsea", "coffee", "chelsea"])
     assert page.count("Stefan van der Walt | CC0") == 1 and "Rachel Michetti" in page
+
+
+def test_short_runs_compare_settings_at_equal_processor_time(example, tmp_path, capsys):
+    """A tree of 14 folders, two of which are set apart; a row that is there is not computed again."""
+    torch.manual_seed(0)
+    small = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+    base = save_encoder(Encoder(small, Preprocessing(mode="squash", resize=32, crop=32), name="b"), tmp_path / "base")
+    rng = np.random.default_rng(0)
+    for folder in range(14):
+        for number in range(3):
+            path = tmp_path / "tree" / f"{folder:02d}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blocks = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(blocks).resize((72, 72), Image.Resampling.BICUBIC).save(path)
+    short, out = example("short_runs"), tmp_path / "out"
+    command = ["--images", str(tmp_path / "tree"), "--out", str(out), "--base", str(base), "--seconds", "0.5"]
+    command += ["--triplets", "11", "--size", "32", "--only", "batch of 16"]
+    short.main(command)
+    assert sorted(path.name for path in (out / "apart").iterdir()) == ["06", "13"]
+    assert len(list((out / "train").iterdir())) == 12
+    (row,) = json.loads((out / "short_runs.json").read_text())
+    recipe = row["recipe"]
+    assert row["images"] == 16 * row["steps"] and recipe["batch_size"] == 16 and recipe["steps"] == row["steps"] >= 2
+    assert recipe["learning_rate"] == 1e-3 and recipe["inner_steps"] == 2  # the rest is the recipe
+    assert 0 <= row["accuracy"]["4/255"] <= row["accuracy"]["2/255"] <= row["accuracy"]["clean"] <= 100
+    table = capsys.readouterr().out
+    assert f"| batch of 16 | {row['steps']} | {row['images']} |" in table
+    written = (out / "batch-of-16" / "row.json").stat().st_mtime_ns
+    short.main(command)
+    assert (out / "batch-of-16" / "row.json").stat().st_mtime_ns == written
+    assert capsys.readouterr().out.endswith((out / "short_runs.md").read_text())
