@@ -11,6 +11,7 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.images import load_image
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.train.data import augmentation
 from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.settings import FinetuneConfig, RunConfig, Stage
@@ -93,6 +94,32 @@ def test_the_stream_varies_images_alike_for_any_number_of_workers_and_processes(
     assert all(torch.equal(one.images, two.images) for one, two in zip(whole[2:], late, strict=True))
 
 
+def test_damage_is_of_four_kinds_and_every_strength(monkeypatch):
+    told = []
+    for name in ("Noise", "Blur", "Jpeg", "Light"):
+        change = getattr(augmentation, name)
+
+        def tell(*values, name=name, change=change, **more):
+            told.append((name, values[0]))
+            return change(*values, **more)
+
+        monkeypatch.setattr(augmentation, name, tell)
+    vary = Augmentation(1.0, False, seed=0, damage=0.5)
+    image = ramp(300, 240)
+    found = [vary(image, step, key=1) for step in range(800)]
+    assert abs(len(told) - 400) < 71  # five standard deviations of 800 draws
+    for picture in found:
+        assert picture is image or picture.size == (280, 224)
+    bounds = {"Noise": (0, 0.2), "Blur": (0, 0.02), "Jpeg": (2, 80), "Light": (-1, 1)}
+    for name, (low, high) in bounds.items():
+        values = [value for kind, value in told if kind == name]
+        assert 60 < len(values) < 140 and low <= min(values) and max(values) <= high
+        assert min(values) < low + 0.1 * (high - low) and max(values) > high - 0.1 * (high - low)
+    gray = Image.new("RGB", (64, 64), (128, 128, 128))
+    again = [vary(gray, step, key=1) for step in range(800)]
+    assert all(one.tobytes() == vary(gray, step, key=1).tobytes() for step, one in enumerate(again[:40]))
+
+
 def test_a_mixture_is_a_weighted_mean_with_uniform_weights():
     vary = Augmentation(1.0, False, seed=0, mixup=0.75)
     ones, zeros = torch.ones(3, 2, 2), torch.zeros(3, 2, 2)
@@ -152,6 +179,7 @@ def test_stages_share_out_the_steps():
         ({"sizes": (32.0,), "size_steps": 11}, "at most steps"),
         ({"crop_scale": 0.0}, "crop_scale"),
         ({"mixup": 1.5}, "mixup"),
+        ({"damage": -0.1}, "damage"),
         ({"mixup": 0.5, "loss": "tecoa"}, "has no class"),
     ],
 )

@@ -47,6 +47,7 @@ class FinetuneConfig:
     crop_scale: float = setting(1.0, "smallest share of an image's area that a random crop keeps (1: no crops)")
     flip: bool = setting(False, "mirror half of the images, at random")
     mixup: float = setting(0.0, "share of the images that are mixed with another of their batch, by a random weight")
+    damage: float = setting(0.0, "share of the images that get noise, blur, JPEG artefacts or other light first")
     sizes: tuple[float, ...] = setting(
         (), "sides of the input before the encoder's own, each for an equal share of --size-steps", unit="pixels"
     )
@@ -80,7 +81,7 @@ class FinetuneConfig:
                 f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without "
                 f"sizes; it is {self.size_steps} for the sizes {_listed(self.sizes)}"
             )
-        for name in ("clean_weight", "mixup"):
+        for name in ("clean_weight", "mixup", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], and it is {getattr(self, name)}")
         if self.loss not in LOSSES:
@@ -102,9 +103,9 @@ class FinetuneConfig:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """Crops, flips and mixtures; None where there are none."""
-        varies = self.crop_scale < 1 or self.flip or self.mixup
-        return Augmentation(self.crop_scale, self.flip, self.seed, self.mixup) if varies else None
+        """Crops, flips, mixtures and damage; None where there are none."""
+        varies = self.crop_scale < 1 or self.flip or self.mixup or self.damage
+        return Augmentation(self.crop_scale, self.flip, self.seed, self.mixup, self.damage) if varies else None
 
     def stages(self, size: int) -> list[Stage]:
         """The sides that the run goes through, of which ``size``, the encoder's own, is the last."""

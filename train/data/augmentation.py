@@ -1,4 +1,4 @@
-"""Random crops, flips and mixtures: functions of the seed, the step and the image, whoever reads it."""
+"""Random crops, flips, damage and mixtures: functions of the seed, the step and the image, whoever reads it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from rclip_metric.train.data.images import seeded
+from rclip_metric.train.data.photo_changes import Blur, Jpeg, Light, Noise
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+_DAMAGED_SIDE = 224  # pixels of the shorter side, at most, before damage: in a larger picture no network would see it
 _STRETCH = math.log(4 / 3)  # of a crop's aspect ratio: from 3:4 to 4:3, as is usual for ImageNet
 
 
@@ -27,23 +29,26 @@ class Augmentation:
         flip: mirror half of the images.
         seed: of the draws.
         mixup: share of the images that are mixed with another one.
+        damage: share of the images that get noise, blur, JPEG's artefacts or other light, of any strength.
     """
 
     scale: float
     flip: bool
     seed: int
     mixup: float = 0.0
+    damage: float = 0.0
 
     def __call__(self, image: Image.Image, step: int, key: int) -> Image.Image:
-        """Crop and mirror an image as step ``step`` sees it.
+        """Crop, mirror and damage an image as step ``step`` sees it.
 
         A crop's aspect ratio is drawn log-uniformly from 3:4 to 4:3 of the image's own, and cut where it would
         leave the image.
         """
+        return self._damaged(self._seen(image, step, key), step, key)
+
+    def _seen(self, image: Image.Image, step: int, key: int) -> Image.Image:
         from PIL import Image
 
-        if self.scale == 1 and not self.flip:
-            return image
         share, stretch, across, down, mirrored = torch.rand(5, generator=seeded(self.seed, 2, step, key)).tolist()
         if self.scale < 1:
             area = self.scale + (1 - self.scale) * share
@@ -55,6 +60,23 @@ class Augmentation:
         if self.flip and mirrored < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
+
+    def _damaged(self, image: Image.Image, step: int, key: int) -> Image.Image:
+        generator = seeded(self.seed, 4, step, key)
+        chosen, kind, strength, *more = torch.rand(6, generator=generator).tolist()
+        if chosen >= self.damage:
+            return image
+        if (shorter := min(image.size)) > _DAMAGED_SIDE:
+            width, height = (max(1, round(side * _DAMAGED_SIDE / shorter)) for side in image.size)
+            image = image.resize((width, height))
+        if kind < 0.25:
+            return Noise(0.2 * strength, int(2**31 * more[0]))(image)
+        if kind < 0.5:
+            return Blur(0.02 * strength)(image)
+        if kind < 0.75:
+            return Jpeg(round(2 * 40**strength))(image)  # 2 to 80; the lower, the more of them
+        stops, warmth, saturation = 2 * strength - 1, 0.6 * more[0] - 0.3, 0.5 + more[1]
+        return Light(stops, warmth, saturation, hue=240 * more[2] - 120)(image)
 
     def mixed(self, image: Tensor, other: Callable[[], Tensor], step: int, key: int) -> Tensor:
         """Mix an image with another one as step ``step`` sees it: w image + (1 - w) other, w uniform in [0, 1].
