@@ -1,11 +1,15 @@
 """A perceptual image distance that holds up under adversarial perturbation."""
 
-from rclip_metric.compare import score
-from rclip_metric.encoder import Encoder
-from rclip_metric.errors import WeightsError
-from rclip_metric.images import ImageError, load_image
-from rclip_metric.manifest import WeightSpec, load_manifest, model_names
-from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rclip_metric.compare import score
+    from rclip_metric.encoder import Encoder
+    from rclip_metric.errors import ImageError, WeightsError
+    from rclip_metric.images import load_image
+    from rclip_metric.manifest import WeightSpec, load_manifest, model_names
+    from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,31 @@ __all__ = [
     "model_names",
     "score",
 ]
+
+# Nothing is imported before it is used: what needs no torch, such as --help, does not wait for it.
+_MODULES = {
+    "Encoder": "encoder",
+    "ImageError": "errors",
+    "RobustPerceptualDistance": "metric",
+    "TwoAFC": "metric",
+    "WeightSpec": "manifest",
+    "WeightsError": "errors",
+    "load_image": "images",
+    "load_manifest": "manifest",
+    "model_names": "manifest",
+    "score": "compare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # so that this is not asked again
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names too that were not asked for yet."""
+    return sorted({*globals(), *__all__})

@@ -12,8 +12,7 @@ from typing import Any
 
 from rclip_metric import __version__
 from rclip_metric.commands import UsageError, complain, hub_is_quiet, rank, score
-from rclip_metric.errors import DigestError, HubError, StorageError, WeightsError
-from rclip_metric.images import ImageError
+from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
 
 _EPILOG = """\
 exit codes:

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.images import list_images, states_exposure
-
-# What needs a model, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
+# What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
     from rclip_metric.metric import RobustPerceptualDistance
     from rclip_metric.scoring import FileEmbeddings
@@ -87,6 +85,7 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
 
 
 def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
+    from rclip_metric.images import list_images
     from rclip_metric.scoring import Summary, all_pairs
 
     files = list_images(folder)
@@ -113,13 +112,14 @@ def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
 
 def rank(args: argparse.Namespace) -> int:
     """Print candidates by their distance to a reference, nearest first; return the exit code."""
-    import torch
-
-    from rclip_metric.scoring import distances, significant
-
     reference = Path(args.reference)
     if not reference.is_file():
         raise UsageError(f"{reference} is {'a folder' if reference.is_dir() else 'no file'}, expected an image")
+    import torch
+
+    from rclip_metric.images import list_images
+    from rclip_metric.scoring import distances, significant
+
     candidates: list[Path] = []
     for path in map(Path, args.candidates):
         candidates += list_images(path) if path.is_dir() else [path]
@@ -217,6 +217,8 @@ class _Run:
 
     def _remark_domain(self) -> None:
         """Say so once where a model that knows something else is asked about what is certainly a photograph."""
+        from rclip_metric.images import states_exposure
+
         encoder = self.metric.encoder
         if encoder.domain is None or self._args.quiet:
             return
@@ -236,6 +238,8 @@ class _Run:
 
     def remark_left_out(self, folder: Path) -> int:
         """Count the files in a folder that are not images by their names, and say so on stderr."""
+        from rclip_metric.images import list_images
+
         known = set(list_images(folder))
         count = sum(path not in known and not path.name.startswith(".") and path.is_file() for path in folder.iterdir())
         if count and not self._args.quiet:

@@ -1,4 +1,8 @@
-"""What can go wrong between a model's name and its weights, one exception per cause."""
+"""What can go wrong with an image, and between a model's name and its weights: one exception per cause."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or values whose meaning is not clear; the message says which and why."""
 
 
 class WeightsError(RuntimeError):

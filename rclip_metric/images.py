@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rclip_metric.errors import ImageError as ImageError
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -28,10 +30,6 @@ TOLERANCE = 1e-3
 
 _ORIENTATION = 0x0112  # EXIF tags
 _MAKE, _MODEL, _CAMERA_SETTINGS, _EXPOSURE_TIME = 0x010F, 0x0110, 0x8769, 0x829A
-
-
-class ImageError(ValueError):
-    """An image that cannot be read, or values whose meaning is not clear; the message says which and why."""
 
 
 def open_image(source: ImageSource) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`import rclip_metric` is cheap, and pulls in nothing that building a model needs."""
+"""`import rclip_metric` and --help cost nothing; each public name pulls in what it needs, and nothing more."""
 
 import subprocess
 import sys
@@ -8,24 +8,45 @@ import pytest
 
 import rclip_metric
 
-HEAVY = ["torchvision", "PIL", "timm", "open_clip", "huggingface_hub", "safetensors", "transformers", "torchmetrics"]
-PROBE = "import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+HEAVY = [
+    "torch", "torchvision", "PIL", "numpy", "timm", "open_clip", "huggingface_hub", "safetensors", "transformers",
+    "torchmetrics", "rclip_metric.train",
+]  # fmt: skip
+PROBE = "import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.modules], file=sys.stderr)"
 
 
-def loaded_by(module: str, folder: Path) -> list[str]:
-    code = PROBE.format(module=module, heavy=[*HEAVY, "rclip_metric.train"])
+def loaded_by(code: str, folder: Path) -> list[str]:
+    probe = PROBE.format(code=code, heavy=HEAVY)
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.split()
+        [sys.executable, "-c", probe], cwd=folder, check=True, capture_output=True, text=True
+    ).stderr.split()
 
 
-def test_the_import_pulls_in_torch_and_nothing_else(tmp_path):
-    assert loaded_by("rclip_metric", tmp_path) == []
+def test_the_import_pulls_in_nothing(tmp_path):
+    assert loaded_by("import rclip_metric; dir(rclip_metric)", tmp_path) == []
+
+
+def test_a_public_name_pulls_in_torch_and_nothing_else(tmp_path):
+    names = ", ".join(rclip_metric.__all__)
+    assert set(loaded_by(f"from rclip_metric import {names}", tmp_path)) <= {"torch", "numpy"}  # torch takes numpy
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "no.png", "no.png"]])
+def test_the_command_line_answers_without_torch(tmp_path, arguments):
+    quiet = "import contextlib, io; from rclip_metric.cli import main; error = io.StringIO()"
+    code = f"{quiet}\nwith contextlib.redirect_stderr(error): main({arguments})"
+    assert loaded_by(code, tmp_path) == []
+
+
+def test_what_is_not_there_is_said_as_python_says_it():
+    with pytest.raises(AttributeError, match="module 'rclip_metric' has no attribute 'scores'"):
+        rclip_metric.scores  # noqa: B018
+    assert set(rclip_metric.__all__) <= set(dir(rclip_metric))
 
 
 def test_the_probe_would_notice(tmp_path):
-    assert "PIL" in loaded_by("rclip_metric, PIL", tmp_path)
-    assert "rclip_metric.train" in loaded_by("rclip_metric.train", tmp_path)
+    assert "PIL" in loaded_by("import rclip_metric, PIL", tmp_path)
+    assert "rclip_metric.train" in loaded_by("import rclip_metric.train", tmp_path)
 
 
 @pytest.mark.parametrize("name", rclip_metric.__all__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -159,8 +160,12 @@ class Recipe:
 
 def recipe_names(command: str | None = None) -> list[str]:
     """The recipes that come with this package, or those of one command."""
-    names = sorted(path.stem for path in _RECIPES.glob("*.json"))
-    return [name for name in names if command is None or read_recipe(name).command == command]
+    return [name for name, recipe in _shipped().items() if command in (None, recipe.command)]
+
+
+@functools.cache
+def _shipped() -> dict[str, Recipe]:
+    return {path.stem: read_recipe(path) for path in sorted(_RECIPES.glob("*.json"))}
 
 
 def read_recipe(name: str | Path, command: str | None = None) -> Recipe:
