@@ -6,10 +6,13 @@ import shutil
 import pytest
 
 from rclip_metric.cli import main
+from rclip_metric.manifest import get_spec
 from rclip_metric.train.data.scene_formats import write_bapps, write_things
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.eval_options import balls_of
+from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.threat import LpBall
 
 
@@ -48,6 +51,45 @@ def test_nights_writes_a_record_per_threat_and_does_not_do_it_again(scenes, tmp_
     assert main([*changed, "--overwrite"]) == 0
     [record] = [r for r in load_results([out]) if r["settings"]["batch_size"] == 5]
     assert record["threat"]["eps_text"] == "4/255"
+
+
+def test_a_part_of_nights_is_attacked_and_its_results_have_names_of_their_own(scenes, tmp_path, capsys):
+    arguments = ["eval", "nights", "--data", str(scenes / "nights"), *FAST, "--norm", "linf", "--steps", "2"]
+    arguments += ["--out", str(tmp_path)]
+    name = "tiny-clean__scenes-test{}__apgd-linf-4_255-2steps.json"
+    assert main(arguments) == 0
+    before = (tmp_path / name.format("")).read_bytes()
+    assert main([*arguments, "--attacked", "3"]) == 0
+    assert "; 3 samples)" in capsys.readouterr().out
+    assert main([*arguments, "--attacked", "16"]) == 0  # that is all of them, which is there
+    assert {path.name for path in tmp_path.iterdir()} == {name.format(""), name.format("-3attacked")}
+    assert (tmp_path / name.format("")).read_bytes() == before
+    whole, part = (json.loads((tmp_path / name.format(end)).read_text()) for end in ("", "-3attacked"))
+    assert part["clean"] == whole["clean"] and (part["robust"]["samples"], whole["robust"]["samples"]) == (3, 16)
+    assert "attacked" not in whole["data"] and part["data"]["attacked"] == 3
+    for n, (one, other) in enumerate(zip(unpack(part), unpack(whole), strict=True)):
+        assert one.robust == (other.robust if n in (0, 5, 10) else None)  # 16 n / 3, rounded down
+    published = {"model": {"name": "r-clip-f", "revision": get_spec("r-clip-f").revision}, "splits": {}}
+    published["threat"] = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100}
+    for asked, paper in ((None, 74.3), (500, None)):
+        data = {"published": "nights", "unreadable": [], "attacked": asked}
+        assert reported({**published, "data": data, "settings": {}}, "robust") == paper
+        assert reported({**published, "data": data, "settings": {}}, "clean") == 90.6
+
+
+def test_every_kind_is_attacked_in_proportion(tmp_path):
+    """At equal steps through a table in which kinds take turns, one of them alone would be met."""
+    columns = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split,is_imagenet,kind"
+    rows = [f"{n},1,0,10,r{n}.png,a{n}.png,b{n}.png,test,False,{('crop', 'blur', 'jpeg')[n % 3]}" for n in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join([columns, *rows]))
+    data = nights_data(tmp_path, attacked=20)
+    kinds = [triplet.kind for triplet in data.triplets if data.is_attacked(triplet)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"blur": 7, "crop": 7, "jpeg": 6}
+    assert nights_data(tmp_path, attacked=60) == nights_data(tmp_path)
+    assert data.judges == "people"
+    (tmp_path / "photos.json").write_text("{}")
+    assert nights_data(tmp_path).judges == "the order by construction"
+    assert nights_data(tmp_path).settings() == nights_data(tmp_path, limit=60).settings()
 
 
 def test_bapps_has_two_protocols(scenes, tmp_path, capsys):

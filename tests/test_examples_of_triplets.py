@@ -11,11 +11,11 @@ from PIL import Image
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import TripletFiles, read_nights
-from rclip_metric.train.evaluation.examples import chosen, example_triplets
+from rclip_metric.train.evaluation.examples import example_triplets
 from rclip_metric.train.evaluation.metric import DistanceMetric, EncoderMetric
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.threat import LpBall
 
 LINF, L2 = LpBall("linf", 4 / 255), LpBall("l2", 1.0)
@@ -48,8 +48,9 @@ def pixels(uri):
 
 
 def test_chosen_are_at_equal_steps():
-    assert chosen(list(range(10)), 3) == [0, 3, 6] and chosen(list(range(10)), 10) == list(range(10))
-    assert chosen([1, 2], 5) == [1, 2] and chosen([], 3) == [] and chosen([1, 2], 0) == []
+    assert at_equal_steps(list(range(10)), 3) == [0, 3, 6]
+    assert at_equal_steps(list(range(10)), 10) == list(range(10))
+    assert at_equal_steps([1, 2], 5) == [1, 2] and at_equal_steps([], 3) == [] and at_equal_steps([1, 2], 0) == []
 
 
 def test_outcomes_are_those_of_the_evaluation(metric, triplets, examples):
@@ -67,7 +68,7 @@ def test_outcomes_are_those_of_the_evaluation(metric, triplets, examples):
 
 
 def test_a_few_have_the_outcome_that_they_have_among_all(metric, triplets, examples):
-    few = chosen(triplets, 5)
+    few = at_equal_steps(triplets, 5)
     whole = {example["key"]: example for example in examples[1]}
     for example in example_triplets(metric, few, ATTACKS[1], RunSettings(chunk_size=2)):
         assert example["right_after"] == whole[example["key"]]["right_after"]

@@ -109,14 +109,15 @@ def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
 
 
 def _nights(options: argparse.Namespace) -> None:
-    _two_afc(options, _nights_data(options), "default")
+    _two_afc(options, _nights_data(options, options.attacked), "default")
 
 
-def _nights_data(options: argparse.Namespace) -> Any:
+def _nights_data(options: argparse.Namespace, attacked: int | None = None) -> Any:
     from rclip_metric.train.evaluation.tasks import nights_data
 
     _needs(options, "data")
-    return nights_data(options.data, options.split, options.limit, name=options.name, published=options.published)
+    settings = {"attacked": attacked, "name": options.name, "published": options.published}
+    return nights_data(options.data, options.split, options.limit, **settings)
 
 
 def _bapps(options: argparse.Namespace) -> None:
@@ -163,23 +164,22 @@ def _things(options: argparse.Namespace) -> None:
 
 
 def _cue_conflict(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
+    from rclip_metric.train.data.cue_conflict import read_conflicts
     from rclip_metric.train.evaluation.blocks import chosen_device, processes
-    from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
+    from rclip_metric.train.evaluation.cue_conflict import evaluate_cue_conflict
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation.tasks import cue_conflict_data
 
     _needs(options, "data")
-    images = read_conflicts(options.data, options.classes)
     if options.check:
-        return _checked([image.path for image in images], options)
+        return _checked([image.path for image in read_conflicts(options.data, options.classes)], options)
     _needs(options, "model")
     device, team = chosen_device(options.device), processes()
-    triplets, left_out = conflict_triplets(images, options.draws, options.seed)
-    if left_out and team.rank == 0:
-        _say(f"{len(left_out)} images are no references; the first: {left_out[0]}")
-    name = options.name or options.data.resolve().name
-    data = CueConflictData(name, triplets[: options.limit], limit=options.limit)
+    settings = {"draws": options.draws, "seed": options.seed, "limit": options.limit, "name": options.name}
+    data = cue_conflict_data(options.data, options.classes, **settings)
+    if data.left_out and team.rank == 0:
+        _say(f"{len(data.left_out)} images are no references; the first: {data.left_out[0]}")
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:

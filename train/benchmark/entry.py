@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from rclip_metric.train.evaluation.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.metric import Facts
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
 from rclip_metric.train.evaluation.two_afc import TwoAfcData
 
-Data: TypeAlias = TwoAfcData | OddOneOutData
+Data: TypeAlias = TwoAfcData | OddOneOutData | CueConflictData
 
 
 @dataclass

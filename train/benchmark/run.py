@@ -22,17 +22,19 @@ from rclip_metric.train.benchmark.tables import write_board
 from rclip_metric.train.checkpoint import write_text
 from rclip_metric.train.evaluation.blocks import Processes, chosen_device, processes
 from rclip_metric.train.evaluation.certified import Certificate
+from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.direct import direct_record
-from rclip_metric.train.evaluation.examples import chosen, example_triplets
+from rclip_metric.train.evaluation.examples import example_triplets
 from rclip_metric.train.evaluation.kept import kept
 from rclip_metric.train.evaluation.metric import Certified, EncoderMetric, Facts, Metric, load_metric
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
+from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.report import result_name
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, bfloat16_is_fast, chunk_size_of
 from rclip_metric.train.evaluation.session import Session
-from rclip_metric.train.evaluation.tasks import bapps_data, nights_data, things_data
+from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.timing import time_metrics
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.machine import versions
 from rclip_metric.train.precision import metric_precision
 from rclip_metric.train.threat import LpBall
@@ -97,11 +99,13 @@ class _Run:
         return sets
 
     def _open(self, part: DataFolder) -> Data:
-        limit = self.settings.limit
+        limit, attacked = self.settings.limit, self.settings.attacked
         if part.format == "nights":
-            return nights_data(part.folder, self.settings.split, limit)
+            return nights_data(part.folder, self.settings.split, limit, attacked=attacked)
         if part.format == "bapps":
-            return bapps_data(part.folder, attacked=self.settings.attacked, limit=limit)
+            return bapps_data(part.folder, attacked=attacked or BAPPS_ATTACKED, limit=limit)
+        if part.format == "cue-conflict":
+            return cue_conflict_data(part.folder, self.settings.classes, seed=self.settings.seed, limit=limit)
         return things_data(part.folder, limit=limit)
 
     def judge(self, entry: Entry, sets: dict[str, Data]) -> None:
@@ -135,6 +139,8 @@ class _Run:
         """Clean and attacked; then what can be certified."""
         if isinstance(data, OddOneOutData):
             return self._evaluated(metric, data, [], "odd-one-out")
+        if isinstance(data, CueConflictData):
+            return self._evaluated(metric, data, [], "cue-conflict")
         records = self._evaluated(metric, data, self.settings.attacks(), "2afc")
         certificates = self.settings.certificates()
         if certificates and isinstance(metric, Certified):
@@ -150,6 +156,8 @@ class _Run:
         def evaluate(wanted: Any, journal: Any) -> list[dict[str, Any]]:
             if isinstance(data, OddOneOutData):
                 return evaluate_odd_one_out(metric, data, wanted, run, journal=journal, **common)
+            if isinstance(data, CueConflictData):
+                return evaluate_cue_conflict(metric, data, run, journal=journal, **common)
             return evaluate_two_afc(metric, data, wanted, run, journal=journal, **common)
 
         session = Session(self.settings.out / folder, self.settings.overwrite, self.team)
@@ -163,11 +171,14 @@ class _Run:
         name = result_name({"model": metric.describe(), "data": data.settings(), "threat": {"attack": "none"}})
         stem = name.partition("__")[0]
         if settings.sweep and settings.balls:
-            few = replace(data, triplets=data.triplets[: settings.sweep], limit=settings.sweep)
+            attacked = [triplet for triplet in data.triplets if data.is_attacked(triplet)]
+            few = replace(data, triplets=attacked[: settings.sweep], limit=settings.sweep)
             found = self._guarded(
                 entry, "radii", lambda: self._evaluated(metric, few, settings.swept(), "2afc", "sweep")
             )
             entry.sweep = found or []
+        if data.attack_limit:  # what follows does not depend on it
+            data = replace(data, attacked=None, attack_limit=None)
         for ball in settings.balls if settings.direct else ():
             found_direct = self._guarded(entry, f"direct {ball}", partial(self._direct, metric, data, ball, stem))
             entry.direct += [] if found_direct is None else [found_direct]
@@ -194,7 +205,7 @@ class _Run:
     def _examples(self, path: Path, metric: Metric, data: TwoAfcData) -> dict[str, Any]:
         """A few triplets before and after the first attack."""
         run, attack = self._run_settings(metric), self.settings.attacks()[0]
-        triplets = chosen(data.triplets, self.settings.examples)
+        triplets = at_equal_steps(data.triplets, self.settings.examples)
         about = {"model": metric.describe(), "data": data.settings(), "attack": attack.describe(), "seed": run.seed}
         return kept(
             path,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rclip_metric.train.evaluation.certified import RADII, Certificate
+from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
 from rclip_metric.train.threat import NORMS, LpBall
 
-FORMATS = ("nights", "bapps", "things")
+FORMATS = ("nights", "bapps", "things", "cue-conflict")
 PAPER_BALLS = (LpBall("linf", 4 / 255), LpBall("l2", 3.0))
 SWEEP = (0.25, 0.5, 2.0, 4.0)  # of each radius, beside the radius itself
 
@@ -42,10 +43,12 @@ class BenchmarkSettings:
         steps: APGD iterations of every attack.
         restarts: of APGD, in the main attacks.
         split: of NIGHTS.
-        attacked: triplets of each split of BAPPS that attacks are run on.
+        attacked: triplets that attacks are run on, of a set in the NIGHTS format or of each split of BAPPS; None for
+            all of the former and `BAPPS_ATTACKED` of the latter.
+        classes: table that says what the images of cue conflicts show, for files that are not called so.
         limit: only the first samples of each set.
         image_size: side that images are squashed to, for metrics that leave it open.
-        seed: of random starts.
+        seed: of random starts, and of the options that are drawn for cue conflicts.
         batch_size: samples in a block, the unit of work.
         chunk_size: images per pass; None: by device and size.
         precision: of the attacks' own passes; successes are confirmed in float32.
@@ -69,7 +72,8 @@ class BenchmarkSettings:
     steps: int = 100
     restarts: int = 1
     split: str = "test"
-    attacked: int = 1000
+    attacked: int | None = None
+    classes: Path | None = None
     limit: int | None = None
     image_size: int = 224
     seed: int = 0
@@ -107,6 +111,8 @@ class BenchmarkSettings:
         written = asdict(self)
         written["data"] = [f"{part.format}:{part.folder.name}" for part in self.data]
         written["balls"] = [str(ball) for ball in self.balls]
+        written["classes"] = self.classes and self.classes.name
+        written["attacked"] = self.attacked or f"all, of BAPPS {BAPPS_ATTACKED} per split"
         return {key: value for key, value in written.items() if key not in ("out", "overwrite", "quiet", "title")}
 
 

@@ -19,11 +19,19 @@ from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, full
 
 @dataclass(frozen=True)
 class CueConflictData:
-    """Triplets of conflict images, as `conflict_triplets` draws them; ``limit`` is how many were asked for."""
+    """Triplets of conflict images, as `conflict_triplets` draws them.
+
+    Attributes:
+        name: its own, e.g. the folder's.
+        triplets: in a fixed order.
+        limit: how many were asked for, None for all.
+        left_out: a sentence for each image that is no reference.
+    """
 
     name: str
     triplets: Sequence[ConflictTriplet]
     limit: int | None = None
+    left_out: Sequence[str] = ()
 
     def settings(self) -> dict[str, Any]:
         """What the outcomes depend on, JSON: names, cues and draws go in as a digest."""

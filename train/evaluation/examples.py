@@ -33,12 +33,6 @@ LONGEST = 160
 """Longer sides are brought down to so many pixels."""
 
 
-def chosen(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:
-    """``count`` triplets at equal steps through a set, from its first on: picked by nobody."""
-    count = min(count, len(triplets))
-    return [triplets[index * len(triplets) // count] for index in range(count)]
-
-
 def example_triplets(
     metric: Metric,
     triplets: Sequence[TripletFiles],
@@ -55,7 +49,7 @@ def example_triplets(
 
     Args:
         metric: judged, and attacked.
-        triplets: e.g. from `chosen`, in one block.
+        triplets: e.g. from `at_equal_steps`, in one block.
         attack: as in the evaluation.
         run: likewise.
         load: path -> (3, S, S); None for the metric's own `preprocess`.

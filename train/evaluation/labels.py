@@ -11,6 +11,8 @@ from rclip_metric.train.evaluation.report import short_revision
 from rclip_metric.train.threat import NORMS
 
 Record = Mapping[str, Any]
+# Who said which option is right.
+PEOPLE, SCENES, CONSTRUCTION = "people", "the scenes' own rule", "the order by construction"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rclip_metric.train.data.things import Things
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
+from rclip_metric.train.evaluation.labels import PEOPLE
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -40,12 +41,14 @@ class OddOneOutData:
         things: images and triplets.
         limit: how many were asked for, None for all.
         published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
+        judges: who said which is the odd one, in words.
     """
 
     name: str
     things: Things
     limit: int | None = None
     published: str | None = None
+    judges: str = PEOPLE
 
     def settings(self) -> dict[str, Any]:
         """What the outcomes depend on, JSON: the triplets go in as a digest."""

@@ -84,8 +84,8 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
 
     It is the manifest's, or that of `baselines.reported`.
 
-    The data have to be the published ones (`published_as`), whatever their name and format. A part of them has no such
-    number; nor has another attack, another number of steps or another way of resizing.
+    The data have to be the published ones (`published_as`), whatever their name and format. A part of them, or a part
+    under attack, has no such number; nor has another attack, another number of steps or another way of resizing.
     """
     model, data = record["model"], record["data"]
     task = data.get("published") or ""
@@ -118,7 +118,7 @@ def _same_protocol(record: Mapping[str, Any], task: str, column: str) -> bool:
         attacked = [part["robust"] and part["robust"]["samples"] for part in parts.values()]
         asked = column == "clean" or set(attacked) == {BAPPS_ATTACKED}
         return data.get("protocol") == "majority" and parts.keys() == BAPPS_SPLITS and asked
-    return True
+    return column == "clean" or not data.get("attacked")
 
 
 def _threat_column(threat: Mapping[str, Any], task: str) -> str | None:

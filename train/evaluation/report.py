@@ -274,7 +274,7 @@ def result_name(record: Mapping[str, Any]) -> str:
         name += f"@{_safe(revision)}" if revision else ""
     parts = [
         [name, *_unusual(model, "resize")],
-        [data["name"], data.get("split"), *_unusual(data, "protocol")],
+        [data["name"], data.get("split"), *_unusual(data, "protocol", "attacked")],
         ["clean" if threat["attack"] == "none" else threat["attack"], threat.get("norm"), threat.get("eps_text")],
     ]
     if settings.get("limit") is not None:

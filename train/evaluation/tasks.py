@@ -1,4 +1,4 @@
-"""From a folder on the disk to the samples of an evaluation: NIGHTS, BAPPS and THINGS, and scenes in their formats."""
+"""From a folder on the disk to the samples of an evaluation: NIGHTS, BAPPS, THINGS, scenes as these, cue conflicts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
+from rclip_metric.train.data.photos import RECORD as PHOTOS
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.two_afc import BAPPS_SPLITS, read_bapps, read_nights
 from rclip_metric.train.evaluation import odd_one_out, two_afc
+from rclip_metric.train.evaluation.cue_conflict import CueConflictData
+from rclip_metric.train.evaluation.labels import CONSTRUCTION, PEOPLE, SCENES
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
 from rclip_metric.train.evaluation.published import BAPPS_ATTACKED, published_as
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, first_of_each_split, loader_at
+from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, first_of_each_split, loader_at
 
 
 def nights_data(
-    folder: Path, split: str = "test", limit: int | None = None, *, name: str | None = None, published: bool = False
+    folder: Path,
+    split: str = "test",
+    limit: int | None = None,
+    *,
+    attacked: int | None = None,
+    name: str | None = None,
+    published: bool = False,
 ) -> TwoAfcData:
     """Triplets in the NIGHTS format.
 
@@ -23,6 +33,8 @@ def nights_data(
         folder: with data.csv.
         split: train, val, test, test_imagenet or test_no_imagenet.
         limit: only the first ones.
+        attacked: triplets that attacks are run on, at equal steps through the set (through its kinds one after the
+            other, where it has any, so that each is there in proportion); None for all.
         name: of the set (default: the folder's, "scenes" for the scenes').
         published: the user states that this is NIGHTS itself, see `published_as`.
 
@@ -31,9 +43,15 @@ def nights_data(
     """
     triplets = read_nights(folder, split)[:limit]
     # The scenes' folder is called nights, for its format.
-    own = "scenes" if (folder.resolve().parent / "scenes.json").exists() else folder.resolve().name
+    scenes = (folder.resolve().parent / "scenes.json").exists()
+    own = "scenes" if scenes else folder.resolve().name
+    judges = SCENES if scenes else CONSTRUCTION if (folder / PHOTOS).exists() else PEOPLE
     known = published_as("nights", len(triplets), two_afc.digest_of(triplets), split, stated=published)
-    return TwoAfcData(name or own, split, triplets, limit=limit, published=known)
+    data = TwoAfcData(name or own, split, triplets, limit=limit, published=known, judges=judges)
+    if attacked is None or attacked >= len(triplets):
+        return data
+    chosen = at_equal_steps(sorted(triplets, key=lambda triplet: triplet.kind), attacked)
+    return replace(data, attacked=frozenset(triplet.key for triplet in chosen), attack_limit=attacked)
 
 
 def bapps_data(
@@ -63,12 +81,13 @@ def bapps_data(
     triplets = read_bapps(folder, splits or BAPPS_SPLITS)
     if limit:
         triplets = first_of_each_split(triplets, limit)
-    own = "scenes-bapps" if (folder / "bapps.json").exists() else folder.resolve().name
+    scenes = (folder / "bapps.json").exists()
+    own, judges = ("scenes-bapps", SCENES) if scenes else (folder.resolve().name, PEOPLE)
     chosen = frozenset(triplet.key for triplet in first_of_each_split(triplets, attacked))
     split = None if splits is None else "+".join(sorted(splits))
     load = loader_at(64) if protocol == "soft" else None
     known = published_as("bapps", len(triplets), two_afc.digest_of(triplets), split, stated=published)
-    return TwoAfcData(name or own, split, triplets, protocol, True, chosen, load, limit, known)
+    return TwoAfcData(name or own, split, triplets, protocol, True, chosen, load, limit, known, judges=judges)
 
 
 def things_data(
@@ -98,6 +117,33 @@ def things_data(
     things = read_things(table or folder, images or folder / "images")
     if limit:
         things = replace(things, triplets=things.triplets[:limit], odd=things.odd[:limit])
-    own = "scenes-things" if (folder / "things.json").exists() else folder.resolve().name
+    scenes = (folder / "things.json").exists()
+    own, judges = ("scenes-things", SCENES) if scenes else (folder.resolve().name, PEOPLE)
     known = published_as("things", len(things.triplets), odd_one_out.digest_of(things), stated=published)
-    return OddOneOutData(name or own, things, limit, known)
+    return OddOneOutData(name or own, things, limit, known, judges)
+
+
+def cue_conflict_data(
+    folder: Path,
+    classes: Path | None = None,
+    draws: int = 10,
+    seed: int = 0,
+    limit: int | None = None,
+    *,
+    name: str | None = None,
+) -> CueConflictData:
+    """Triplets of cue-conflict images.
+
+    Args:
+        folder: with the images.
+        classes: a table that says what they show, for files that are not called so.
+        draws: pairs of options per reference.
+        seed: of the draws.
+        limit: only the first triplets.
+        name: of the set (default: the folder's).
+
+    Raises:
+        ValueError: as `read_conflicts` and `conflict_triplets` raise it.
+    """
+    triplets, left_out = conflict_triplets(read_conflicts(folder, classes), draws, seed)
+    return CueConflictData(name or folder.resolve().name, triplets[:limit], limit, left_out)

@@ -21,6 +21,7 @@ from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.kinds import with_kinds
+from rclip_metric.train.evaluation.labels import PEOPLE
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
@@ -52,6 +53,8 @@ class TwoAfcData:
         load: path -> (3, S, S); None for the metric's own `preprocess`.
         limit: how many were asked for, None for all.
         published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
+        attack_limit: how many were asked to be attacked, None for as many as the set's protocol has.
+        judges: who said which option is right, in words.
     """
 
     name: str
@@ -63,6 +66,8 @@ class TwoAfcData:
     load: Callable[[Path], Tensor] | None = None
     limit: int | None = None
     published: str | None = None
+    attack_limit: int | None = None
+    judges: str = PEOPLE
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -73,16 +78,30 @@ class TwoAfcData:
 
     def settings(self) -> dict[str, Any]:
         """What the outcomes depend on, JSON: the names and labels of all triplets go in as a digest."""
-        rows = "\n".join(f"{t.key} {t.share} {self.attacked is None or t.key in self.attacked}" for t in self.triplets)
+        rows = "\n".join(f"{t.key} {t.share} {self.is_attacked(t)}" for t in self.triplets)
         digest = hashlib.sha256(rows.encode()).hexdigest()[:16]
         found = {"name": self.name, "split": self.split, "protocol": self.protocol, "triplets": digest}
-        return found | ({"published": self.published} if self.published else {})
+        return found | self._asked() | ({"published": self.published} if self.published else {})
 
     def describe(self) -> dict[str, Any]:
         """For the record: JSON; the digest is of ids and labels."""
         images = {path for triplet in self.triplets for path in files_of(triplet)}
         about = {"name": self.name, "split": self.split, "protocol": self.protocol, "images": len(images)}
-        return {**about, "digest": digest_of(self.triplets), "published": self.published}
+        return {**about, **self._asked(), "digest": digest_of(self.triplets), "published": self.published}
+
+    def is_attacked(self, triplet: TripletFiles) -> bool:
+        """Whether attacks are run on a triplet, if the metric is right about it."""
+        return self.attacked is None or triplet.key in self.attacked
+
+    def _asked(self) -> dict[str, Any]:
+        """What tells the results of a part under attack from those of all, in their names as well."""
+        return {} if self.attack_limit is None else {"attacked": self.attack_limit}
+
+
+def at_equal_steps(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:
+    """``count`` triplets at equal steps through a set, from its first on: picked by nobody."""
+    count = min(count, len(triplets))
+    return [triplets[index * len(triplets) // count] for index in range(count)]
 
 
 def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[TripletFiles]:
@@ -225,7 +244,7 @@ def _evaluate_block(
         score, tied = _score(triplet, bool(clean.wrong[i]), bool(tie[i]), data.protocol), bool(tie[i])
         margin = clean.margin[i].item()
         rows.append(Row(key=triplet.key, split=triplet.split, clean=score, tie=tied, margin=margin, attacks=[]))
-    chosen = [data.attacked is None or triplet.key in data.attacked for triplet in triplets]
+    chosen = [data.is_attacked(triplet) for triplet in triplets]
     right = [i for i in range(len(rows)) if attacks and chosen[i] and not bool(clean.wrong[i])]
     reference, kept = images.pixels([triplets[i].reference for i in right]), [options[i] for i in right]
     fixed = images.kept(metric, kept)
