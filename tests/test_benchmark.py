@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rclip_metric.cli import main
 from rclip_metric.train.benchmark.settings import balls_from, data_of, metrics_of
@@ -88,7 +90,7 @@ def test_the_board_agrees_with_the_records(done):
     with (out / "benchmark.csv").open() as handle:
         lines = list(csv.DictReader(handle))
     tiny = next(line for line in lines if (line["metric"], line["data"], line["column"]) == ("tiny", "scenes", "clean"))
-    assert float(tiny["accuracy"]) == rows["tiny"]["results"]["scenes"]["clean"]["accuracy"]
+    assert float(tiny["percent"]) == rows["tiny"]["results"]["scenes"]["clean"]["accuracy"]
     assert "| tiny @ sha256:" in (out / "benchmark.md").read_text()
 
 
@@ -140,7 +142,7 @@ def test_the_same_command_does_nothing_twice_and_one_more_metric_does_the_rest(d
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "benchmark.json"}
     assert main(arguments(scenes, out, "tiny,tiny-clean,l2,linf", *more)) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert capsys.readouterr().out.count("| l_inf") == 2  # one table per data set
+    assert capsys.readouterr().out.count("| l_inf") == 3  # one table per data set, and that of both
     threats = sorted(record["threat"]["attack"] for record in load_results(out.glob("linf__*.json")))
     assert threats == ["apgd"] * 2 + ["certified"] * 5 + ["none"]
 
@@ -182,6 +184,96 @@ def test_your_own_metric_is_a_row_and_a_broken_one_leaves_its_traceback(scenes, 
     [told] = (tmp_path / "failures").iterdir()
     assert "in broken" in told.read_text()
     assert "1 of 2 metrics failed" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def photographs(scenes, tmp_path_factory):
+    """Triplets, odd ones and cue conflicts on one board, with intervals over images; six triplets are attacked."""
+    cues, out = tmp_path_factory.mktemp("cues"), tmp_path_factory.mktemp("photographs")
+    for (a, shape), b, (c, texture), d in itertools.product(enumerate(("ant", "bee", "cat"), 1), (1, 2), repeat=2):
+        values = np.full((16, 16, 3), 80 * a + b, np.uint8)
+        values[8:] = 80 * c + d
+        Image.fromarray(values).save(cues / f"{shape}{b}-{texture}{d}.png")
+    data = f"cue-conflict:{cues},nights:{scenes / 'nights'},things:{scenes / 'things'}"
+    command = [*arguments(scenes, out, "tiny-clean,l2"), "--norms", "linf:4/255", "--data", data]
+    command += ["--resample", "images", "--page", "--direct", "2", "--examples", "2", "--sweep", "4"]
+    assert main([*command, "--attacked", "6"]) == 0
+    return cues, out, command
+
+
+def test_triplets_odd_ones_and_cue_conflicts_are_on_one_board(photographs, tmp_path):
+    cues, out, _ = photographs
+    board = json.loads((out / "benchmark.json").read_text())
+    name = cues.name
+    assert {data["id"]: data["judges"] for data in board["data"]} == {
+        name: None, "scenes": "the scenes' own rule", "scenes-things": "the scenes' own rule",
+    }  # fmt: skip
+    assert {data["intervals"] for data in board["data"]} == {"95 % intervals over images"}
+    assert {example["data"] for example in board["examples"]} == {"scenes"}
+    record = json.loads((out / f"tiny-clean__{name}-share_for_shape__clean-images.json").read_text())
+    command = ["eval", "cue-conflict", "--data", str(cues), "--model", "tiny-clean", "--device", "cpu", "--quiet"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    [alone] = load_results([tmp_path])
+    assert record["clean"] == alone["clean"] and record["settings"]["fingerprint"] == alone["settings"]["fingerprint"]
+    tiny = next(metric for metric in board["metrics"] if metric["id"] == "tiny-clean")
+    assert tiny["results"][name]["clean"]["accuracy"] == record["clean"]["accuracy"]
+    assert all(metric["results"][name]["robust"] == {} for metric in board["metrics"])
+    with (out / "benchmark.csv").open() as handle:
+        lines = [line for line in csv.DictReader(handle) if line["data"] == name]
+    assert [(line["metric"], line["column"]) for line in lines] == [
+        ("tiny-clean", "share for shape, %"), ("l2", "share for shape, %"),
+    ]  # fmt: skip
+    assert float(lines[0]["percent"]) == record["clean"]["accuracy"]
+    tables = (out / "benchmark.md").read_text().split("\n\n")
+    assert tables[0].startswith(
+        f"| metric | {name} share for shape, % | scenes clean | scenes linf 4/255 | scenes-things clean |"
+    )
+    [row] = [line for line in tables[0].splitlines() if line.startswith("| tiny-clean")]
+    found = tiny["results"]
+    shown = [found[name]["clean"], found["scenes"]["clean"], found["scenes"]["robust"]["linf 4/255"]]
+    shown.append(found["scenes-things"]["clean"])
+    assert row.split(" | ")[1:] == [
+        *(f"{cell['accuracy']:.1f}" for cell in shown[:-1]),
+        f"{shown[-1]['accuracy']:.1f} |",
+    ]
+    assert (
+        tables[2].startswith("| metric | share for shape, % | parameters |")
+        and "95 % intervals over images" in tables[3]
+    )
+    page = (out / "benchmark.html").read_text()
+    assert "On scenes test majority, " in page and "intervals over images" in page and ", of 6" in page
+
+
+def test_a_part_under_attack_shares_what_it_does_not_change(photographs, scenes):
+    """The direct attack and the examples are of the whole set, and no result stands in the way of another."""
+    _, out, command = photographs
+    shared = {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "benchmark.json"}
+    part = json.loads((out / "benchmark.json").read_text())
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in shared} == shared
+    more = {path.relative_to(out).as_posix() for path in out.rglob("*.json")} - {
+        path.relative_to(out).as_posix() for path in [*shared, out / "benchmark.json"]
+    }
+    assert {name.partition("/")[0] for name in more if "/" in name} == {"sweep"}
+    assert sorted(name for name in more if "/" not in name) == [
+        "l2__scenes-test__apgd-linf-4_255-3steps-images.json",
+        "tiny-clean__scenes-test__apgd-linf-4_255-3steps-images.json",
+    ]
+    board = json.loads((out / "benchmark.json").read_text())
+    assert part["settings"]["attacked"] == 6 and board["settings"]["attacked"] == "all, of BAPPS 1000 per split"
+    for metric, other in zip(part["metrics"], board["metrics"], strict=True):
+        few, all_ = (m["results"]["scenes"]["robust"]["linf 4/255"]["samples"] for m in (metric, other))
+        assert (few, all_) == (6, 12)
+        assert len(metric["sweep"]["scenes"]["linf"]) == 6
+    whole = load_results([out / "l2__scenes-test-6attacked__apgd-linf-4_255-3steps-images.json"])[0]
+    swept = load_results([next((out / "sweep").glob("l2__scenes-test-6attacked-first4__*"))])[0]
+    keys = [row.key for row in unpack(whole) if row.robust is not None]
+    assert [row.key for row in unpack(swept)] == keys[:4]
+    [start] = [point for point in part["metrics"][1]["sweep"]["scenes"]["linf"] if point[0] == 0]
+    files = {t.key: (t.reference, t.left, t.right) for t in nights_data(scenes / "nights").triplets}
+    values = [row.clean for row in unpack(whole) if row.key in keys[:4]]
+    found = summary(values, [""] * 4, macro=False, images=[files[key] for key in keys[:4]])
+    assert start[1:] == [found["accuracy"], *found["interval_95"]]
 
 
 def test_timing_is_measured_in_one_run_and_kept(scenes, tmp_path, capsys):

@@ -16,10 +16,12 @@ from rclip_metric.train.benchmark.entry import Data, Entry
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.certified import certified_curve
-from rclip_metric.train.evaluation.labels import Threat, data_label, interval_label, named
+from rclip_metric.train.evaluation.cue_conflict import CueConflictData
+from rclip_metric.train.evaluation.labels import SCENES, Threat, data_label, interval_label, named
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
 from rclip_metric.train.machine import device_record, versions
 from rclip_metric.train.threat import LpBall
 
@@ -52,17 +54,21 @@ def board(
         "versions": versions(),
         "device": device,
         "cores": os.cpu_count(),
-        "data": [_data(name, entries) for name in sets],
+        "data": [_data(name, data, entries) for name, data in sets.items()],
         "threats": [_threat(ball, settings) for ball in settings.balls],
-        "metrics": [_metric(entry) for entry in entries],
+        "metrics": [_metric(entry, sets) for entry in entries],
         "examples": _examples(entries, sets, settings),
         "paper": _paper(entries),
     }
 
 
-def _data(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    records = [records[0] for entry in entries if (records := entry.records.get(name))]
-    first, scenes = (records[0] if records else None), name.startswith("scenes")
+def _data(name: str, data: Data, entries: Sequence[Entry]) -> dict[str, Any]:
+    first = next((records[0] for entry in entries if (records := entry.records.get(name))), None)
+    judges = None if isinstance(data, CueConflictData) else data.judges
+    left_out = data.left_out if isinstance(data, CueConflictData) else ()
+    note = _SCENES if judges == SCENES else None
+    if left_out:
+        note = f"{len(left_out)} images are no references; the first: {left_out[0]}."
     return {
         "id": name,
         "label": data_label(first) if first else name,
@@ -70,8 +76,8 @@ def _data(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
         "samples": first["data"]["samples"] if first else None,
         "intervals": interval_label(first) if first else None,
         "comparable": bool(first and first["data"].get("published")),
-        "judges": "the scenes' own rule" if scenes else "people",
-        "note": _SCENES if scenes else None,
+        "judges": judges,
+        "note": note,
     }
 
 
@@ -82,7 +88,7 @@ def _threat(ball: LpBall, settings: BenchmarkSettings) -> dict[str, Any]:
     return {"id": str(ball), "norm": ball.norm, "eps": ball.eps, "eps_text": eps_text, "words": words}
 
 
-def _metric(entry: Entry) -> dict[str, Any]:
+def _metric(entry: Entry, sets: Mapping[str, Data]) -> dict[str, Any]:
     facts, about = entry.facts, entry.about
     label = named({**about, "revision": None}) if about else entry.name
     return {
@@ -98,7 +104,7 @@ def _metric(entry: Entry) -> dict[str, Any]:
         "failures": entry.failures,
         "timing": entry.timing,
         "results": {name: _result(records) for name, records in entry.records.items()},
-        "sweep": _sweep(entry),
+        "sweep": _sweep(entry, sets),
         "direct": {
             f"{found['threat']['norm']} {found['threat']['eps_text']}": {
                 "distances": found["distances"],
@@ -142,27 +148,30 @@ def _certified(records: Sequence[Record]) -> dict[str, Any]:
     return {"points": points, **certified_curve(records[0])}
 
 
-def _sweep(entry: Entry) -> dict[str, dict[str, list[list[float]]]]:
+def _sweep(entry: Entry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:
     """Accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
     swept = {(record["threat"]["norm"], record["threat"]["eps"]): record["robust"] for record in entry.sweep}
     name = next((name for name, records in entry.records.items() if any(map(_attacked, records))), None)
     if name is None:
         return {}
+    data = sets[name]
+    assert isinstance(data, TwoAfcData)  # no other is attacked
+    files = {triplet.key: files_of(triplet) for triplet in data.triplets}
     keys = {row.key for row in unpack(entry.sweep[0])} if entry.sweep else None
     curves: dict[str, list[list[float]]] = {}
     for record in filter(_attacked, entry.records[name]):
         norm = record["threat"]["norm"]
         rows = [row for row in unpack(record) if row.robust is not None and (keys is None or row.key in keys)]
-        clean, robust = ([getattr(row, what) for row in rows] for what in ("clean", "robust"))
-        points = curves.setdefault(norm, [_point(0.0, _over(clean))])
-        points.append(_point(record["threat"]["eps"], _over(robust)))
+        images = [files[row.key] for row in rows] if record["settings"].get("resample") == "images" else None
+        clean, robust = (
+            summary([getattr(row, what) for row in rows], [""] * len(rows), macro=False, images=images)
+            for what in ("clean", "robust")
+        )
+        points = curves.setdefault(norm, [_point(0.0, clean)])
+        points.append(_point(record["threat"]["eps"], robust))
     for (norm, eps), robust in swept.items():
         curves[norm].append(_point(eps, robust))
     return {name: {norm: sorted(points) for norm, points in curves.items()}}
-
-
-def _over(values: Sequence[float]) -> dict[str, Any]:
-    return summary(values, [""] * len(values), macro=False)
 
 
 def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
@@ -172,6 +181,7 @@ def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
 def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings) -> list[dict[str, Any]]:
     """Triplets, each with what every metric made of it; the images from the metric that has them largest."""
     shown: dict[str, dict[str, Any]] = {}
+    first = next((name for name, data in sets.items() if isinstance(data, TwoAfcData)), None)
     for entry in sorted(entries, key=lambda entry: -(entry.image_size or 0)):
         for found in entry.examples:
             if "failed" in found:
@@ -181,7 +191,7 @@ def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: Benc
                 found["key"],
                 {
                     **{key: value for key, value in found.items() if key not in (*own, "right_before", "right_after")},
-                    "data": next(iter(sets)),
+                    "data": first,
                     "threat": str(settings.balls[0]),
                     "metrics": {},
                 },

@@ -9,6 +9,7 @@ from typing import Any
 
 from rclip_metric.train.benchmark import charts
 from rclip_metric.train.benchmark.reading import Entry, known, measured_sets
+from rclip_metric.train.evaluation.labels import PEOPLE
 
 DASH, NO_BREAK, RIGHT, WRONG = "\N{EN DASH}", "\N{NO-BREAK SPACE}", "\N{CHECK MARK}", "\N{BALLOT X}"
 NORMS = {"linf": "\u2113<sub>\N{INFINITY}</sub>", "l2": "\u2113<sub>2</sub>", "l1": "\u2113<sub>1</sub>"}
@@ -83,7 +84,7 @@ def glyph_and_label(metric: Entry) -> str:
 
 def judges_of(data: Entry) -> str:
     """Who said which option is right: people, unless the data says otherwise; HTML."""
-    return escape(str(data.get("judges") or "people"))
+    return escape(str(data.get("judges") or PEOPLE))
 
 
 def joined(words: Iterable[str]) -> str:

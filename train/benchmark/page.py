@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ from rclip_metric.train.benchmark.reading import (
     OWN,
     Entry,
     interval_of,
+    is_judged,
     known,
     measured_sets,
     ranked,
@@ -32,6 +34,7 @@ from rclip_metric.train.benchmark.reading import (
     tried_threats,
     whole_board,
 )
+from rclip_metric.train.evaluation.labels import PEOPLE
 
 _FILES = Path(__file__).parent / "assets"
 # Nothing can be loaded, whatever a label says.
@@ -87,13 +90,14 @@ def _file(name: str) -> str:
 
 
 def _summary(board: Entry) -> str:
-    """One or two sentences: the most robust metric, and how far the best clean one falls."""
+    """The most robust metric, how far the best clean one falls, and who sides with people elsewhere."""
     names = {metric["id"]: element("strong", escape(metric["label"])) for metric in board["metrics"]}
 
     def scores(data: Entry, threat: Entry | None) -> dict[str, Entry]:
         return {m["id"]: found for m in ranked(board, data) if (found := score_of(m, data, threat))}
 
-    for data in measured_sets(board):
+    # An attacked set before others, and one where something is right before those where nothing is.
+    for data in sorted(measured_sets(board), key=lambda one: (not is_judged(one), not tried_threats(board, one))):
         clean, tried = scores(data, None), tried_threats(board, data)
         best = max(clean, key=lambda name: clean[name]["accuracy"], default=None)
         before = percent(clean[best]["accuracy"]) if best else ""
@@ -117,13 +121,26 @@ def _summary(board: Entry) -> str:
             else:
                 words += f". The best on clean images, {names[best]} ({before}), was not attacked." if best else "."
         elif best:
-            words = f"{names[best]} sides with {judges_of(data)} most often, {before} of the time; "
-            words += "nothing was attacked."
+            sides = f"sides with {judges_of(data)}" if is_judged(data) else "goes by shape"
+            words = f"{names[best]} {sides} most often, {before} of the time; nothing was attacked."
         else:
             continue
         note = element("p", escape(str(data["note"])), class_="lede") if data.get("note") else ""
+        others = [other for other in measured_sets(board) if other is not data]
+        words += _people([(other, scores(other, None)) for other in others], names)
         return element("p", f"On {data_name(data)}, {words}", class_="summary") + note
     return element("p", "No metric has been measured yet.", class_="summary")
+
+
+def _people(found: Sequence[tuple[Entry, dict[str, Entry]]], names: dict[str, str]) -> str:
+    """Who agrees best with people, of each set that people judged; ``found`` are sets and the clean scores on them."""
+    told = []
+    for data, scores in found:
+        if is_judged(data) and judges_of(data) == PEOPLE and scores:
+            top = max(round(score["accuracy"], 1) for score in scores.values())
+            first = joined(names[name] for name, score in scores.items() if round(score["accuracy"], 1) == top)
+            told.append(f"by {first} on {data_name(data)} ({percent(top)})")
+    return f" On clean images people are sided with most often {joined(told)}." if told else ""
 
 
 def _facts(board: Entry) -> str:
@@ -164,7 +181,7 @@ def _date(text: str) -> str:
 def _switches(board: Entry) -> str:
     """Buttons that only scripts need: the data set, where there are several, and the theme."""
     sets = [
-        element("button", data_name(data), type="button", data_choose=n, aria_pressed="false" if n else "true")
+        element("button", escape(str(data["id"])), type="button", data_choose=n, aria_pressed="false" if n else "true")
         for n, data in enumerate(measured_sets(board))
     ]
     group = element("div", "".join(sets), class_="sets", role="group", aria_label="data set") if len(sets) > 1 else ""

@@ -20,7 +20,7 @@ from rclip_metric.train.benchmark.markup import (
     scroll,
     titled,
 )
-from rclip_metric.train.benchmark.reading import Entry, known, measured_sets, score_of, tried_threats
+from rclip_metric.train.benchmark.reading import Entry, is_judged, known, measured_sets, score_of, tried_threats
 
 PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
 
@@ -39,7 +39,7 @@ def paper_section(board: Entry) -> str:
     if not groups:
         return ""
     others = []
-    for data in measured_sets(board):
+    for data in filter(is_judged, measured_sets(board)):
         tag = "" if data.get("comparable") is True else f" {element('span', 'not comparable', class_='tag bad')}"
         near = [_closest(tried_threats(board, data), norm) for norm in PAPER_BALLS]
         for threat in (None, *filter(None, near)):
@@ -122,6 +122,9 @@ def _setting(value: Any) -> str:
 def _caveats(board: Entry) -> list[str]:
     """What the numbers do not say, and what was not measured."""
     metrics, care = board["metrics"], []
+    for data in measured_sets(board):
+        if data.get("note") and not is_judged(data):
+            care.append(f"{data_name(data)}: {escape(str(data['note']))}")
     certified = any(result.get("certified") for metric in metrics for result in metric["results"].values())
     if board["threats"]:
         care.append("Accuracy under attack is an upper bound: a stronger attack can only lower it.")

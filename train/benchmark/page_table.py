@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -26,9 +26,11 @@ from rclip_metric.train.benchmark.markup import (
 )
 from rclip_metric.train.benchmark.page_charts import CHANCE
 from rclip_metric.train.benchmark.reading import (
+    SHARE,
     Entry,
     certified_points,
     interval_of,
+    is_judged,
     known,
     measured_sets,
     ranked,
@@ -64,18 +66,26 @@ class Column:
 
 
 def table_section(board: Entry) -> str:
-    """A table per data set, and what failed."""
+    """A table of all data sets, one of each, and what failed."""
     heading = "Accuracy, speed and size"
     if not board["metrics"]:
         return element("h2", heading) + element("p", "This benchmark has no metrics yet.", class_="none")
-    judges = joined(judges_of(data) for data in measured_sets(board)) if board["data"] else "people"
-    lede = f"Accuracy is how often, in percent, a metric sides with {judges}"
-    lede += "; a coin gets 50. " if any(data.get("task") in CHANCE for data in board["data"]) else ". "
+    sets = measured_sets(board)
+    judged, lede = [data for data in sets if is_judged(data)], ""
+    if judged or not sets:
+        lede += f"Accuracy is how often, in percent, a metric sides with {joined(map(judges_of, judged or [{}]))}"
+        lede += "; a coin gets 50. " if any(data.get("task") in CHANCE for data in board["data"]) else ". "
+    if len(judged) < len(sets):
+        lede += "Share for shape is how often a metric goes by shape where shape and texture are of two things: "
+        lede += "neither is right or wrong. "
     if board["threats"]:
         lede += "Under attack, the reference is changed by no more than the radius to make the metric pick another. "
-    lede += f"Small: 95{NO_BREAK}% intervals, and what the paper reports. Highlighted: the best of a column."
+    usual = "95 % intervals"  # a board of before they could differ says no more
+    intervals = joined(escape(str(data.get("intervals") or usual)) for data in sets or [{}])
+    lede += f"Small: {intervals.replace('95 %', f'95{NO_BREAK}%')}, the number of samples where not all were attacked, "
+    lede += "and what the paper reports. Highlighted: the best of a column."
     lede += element("span", " Click a heading to sort.", class_="js")
-    tables = per_set(board, lambda data: _table(board, data))
+    tables = _glance(board) + per_set(board, lambda data: _table(board, data))
     failed = [
         element("li", f"{element('b', escape(metric['label']))} {escape(str(sentence))}")
         for metric in board["metrics"]
@@ -88,26 +98,26 @@ def table_section(board: Entry) -> str:
     return titled(heading, lede, tables)
 
 
+def _glance(board: Entry) -> str:
+    """What every metric reached on each of several data sets, in the order of the first one's table."""
+    sets = measured_sets(board)
+    if len(sets) < 2:
+        return ""
+    columns = [
+        replace(column, group=escape(str(data["id"]))) for data in sets for column in _score_columns(board, data)
+    ]
+    table = _drawn(ranked(board), _filled(board, columns + _speed_columns(board)), _order(board, sets[0]), "glance")
+    return element("h3", "All sets at a glance") + scroll(table, "table, all data sets")
+
+
 def _table(board: Entry, data: Entry) -> str:
     """A row per metric, the columns that any of them fills, and what is to be said of some."""
-    rows, columns = ranked(board, data), _columns(board, data)
+    rows = ranked(board, data)
     notes: dict[str, list[Entry]] = {}
     for metric in rows:
         for sentence in result_of(metric, data).get("warnings") or ():
             notes.setdefault(str(sentence), []).append(metric)
-    tops = [column.top(rows) for column in columns]
-    lines = []
-    for metric in rows:
-        numbers = [str(n) for n, named in enumerate(notes.values(), 1) if metric in named]
-        marks = element("sup", ", ".join(numbers)) if numbers else ""
-        about = [element("span", metric["kind"], class_="tag")] if metric["look"].filled else []
-        about += [element("a", "failed", class_="tag bad", href="#failed")] if metric.get("failures") else []
-        about += [f"{metric['image_size']}{NO_BREAK}px"] if metric.get("image_size") else []
-        name = element("th", glyph_and_label(metric) + marks + small(" ".join(about)), scope="row")
-        cells = "".join(column.html(metric, top) for column, top in zip(columns, tops, strict=True))
-        lines.append(element("tr", name + cells, class_=None if metric["look"].filled else "baseline"))
-    head = _table_head(columns, 2 if tried_threats(board, data) else 1)
-    table = element("table", head + element("tbody", "\n".join(lines)), class_="board")
+    table = _drawn(rows, _columns(board, data), _order(board, data), notes=list(notes.values()))
     told = [
         element("li", f"{escape(note)} {small('(' + joined(escape(metric['label']) for metric in named) + ')')}")
         for note, named in notes.items()
@@ -115,6 +125,34 @@ def _table(board: Entry, data: Entry) -> str:
     return scroll(table, f"table, {data.get('label') or data['id']}") + (
         element("ol", "".join(told), class_="notes") if told else ""
     )
+
+
+def _order(board: Entry, data: Entry) -> int:
+    """The column that decides the order of a table that begins with a data set's scores."""
+    return 2 if tried_threats(board, data) else 1
+
+
+def _drawn(
+    rows: Sequence[Entry],
+    columns: Sequence[Column],
+    order: int,
+    style: str = "",
+    notes: Sequence[Sequence[Entry]] = (),
+) -> str:
+    """A table; ``order`` is the column that decides the order, ``notes`` are the metrics of each footnote."""
+    tops = [column.top(rows) for column in columns]
+    lines = []
+    for metric in rows:
+        numbers = [str(n) for n, named in enumerate(notes, 1) if metric in named]
+        marks = element("sup", ", ".join(numbers)) if numbers else ""
+        about = [element("span", metric["kind"], class_="tag")] if metric["look"].filled else []
+        about += [element("a", "failed", class_="tag bad", href="#failed")] if metric.get("failures") else []
+        about += [f"{metric['image_size']}{NO_BREAK}px"] if metric.get("image_size") else []
+        name = element("th", glyph_and_label(metric) + marks + small(" ".join(about)), scope="row")
+        cells = "".join(column.html(metric, top) for column, top in zip(columns, tops, strict=True))
+        lines.append(element("tr", name + cells, class_=None if metric["look"].filled else "baseline"))
+    body = element("tbody", "\n".join(lines))
+    return element("table", _table_head(columns, order) + body, class_=f"board {style}".strip())
 
 
 def _table_head(columns: Sequence[Column], order: int) -> str:
@@ -141,23 +179,31 @@ def _table_head(columns: Sequence[Column], order: int) -> str:
 
 def _columns(board: Entry, data: Entry) -> list[Column]:
     """The columns that any metric fills."""
-    columns = [_accuracy_column(board, data, threat) for threat in (None, *tried_threats(board, data))]
+    columns = _score_columns(board, data)
     certified = [point for metric in board["metrics"] for point in certified_points(metric, data)]
     if certified:
         columns.append(_certified_column(data, min(certified, key=lambda point: point["eps"])))
-    timed = {(kind, batch) for m in board["metrics"] for kind, found in m["timing"].items() for batch in found}
-    order = sorted(timed, key=lambda key: (key[0] != "float32", key[0], len(key[1]), key[1]))
-    columns += [_speed_column(kind, batch) for kind, batch in order if batch.isdecimal()]
+    columns += _speed_columns(board)
     columns += [
         Column("", "memory,<br>MB", lambda metric: _memory(metric).get("float32"), _memory_cell, min),
         Column("", "para&shy;meters", lambda metric: known(metric.get("parameters")), _parameters),
         Column("", "licence", lambda metric: None, lambda m: escape(str(m.get("licence") or "")), words=True),
     ]
+    return _filled(board, columns)
+
+
+def _filled(board: Entry, columns: Sequence[Column]) -> list[Column]:
+    """The first column, and of the others those that any metric fills."""
     return [column for n, column in enumerate(columns) if n == 0 or any(map(column.cell, board["metrics"]))]
 
 
+def _score_columns(board: Entry, data: Entry) -> list[Column]:
+    """What a data set gave, clean and under every threat that was tried on it."""
+    return [_accuracy_column(board, data, threat) for threat in (None, *tried_threats(board, data))]
+
+
 def _accuracy_column(board: Entry, data: Entry, threat: Entry | None) -> Column:
-    """Clean, or under a threat; with the paper's number where the data are the paper's."""
+    """Clean, or under a threat, with the paper's number where the data are the paper's; or the share for shape."""
     heading, key = ("clean", "clean") if threat is None else (ball_name(threat), threat["id"])
     if threat and len({str(other.get("words")) for other in board["threats"]}) > 1:
         heading += small(escape(str(threat.get("words") or "")))
@@ -167,7 +213,8 @@ def _accuracy_column(board: Entry, data: Entry, threat: Entry | None) -> Column:
         reported = known((result.get("paper") or {}).get(key)) if data.get("comparable") is True else None
         return "" if found is None else _accuracy(found, result.get("samples"), reported)
 
-    return Column("accuracy, %", heading, lambda metric: _rounded(score_of(metric, data, threat)), cell, max)
+    column = Column("accuracy, %", heading, lambda metric: _rounded(score_of(metric, data, threat)), cell, max)
+    return column if is_judged(data) else replace(column, group="", heading=SHARE, best=None)
 
 
 def _certified_column(data: Entry, at: Entry) -> Column:
@@ -199,6 +246,13 @@ def _accuracy(found: Entry, samples: Any = None, reported: float | None = None) 
     shown = charts.meter(found["accuracy"], interval) + element("b", f"{found['accuracy']:.1f}")
     lines = [", ".join(told), "" if reported is None else f"paper {reported:.1f}"]
     return shown + small("<br>".join(filter(None, lines)))
+
+
+def _speed_columns(board: Entry) -> list[Column]:
+    """Pairs per second, of every type of number and batch size that was timed."""
+    timed = {(kind, batch) for m in board["metrics"] for kind, found in m["timing"].items() for batch in found}
+    order = sorted(timed, key=lambda key: (key[0] != "float32", key[0], len(key[1]), key[1]))
+    return [_speed_column(kind, batch) for kind, batch in order if batch.isdecimal()]
 
 
 def _speed_column(kind: str, batch: str) -> Column:

@@ -9,6 +9,7 @@ from typing import Any
 from rclip_metric.train.benchmark import charts
 
 Entry = Mapping[str, Any]
+SHARE = "share for shape, %"
 OWN = ("ours", "yours")  # kinds that are marked; what is left are baselines
 _LISTS = {"data": "id", "threats": "id", "metrics": "id", "examples": "key", "paper": "label"}
 
@@ -55,6 +56,11 @@ def certified_points(metric: Entry, data: Entry) -> list[Entry]:
 def measured_sets(board: Entry) -> list[Entry]:
     """The data sets that any metric was measured on, all of them if there are no numbers yet."""
     return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
+
+
+def is_judged(data: Entry) -> bool:
+    """Whether anybody said which option is right: where shape and texture are in conflict, neither is."""
+    return data.get("task") != "cue-conflict"
 
 
 def tried_threats(board: Entry, data: Entry) -> list[Entry]:

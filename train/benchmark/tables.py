@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.benchmark.reading import SHARE, is_judged
 from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
 
 Board = Mapping[str, Any]
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 _NOTHING = "-"
 
 
@@ -31,70 +34,108 @@ def write_board(board: Board, out: Path, *, page: bool) -> None:
 
 
 def markdown(board: Board) -> str:
-    """A table per data set, the most robust metric first, then what failed."""
-    parts = []
+    """A table of all data sets where there are several, one of each, the most robust metric first, and what failed."""
+    parts = [_glance(board)] if len(board["data"]) > 1 else []
     for data in board["data"]:
-        columns = _columns(board, data["id"])
-        rows = [metric for metric in board["metrics"] if data["id"] in metric["results"]]
-        rows.sort(key=lambda metric: _rank(metric["results"][data["id"]], board))
-        head = ["metric", *(title for title, _ in columns)]
-        lines = ["| " + " | ".join(map(plain_markdown, head)) + " |", "|---|" + "---:|" * len(columns)]
-        for metric in rows:
-            cells = [show(metric) for _, show in columns]
-            lines.append("| " + " | ".join(map(plain_markdown, [_name(metric), *cells])) + " |")
+        rows = [metric for metric in _ranked(board, data) if data["id"] in metric["results"]]
         attacks = sorted({threat["words"] for threat in board["threats"]})
         told = data.get("intervals") or "95 % bootstrap intervals"  # a board of before they could differ has none
         caption = f"{data['label']}, {data['samples']} samples; percent, with {told}."
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
-        parts.append("\n".join([*lines, "", plain_markdown(caption)]))
+        caption += f" {data['note']}" if data.get("note") and not is_judged(data) else ""
+        parts.append(_drawn(rows, _columns(board, data), caption))
     failed = [f"- {metric['label']}: {sentence}" for metric in board["metrics"] for sentence in metric["failures"]]
     if failed:
         parts.append("\n".join(["Not measured:", "", *failed]))
     return "\n\n".join(parts)
 
 
+def _glance(board: Board) -> str:
+    """What every metric reached on every data set, in the order of the first one's table; numbers alone."""
+    columns: list[Column] = []
+    for data in board["data"]:
+        columns += [(f"{data['id']} {title}", show) for title, show in _scores(board, data, attrgetter("accuracy"))]
+    caption = "All sets at a glance, in the order of the first: percent; intervals and numbers of samples are below."
+    return _drawn(_ranked(board, board["data"][0]), columns + _speeds(board), caption)
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption: str) -> str:
+    """A table of the columns in which any row has something to show, and what is said below it."""
+    columns = [column for column in columns if any(column[1](metric) != _NOTHING for metric in rows)]
+    head = ["metric", *(title for title, _ in columns)]
+    lines = ["| " + " | ".join(map(plain_markdown, head)) + " |", "|---|" + "---:|" * len(columns)]
+    for metric in rows:
+        cells = [show(metric) for _, show in columns]
+        lines.append("| " + " | ".join(map(plain_markdown, [_name(metric), *cells])) + " |")
+    return "\n".join([*lines, "", plain_markdown(caption)])
+
+
 def _name(metric: Mapping[str, Any]) -> str:
     return metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "")
 
 
-def _rank(result: Mapping[str, Any], board: Board) -> tuple[float, ...]:
-    robust = [result["robust"].get(threat["id"]) for threat in board["threats"]]
-    return tuple(-found["accuracy"] if found else 1.0 for found in (*robust[:1], result["clean"]))
+def _ranked(board: Board, data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The metrics, the most robust on a data set first, then the best clean one; those without a result last."""
+
+    def rank(metric: Mapping[str, Any]) -> tuple[float, ...]:
+        result = metric["results"].get(data["id"]) or {"robust": {}, "clean": None}
+        robust = [result["robust"].get(threat["id"]) for threat in board["threats"]]
+        return tuple(-found["accuracy"] if found else 1.0 for found in (*robust[:1], result["clean"]))
+
+    return sorted(board["metrics"], key=rank)
 
 
-def _columns(board: Board, data: str) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
+def _columns(board: Board, data: Mapping[str, Any]) -> list[Column]:
     """Heading and cell of every column in which a metric has something to show."""
-
-    def result(metric: Mapping[str, Any]) -> Any:
-        return metric["results"][data]
-
-    def cell(metric: Mapping[str, Any], found: Mapping[str, Any] | None, column: str) -> str:
-        return Cell(found or None, result(metric)["samples"], result(metric)["paper"].get(column)).text
-
-    def robust(threat: str) -> Callable[[Mapping[str, Any]], str]:
-        return lambda metric: cell(metric, result(metric)["robust"].get(threat), threat)
-
-    def certified(metric: Mapping[str, Any]) -> str:
-        found = result(metric)["certified"]
-        return cell(metric, found and found["points"][0], "certified")
-
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        ("clean", lambda metric: cell(metric, result(metric)["clean"], "clean"))
-    ]
-    columns += [(threat["id"], robust(threat["id"])) for threat in board["threats"]]
-    proven = [m["results"][data]["certified"] for m in board["metrics"] if data in m["results"]]
+    columns = _scores(board, data)
+    proven = [m["results"][data["id"]]["certified"] for m in board["metrics"] if data["id"] in m["results"]]
     if points := next((found["points"] for found in proven if found), None):  # the others are in the CSV
-        columns.append((f"certified l2 {points[0]['eps_text']}", certified))
-    for precision, size in _timed(board):
-        short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
-        columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
+        title = f"certified l2 {points[0]['eps_text']}"
+        columns.append(_score(title, data, "certified", _first_proven))
+    columns += _speeds(board)
     if _timed(board):
         columns.append(("MB", lambda metric: _memory(metric)))
     columns.append(("parameters", lambda metric: _millions(metric["parameters"])))
     columns.append(("licence", lambda metric: metric["licence"] or "?"))
-    return [
-        column for column in columns if any(data in m["results"] and column[1](m) != _NOTHING for m in board["metrics"])
-    ]
+    return columns
+
+
+def _first_proven(result: Mapping[str, Any]) -> Any:
+    return result["certified"] and result["certified"]["points"][0]
+
+
+def _scores(board: Board, data: Mapping[str, Any], text: Callable[[Cell], str] = attrgetter("text")) -> list[Column]:
+    """Clean, or the share for shape, and under every threat."""
+    columns = [_score("clean" if is_judged(data) else SHARE, data, "clean", itemgetter("clean"), text)]
+    for threat in board["threats"]:
+        name = threat["id"]
+        columns.append(_score(name, data, name, lambda result, name=name: result["robust"].get(name), text))  # type: ignore[misc]
+    return columns
+
+
+def _score(
+    title: str,
+    data: Mapping[str, Any],
+    name: str,
+    find: Callable[[Mapping[str, Any]], Any],
+    text: Callable[[Cell], str] = attrgetter("text"),
+) -> Column:
+    """What ``find`` takes out of a metric's result on a data set; ``name`` is that of the paper's number."""
+
+    def show(metric: Mapping[str, Any]) -> str:
+        result = metric["results"].get(data["id"])
+        return text(Cell(find(result), result["samples"], result["paper"].get(name))) if result else _NOTHING
+
+    return title, show
+
+
+def _speeds(board: Board) -> list[Column]:
+    """Pairs per second, of every type of number and batch size that was timed."""
+    columns: list[Column] = []
+    for precision, size in _timed(board):
+        short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
+        columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
+    return columns
 
 
 def _timed(board: Board) -> list[tuple[str, str]]:
@@ -130,13 +171,17 @@ def _millions(parameters: int | None) -> str:
 
 
 def as_csv(board: Board) -> str:
-    """A line per metric, data set and column ("clean", a ball, "certified l2 ..."): numbers with 4 decimals."""
+    """A line per metric, data set and column: percent, with 4 decimals.
+
+    Columns are "clean", a ball, "certified l2 ...", and "share for shape, %".
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["metric", "label", "revision", "data", "column", "accuracy", "low", "high", "samples", "paper"])
+    writer.writerow(["metric", "label", "revision", "data", "column", "percent", "low", "high", "samples", "paper"])
+    first = {data["id"]: "clean" if is_judged(data) else SHARE for data in board["data"]}
     for metric in board["metrics"]:
         for data, result in metric["results"].items():
-            cells = {"clean": result["clean"], **result["robust"]}
+            cells = {first[data]: result["clean"], **result["robust"]}
             for point in (result["certified"] or {"points": []})["points"]:
                 cells[f"certified l2 {point['eps_text']}"] = point
             for column, found in cells.items():
