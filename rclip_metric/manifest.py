@@ -90,7 +90,7 @@ class WeightSpec:
     embedding_dim: int
     training: dict[str, str | None] | None
     license: str | None
-    reported: dict[str, dict[str, float | None]]
+    reported: Mapping[str, Mapping[str, float | None]]
     citation: str | None
     url_note: str | None
     notes: str | None

@@ -131,7 +131,8 @@ def conversion(
     if on.spec.mlp_hidden is not None:
         raise CheckpointError(f"The base {on.spec.name} has an MLP head: give the plain encoder as the base.")
 
-    layout, used = None, []
+    layout: str | None = None
+    used: list[Path] = []
     facts: dict[str, Any] = {}
     if kind == "tower":
         layout, state, used = read_tower(source, on.spec)

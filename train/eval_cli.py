@@ -7,8 +7,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rclip_metric.train.eval_options import balls_of, build_parser
 from rclip_metric.train.threat import LpBall
@@ -31,7 +32,7 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
     if options.attack == "none":
         return []
     steps = STEPS[options.attack] if options.steps is None else options.steps
-    loss = "margin" if options.attack == "square" else options.loss
+    loss: Literal["ce", "margin"] = "margin" if options.attack == "square" else options.loss
     return [
         AttackSettings(ball, options.attack, steps, options.restarts, loss, options.larger_eps)
         for ball in balls_of(options.norm, options.eps)
@@ -42,7 +43,8 @@ def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
     from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
     from rclip_metric.train.precision import metric_precision
 
-    chunk_size, resample = options.chunk_size or chunk_size_of(metric), getattr(options, "resample", "samples")
+    chunk_size = options.chunk_size or chunk_size_of(metric)
+    resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
     precision = team.gather(metric_precision(options.precision, metric))[0]  # where it is measured they may not agree
     return RunSettings(options.seed, options.batch_size, chunk_size, precision, resample)
 
@@ -238,9 +240,8 @@ def _sanity(options: argparse.Namespace) -> None:
             )  # fmt: skip
 
         side = getattr(metric, "image_size", 224)
-        most = {"linf": 1.0, "l2": math.sqrt(3) * side, "l1": 3.0 * side**2}
         checks, records = suite.sanity(
-            evaluate, balls, settings, transfer=source is not None, largest=lambda ball, most=most: most[ball.norm],
+            evaluate, balls, settings, transfer=source is not None, largest=partial(_largest, side=side),
             report=_say if team.rank == 0 and not options.quiet else lambda line: None,
         )  # fmt: skip
         failed += sum(not check.passed for check in checks)
@@ -256,6 +257,11 @@ def _sanity(options: argparse.Namespace) -> None:
         _sanity_plots(everything, balls, options)
     if failed:
         raise ValueError(f"{failed} checks failed: the robust accuracy should not be quoted without saying so")
+
+
+def _largest(ball: LpBall, side: int) -> float:
+    """The radius at which a ball holds every image of this side."""
+    return {"linf": 1.0, "l2": math.sqrt(3) * side, "l1": 3.0 * side**2}[ball.norm]
 
 
 def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], options: argparse.Namespace) -> None:

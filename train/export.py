@@ -226,7 +226,7 @@ def _entry(run: FinishedRun, card: CardFacts, weights: Path) -> dict[str, Any]:
         training=run.training,
         license=card.license,
         notes=card.notes,
-        reported=dict(reported_numbers(card.records, run.encoder.image_size)),
+        reported=reported_numbers(card.records, run.encoder.image_size),
         url_note=_UNPUBLISHED,
     )
     entry = spec.to_dict()

@@ -195,12 +195,13 @@ def _finetune(
             if batch.broken:
                 unreadable += len(batch.broken)
                 log.event(number + 1, unreadable=batch.broken)
-            labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-            if classes is not None and labels is not None and len(labels) and int(batch.labels.max()) >= len(classes):
+            labels = batch.labels
+            if classes is not None and labels is not None and len(labels) and int(labels.max()) >= len(classes):
                 raise ValueError(
-                    f"a label is {int(batch.labels.max())} and the prompts {config.prompts!r} have {len(classes)} "
+                    f"a label is {int(labels.max())} and the prompts {config.prompts!r} have {len(classes)} "
                     "classes: pass the prompts of this data set"
                 )
+            labels = None if labels is None else labels.to(device, non_blocking=True)
             images = batch.images.to(device, non_blocking=True)
             measure = (number + 1) % run.log_every == 0 or number + 1 == config.steps
             try:

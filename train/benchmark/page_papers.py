@@ -99,9 +99,9 @@ def settings_section(board: Entry) -> str:
     parts.append(pair_list(facts, "settings"))
     told = []
     for metric in board["metrics"]:
-        words = [metric.get("revision"), f"{metric['image_size']} pixels" if metric.get("image_size") else None]
-        words += [metric.get("similarity"), metric.get("source")]
-        told.append((glyph_and_label(metric), escape(", ".join(str(part) for part in words if part)) or DASH))
+        known_of = [metric.get("revision"), f"{metric['image_size']} pixels" if metric.get("image_size") else None]
+        known_of += [metric.get("similarity"), metric.get("source")]
+        told.append((glyph_and_label(metric), escape(", ".join(str(part) for part in known_of if part)) or DASH))
     if told:
         head = element("summary", "The metrics: revision, image size, similarity, source")
         parts.append(element("details", head + pair_list(told, "settings")))

@@ -224,7 +224,7 @@ class _Run:
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
             names = [entry.name for entry in built]
-            asked = {"device": self.device, "image_size": self.settings.image_size}
+            asked: dict[str, Any] = {"device": self.device, "image_size": self.settings.image_size}
             asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(torch.device(self.device)) else [])]
 
             def measure(_: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -191,7 +191,8 @@ class _Steps(Sampler[list[_Drawn]]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[_Drawn]]:
-        for step, (share, partners) in enumerate(self.sampler.with_partners(), start=self.sampler.start):
+        batches: Iterable[tuple[Sequence[Sample], Sequence[Sample]]] = self.sampler.with_partners()
+        for step, (share, partners) in enumerate(batches, start=self.sampler.start):
             yield [_Drawn(step, sample, partner) for sample, partner in zip(share, partners, strict=True)]
 
 

@@ -129,7 +129,7 @@ def records_of(
             outcomes.append(Outcome(row["key"], row["split"], row["clean"], row["tie"], row["margin"], robust, margin))
         spent = [block["costs"][0] for block in blocks]
         found = [block["costs"][index + 1] for block in blocks] if attack else []
-        threat = attack.describe() if attack else {"attack": "none"}
+        threat: dict[str, Any] = attack.describe() if attack else {"attack": "none"}
         if attack and attack.attack == "transfer" and source:
             threat["source"] = source.describe()
         records.append(

@@ -66,7 +66,8 @@ def example_triplets(
     Raises:
         ValueError: for a transfer without a source.
     """
-    read, failed = {}, {}
+    read: dict[str, tuple[list[Tensor], list[str]]] = {}
+    failed: dict[str, dict[str, Any]] = {}
     for triplet in triplets:
         files = (triplet.reference, triplet.left, triplet.right)
         try:
@@ -101,7 +102,7 @@ def example_triplets(
     right_after = ~wrong
     right_after[right] &= ~confirmed.fooled
 
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for i, triplet in enumerate(kept):
         shown, factor = _amplified((final[i] - reference[i]).cpu(), attack.ball)
         found[triplet.key] = {

@@ -95,7 +95,7 @@ class Session:
         source: Metric | None,
         limit: int | None,
     ) -> str:
-        threat = attack.describe() if attack else {"attack": "none"}
+        threat: dict[str, Any] = attack.describe() if attack else {"attack": "none"}
         if attack and attack.attack == "transfer" and source:
             threat["source"] = source.describe()
         if attack:
