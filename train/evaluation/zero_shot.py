@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
 from rclip_metric.train.attack import sample_seed
-from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins, similarities
+from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins, similarities
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
 from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
@@ -112,6 +112,14 @@ class ZeroShotRow(Row):
     fooled_by: list[str | None]
 
 
+class ZeroShotBlock(TypedDict):
+    """As `Block`, of such rows."""
+
+    rows: list[ZeroShotRow]
+    unreadable: list[str]
+    costs: list[dict[str, float]]
+
+
 def evaluate_zero_shot(
     metric: EncoderMetric | EmbeddingMetric,
     text: TextModel,
@@ -164,21 +172,23 @@ def evaluate_zero_shot(
         "logit_scale": round(text.scale, 4),
     }
 
-    def evaluate(block: Sequence[LabelledImage]) -> Block:
+    def evaluate(block: Sequence[LabelledImage]) -> ZeroShotBlock:
         begun = time.perf_counter()
         read, pixels, unreadable = _read(block, metric)
         if not read:
-            return empty_block(unreadable, len(possible))
+            return {**empty_block(unreadable, len(possible)), "rows": []}
         pixels = pixels.to(metric.device)
         label = torch.tensor([image.label for image in read], device=metric.device)
         keys = [image.key for image in read]
         reading = time.perf_counter() - begun
         with full_float32():
             result = zero_shot_block(
-                metric, classes, pixels, label, keys, possible, run, split=split, scale=text.scale, half=half
-            )
+                metric.embed, classes, pixels, label, keys, possible, run, split=split, scale=text.scale,
+                half=None if half is None else half.embed,
+            )  # fmt: skip
         result["costs"][0]["seconds"] += reading
-        return {**result, "unreadable": unreadable}
+        result["unreadable"] += unreadable
+        return result
 
     blocks = [images[first : first + run.batch_size] for first in range(0, len(images), run.batch_size)]
     digests = {"words": _digest([*words, *data.prompts.templates]), "images": _digest([image.key for image in images])}
@@ -193,7 +203,7 @@ def evaluate_zero_shot(
         quiet=quiet,
     )
     records = records_of(
-        results,
+        [Block(rows=[*found["rows"]], unreadable=found["unreadable"], costs=found["costs"]) for found in results],
         task="zero-shot",
         metric=metric,
         data=data.describe(),
@@ -215,7 +225,7 @@ def evaluate_zero_shot(
 
 
 def zero_shot_block(
-    metric: EncoderMetric | EmbeddingMetric,
+    embed: Embed,
     classes: Tensor,
     images: Tensor,
     label: Tensor,
@@ -225,12 +235,12 @@ def zero_shot_block(
     *,
     split: str,
     scale: float = 100.0,
-    half: EncoderMetric | EmbeddingMetric | None = None,
-) -> Block:
+    half: Embed | None = None,
+) -> ZeroShotBlock:
     """Classify a batch and attack what is right; margins are of similarities.
 
     Args:
-        metric: judges, in float32; only its ``embed`` is used.
+        embed: the image encoder, in float32: judges.
         classes: (K, D), a unit embedding per class, K at least 2.
         images: (n, 3, S, S) in [0, 1].
         label: (n,).
@@ -239,7 +249,7 @@ def zero_shot_block(
         run: seed and chunk size.
         split: for the rows.
         scale: factor on similarities that makes them logits.
-        half: the metric in bfloat16, if the attack's own passes shall run there.
+        half: the encoder in bfloat16, if the attack's own passes shall run there.
 
     Returns:
         A `ZeroShotRow` per image, and the costs.
@@ -253,7 +263,7 @@ def zero_shot_block(
 
     def exactly(points: Tensor) -> Tensor:
         with torch.no_grad():
-            return similarities(metric.embed, classes, points, run.chunk_size)
+            return similarities(embed, classes, points, run.chunk_size)
 
     clean = exactly(images)  # (n, K)
     right = clean.argmax(1) == label
@@ -277,7 +287,7 @@ def zero_shot_block(
         spent = {"evaluations": 0.0, "violation": 0.0, "zero_gradients": 0.0, "nonfinite_gradients": 0.0}
         if len(kept):
             attacked = attack_classes(
-                (half or metric).embed,
+                half or embed,
                 classes,
                 centre,
                 own,
@@ -292,7 +302,8 @@ def zero_shot_block(
             )
             for row, stage in zip(kept.tolist(), attacked.stages, strict=True):
                 fates[row] = stage
-            for part, found in zip((slice(None), attacked.left), attacked.attacks, strict=False):
+            parts: tuple[slice | Tensor, ...] = (slice(None), attacked.left)
+            for part, found in zip(parts, attacked.attacks, strict=False):
                 worst[kept[part]] = torch.minimum(worst[kept[part]], margins(exactly(found.images), own[part]))
                 spent["violation"] = max(spent["violation"], attack.ball.violation(found.images, centre[part]))
                 for name in ("evaluations", "zero_gradients", "nonfinite_gradients"):
