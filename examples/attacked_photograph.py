@@ -151,6 +151,7 @@ def draw(files: dict[str, Path], report: dict[str, Any], out: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.transforms import Bbox
     except ImportError as error:
         raise ValueError('the picture needs matplotlib, which is an extra: pip install "rclip-metric[plot]"') from error
 
@@ -183,7 +184,7 @@ def draw(files: dict[str, Path], report: dict[str, Any], out: Path) -> None:
             cells.append([when, *distances, "A" if answer["chosen"] == "closer" else "B"])
         axes = figure.add_subplot(grid[row, 2:])
         axes.axis("off")
-        drawn = axes.table(cells, bbox=(0.08, 0.25, 0.92, 0.5), cellLoc="center", edges="horizontal")
+        drawn = axes.table(cells, bbox=Bbox.from_bounds(0.08, 0.25, 0.92, 0.5), cellLoc="center", edges="horizontal")
         drawn.auto_set_font_size(False)
         for (line, column), cell in drawn.get_celld().items():
             cell.set_fontsize(10)

@@ -123,6 +123,7 @@ def published_apgd(
 
     point = previous = best = start.clamp(0, 1)
     loss, gradient, robust = evaluate(point)
+    assert gradient is not None
     calls = gradients = 1
     best_loss, best_gradient = loss, gradient
     record = torch.zeros(steps + 1, len(images), device=images.device)  # row 0 stands for the start
@@ -177,6 +178,12 @@ class Triplets(NamedTuple):
     options: Tensor
     label: Tensor
     keys: list[str]
+
+
+def some_of(triplets: Triplets, rows: list[int]) -> Triplets:
+    """The triplets at these places."""
+    keys = [triplets.keys[row] for row in rows]
+    return Triplets(triplets.reference[rows], triplets.options[rows], triplets.label[rows], keys)
 
 
 class Outcome(NamedTuple):
@@ -407,8 +414,8 @@ def take_turns(contestants: Mapping[str, Callable[[], Any]], repeats: int, devic
             synchronize(device)
             wall[name].append(time.perf_counter() - begun)
             processor[name].append(time.process_time() - spent)
-    medians = ({name: statistics.median(values) for name, values in kind.items()} for kind in (wall, processor))
-    return Turns(*medians, results)
+    seconds, spared = ({name: statistics.median(values) for name, values in kind.items()} for kind in (wall, processor))
+    return Turns(seconds, spared, results)
 
 
 def synchronize(device: str) -> None:
@@ -541,7 +548,7 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
         paper = rclip_evaluation(plain(metric.metric.encoder), triplets, ball, steps, unset_row=False)
         found["outcomes that differ"]["R-CLIP, every row set"] = differing(ours, paper, triplets)
     rows = ours.clean.nonzero()[:, 0]
-    right = Triplets(*(part[rows] for part in triplets[:3]), [triplets.keys[i] for i in rows.tolist()])
+    right = some_of(triplets, rows.tolist())
     attack, alone = passes_of(metric, right, ball, steps, chunk)
     turns = take_turns({"attack": attack, "passes": alone}, 1 if random else 2 * repeats + 1, device)
     found["share of the attack's own arithmetic"] = {
@@ -559,9 +566,11 @@ def agreement(norm: str, metric: EncoderMetric, triplets: Triplets, options: arg
     chunk = options.chunk_size or default_chunk_size(metric.device, size)
     half = metric.in_bfloat16()
     blocks = range(0, len(triplets.keys), 64)
-    full_robust, half_robust, seconds = [], [], {"float32": 0.0, "bfloat16": 0.0}
+    full_robust: list[Tensor] = []
+    half_robust: list[Tensor] = []
+    seconds = {"float32": 0.0, "bfloat16": 0.0}
     for first in blocks:
-        block = Triplets(*(part[first : first + 64] for part in triplets))
+        block = some_of(triplets, list(range(len(triplets.keys))[first : first + 64]))
         for name, other, robust in (("float32", None, full_robust), ("bfloat16", half, half_robust)):
             begun = time.perf_counter()
             robust.append(our_evaluation(metric, block, ball, options.steps, chunk, other).robust)

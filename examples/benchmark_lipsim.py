@@ -20,6 +20,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"folding the constraint into the weights, once: {folding:.2f} s")
     for count in arguments.batch_sizes:
         x = images(count, sizes.image_size)
-        whole = {
+        whole: dict[str, Callable[[Tensor], Tensor]] = {
             "published": lambda x: published(state, sizes, x),
             "constraint folded in": lambda x: plain(tensors, sizes, x),
             "ours": network,
@@ -263,9 +264,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parts = {
             "forward": {name: without_graph(run, x) for name, run in whole.items()},
             "forward and backward": {name: with_gradient(run, x) for name, run in whole.items()},
-            "convolutions, forward": {
-                name: without_graph(lambda x, run=run: run(tensors, x), x) for name, run in VARIANTS.items()
-            },
+            "convolutions, forward": {name: without_graph(partial(run, tensors), x) for name, run in VARIANTS.items()},
         }
         for part, runs in parts.items():
             title = f"{part}, batch {count}"

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ from rclip_metric.train.threat import LpBall
 NIGHTS_TEST, NIGHTS_STEPS = 1_824, 100
 NORMS = ("linf", "l2")
 PARTS = ("outcomes", "rates", "benchmark")
-PRECISIONS = ("float32", "bfloat16")
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 LEAST_AGREEMENT = 99.0  # percent of samples that end as on the CPU, in float32
 BENCHMARK = Path(__file__).with_name("benchmark_attack.py")
 
@@ -66,14 +67,19 @@ def outcomes_part(device: str, count: int, steps: int) -> dict[str, Any]:
         attacks = [AttackSettings(LpBall("linf", 4 / 255), steps=steps)]
         attacks.append(AttackSettings(LpBall("l2", 3 * 64 / 224), steps=steps))
         found: dict[str, list[dict[str, Any]]] = {}
-        for name, where, precision in (("cpu", "cpu", "float32"), *((f"{device}, {p}", device, p) for p in PRECISIONS)):
+        runs: list[tuple[str, str, Precision]] = [("cpu", "cpu", "float32")]
+        runs += [(f"{device}, {precision}", device, precision) for precision in PRECISIONS]
+        for name, where, precision in runs:
             metric = EncoderMetric(RobustPerceptualDistance("tiny").to(where))
             chunk = default_chunk_size(metric.device, 64)
             run = RunSettings(batch_size=128, chunk_size=chunk, precision=precision)
             found[name] = evaluate_two_afc(metric, TwoAfcData("scenes", "test", triplets), attacks, run, quiet=True)
     results: dict[str, Any] = {}
     for index, attack in enumerate(attacks):
-        robust = {name: [row.robust for row in unpack(records[index])] for name, records in found.items()}
+        robust = {
+            name: [row.robust for row in unpack(records[index]) if row.robust is not None]
+            for name, records in found.items()
+        }
         reference = robust["cpu"]
         results[str(attack.ball)] = {
             name: {

@@ -48,7 +48,8 @@ def main() -> None:
             first = outcomes["batch 64"]
             rows = outcomes[name].values()
             equal = sum(row.robust == first[row.key].robust for row in rows)
-            moved = max(abs(row.robust_margin - first[row.key].robust_margin) for row in rows)
+            margins = [(row.robust_margin, first[row.key].robust_margin) for row in rows]
+            moved = max(abs(a - b) for a, b in margins if a is not None and b is not None)
             found[name] = {
                 "robust_accuracy": record["robust"]["accuracy"],
                 "equal_outcomes_percent": 100 * equal / len(first),

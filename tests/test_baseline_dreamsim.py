@@ -162,7 +162,7 @@ class Pair:
 
     name: str
     folder: Path
-    backbone: Path | None
+    backbone: str | None
     theirs: Any
     ours: DreamSimMetric
 
@@ -182,12 +182,12 @@ def pairs(narrow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
         hub = publish(name, folder)
-        backbone = None
+        backbone: str | None = None
         for state in hub.values():
-            backbone = folder / "tower.pth"
+            backbone = str(folder / "tower.pth")
             torch.save(state, backbone)
         theirs = package_model(name, folder, hub)
-        converted = convert(name, folder, backbone=backbone and str(backbone))
+        converted = convert(name, folder, backbone=backbone)
         built[name] = Pair(name, folder, backbone, theirs, ours(name, converted, folder / "converted.safetensors"))
     return built
 
@@ -233,12 +233,12 @@ def test_gradients_in_the_image_are_the_packages(pairs: dict[str, Pair], name: s
 def test_adapter_counts(pairs: dict[str, Pair], name: str, tmp_path: Path) -> None:
     """Were the adapter lost, or its scale, the parity above would still hold if it changed nothing."""
     pair = pairs[name]
-    converted = convert(name, pair.folder, backbone=pair.backbone and str(pair.backbone))
+    converted = convert(name, pair.folder, backbone=pair.backbone)
     assert converted.config["adapter"] == {"rank": RANK, "scale": 0.5 / RANK}
     half = extracted(zipped(pair.folder, tmp_path / "files.zip"), tmp_path / "half")
     adapter = half / VARIANTS[name].adapter
     edit_json(adapter / "adapter_config.json", lora_alpha=0.25)
-    weaker = ours(name, convert(name, half, backbone=pair.backbone and str(pair.backbone)), tmp_path / "weaker")
+    weaker = ours(name, convert(name, half, backbone=pair.backbone), tmp_path / "weaker")
     assert (weaker.embed(images()) - pair.ours.embed(images())).abs().max() > 1e-3
 
 
@@ -246,9 +246,9 @@ def test_zip_is_the_folder(pairs: dict[str, Pair], tmp_path: Path) -> None:
     pair = pairs["dreamsim"]
     archive = zipped(pair.folder, tmp_path / "ensemble.zip")
     before = sorted(path.name for path in tmp_path.iterdir())
-    found = convert(pair.name, archive, backbone=str(pair.backbone))
-    expected = convert(pair.name, pair.folder, backbone=str(pair.backbone))
-    assert found.files == [archive, pair.backbone]
+    found = convert(pair.name, archive, backbone=pair.backbone)
+    expected = convert(pair.name, pair.folder, backbone=pair.backbone)
+    assert found.files == [archive, pair.folder / "tower.pth"]
     assert len(expected.files) == 5 and all(file.is_file() for file in expected.files)
     assert found.config == expected.config and same(found, pair)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -297,7 +297,7 @@ def tower_of(pair: Pair) -> dict[str, Tensor]:
 
 
 def same(found: Converted, pair: Pair) -> bool:
-    expected = convert(pair.name, pair.folder, backbone=pair.backbone and str(pair.backbone))
+    expected = convert(pair.name, pair.folder, backbone=pair.backbone)
     assert found.tensors.keys() == expected.tensors.keys()
     return all(torch.equal(found.tensors[key], tensor) for key, tensor in expected.tensors.items())
 
