@@ -27,7 +27,7 @@ from rclip_metric.train.data.images import find_images
 APART = 7  # one folder of so many
 RUNS: dict[str, dict[str, str]] = {
     "as the recipe": {},
-    "PGD-1, steps of 5/255": {"inner-steps": "1", "inner-step-size": "5/255"},
+    "PGD-2, steps of 3/255": {"inner-steps": "2", "inner-step-size": "3/255"},
     "PGD-4, steps of 2/255": {"inner-steps": "4", "inner-step-size": "2/255"},
     "learning rate 3e-4": {"learning-rate": "3e-4"},
     "learning rate 3e-3": {"learning-rate": "3e-3"},
@@ -37,7 +37,8 @@ RUNS: dict[str, dict[str, str]] = {
     "Sim-CLIP": {"loss": "sim-clip"},
     "LORE": {"loss": "lore"},
     "clean weight 0.3": {"clean-weight": "0.3"},
-    "mixup 0.5": {"mixup": "0.5"},
+    "no mixtures": {"mixup": "0"},
+    "no damage": {"damage": "0"},
     "no crops, no flips": {"crop-scale": "1", "no-flip": ""},
 }
 EPS = ("2/255", "4/255")

@@ -244,7 +244,7 @@ def test_short_runs_compare_settings_at_equal_processor_time(example, tmp_path, 
     (row,) = json.loads((out / "short_runs.json").read_text())
     recipe = row["recipe"]
     assert row["images"] == 16 * row["steps"] and recipe["batch_size"] == 16 and recipe["steps"] == row["steps"] >= 2
-    assert recipe["learning_rate"] == 1e-3 and recipe["inner_steps"] == 2  # the rest is the recipe
+    assert recipe["learning_rate"] == 1e-3 and recipe["inner_steps"] == 1  # the rest is the recipe
     assert 0 <= row["accuracy"]["4/255"] <= row["accuracy"]["2/255"] <= row["accuracy"]["clean"] <= 100
     table = capsys.readouterr().out
     assert f"| batch of 16 | {row['steps']} | {row['images']} |" in table
