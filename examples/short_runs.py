@@ -2,9 +2,8 @@
 
     python examples/short_runs.py --images PHOTOGRAPHS --out results/short_runs        # about 7 minutes a run, one core
 
-Every seventh folder of photographs is set apart (the folders right below PHOTOGRAPHS are sets or classes; those that
-hold classes are looked into), and triplets are drawn from what is apart (`rclip-metric train photos`). Then, for each
-row of `RUNS`, what a step costs is measured in processor time, and the run gets the number of steps that --seconds
+Every tenth photograph is set apart, and triplets are drawn from those (`rclip-metric train photos`). Then, for each row
+of `RUNS`, what a step costs is measured in processor time, and the run gets the number of steps that --seconds
 pays for, with warm-up and growth of the radius in proportion. The result is judged on the triplets, clean and under
 APGD with 10 iterations: good for choosing, and no figure to quote. A row that is there already is not computed again.
 
@@ -24,7 +23,7 @@ from typing import Any
 from rclip_metric.cli import main as rclip_metric
 from rclip_metric.train.data.images import find_images
 
-APART = 7  # one folder of so many
+APART = 10  # one photograph of so many
 RUNS: dict[str, dict[str, str]] = {
     "as the recipe": {},
     "PGD-2, steps of 3/255": {"inner-steps": "2", "inner-step-size": "3/255"},
@@ -54,17 +53,13 @@ def call(*command: str) -> float:
 
 
 def set_apart(tree: Path, out: Path) -> tuple[Path, Path]:
-    """Links to the photographs: OUT/train, and OUT/apart with every `APART`-th folder."""
+    """Links to the photographs: OUT/apart with every `APART`-th one, OUT/train with the others."""
     train, apart = out / "train", out / "apart"
-    folders = sorted({path.parent for path in find_images(tree)})
-    if len(folders) < 2 * APART:
-        raise SystemExit(f"{tree} has {len(folders)} folders with photographs, and at least {2 * APART} are needed")
-    for number, folder in enumerate(folders):
-        name = "-".join(folder.relative_to(tree).parts)
-        link = (apart if number % APART == APART - 1 else train) / name
+    for number, path in enumerate(find_images(tree)):
+        link = (apart if number % APART == APART - 1 else train) / "-".join(path.relative_to(tree).parts)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
-            link.symlink_to(folder.resolve(), target_is_directory=True)
+            link.symlink_to(path.resolve())
     return train, apart
 
 
@@ -114,7 +109,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, metavar="TREE", help="photographs, in folders")
+    parser.add_argument("--images", type=Path, required=True, metavar="TREE", help="photographs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--base", default="lite", help="the clean encoder (default: lite; extra: lite)")
     parser.add_argument("--seconds", type=float, default=300.0, help="of processor time per run (default: 300)")
