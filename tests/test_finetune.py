@@ -364,7 +364,9 @@ def test_the_help_explains_every_setting(command, capsys):
         main(["train", command, "--help"])
     text = capsys.readouterr().out
     fields = [*dataclasses.fields(FinetuneConfig), *dataclasses.fields(RunConfig)]
-    only = {"fare": ("scale", "prompts"), "tecoa": ("loss", "rho", "dual_learning_rate", "dual_every")}[command]
+    only = {"fare": ("scale", "prompts"), "tecoa": ("loss", "mixup", "rho", "dual_learning_rate", "dual_every")}[
+        command
+    ]
     for field in fields:
         assert (f"--{field.name.replace('_', '-')}" in text) == (field.name not in only), field.name
     assert "4/255" in text and "0.0156" not in text and "torchrun" in text

@@ -44,9 +44,27 @@ def test_the_tables_are_those_of_the_saved_results():
         assert record["warnings"] == [] and record["settings"]["limit"] is None
 
 
+def test_what_is_said_of_r_lite_f_on_photographs_is_the_saved_result():
+    """On all 1,000 triplets, by the weights that are shipped."""
+    spec = get_spec("r-lite-f")
+    records = [record for record in load_results([ROOT / "results" / "photographs"]) if record["robust"]]
+    records.sort(key=lambda record: (record["threat"]["norm"] != "linf", record["threat"]["eps"]))
+    cells = [records[0]["clean"], *(record["robust"] for record in records)]
+    [row] = re.findall(r"^\| r-lite-f \| (.*) \|$", README, re.MULTILINE)
+    assert row.split(" | ") == [
+        f"{c['accuracy']:.1f} ({c['interval_95'][0]:.1f} - {c['interval_95'][1]:.1f})" for c in cells
+    ]
+    reported = {record["threat"]["norm"]: round(record["robust"]["accuracy"], 1) for record in records}
+    assert spec.reported["photos"] == {"clean": round(cells[0]["accuracy"], 1), **reported}  # linf: the larger radius
+    for record in records:
+        assert record["data"]["samples"] == 1000 and record["settings"]["limit"] is None
+        assert record["model"]["revision"] == f"sha256:{str(spec.files[0].sha256)[:12]}"
+
+
 def test_the_benchmark_is_the_saved_one():
     folder = ROOT / "results" / "benchmark"
-    assert (folder / "benchmark.md").read_text().strip() in README
+    glance = (folder / "benchmark.md").read_text().split("\n\n")[0]
+    assert glance.startswith("| metric | photos clean |") and glance in README
     saved = json.loads((folder / "benchmark.json").read_text())
     assert (folder / "benchmark.md").read_text() == benchmark_table(saved) + "\n"
     speed = ROOT / "results" / "benchmark_metrics.md"
