@@ -126,8 +126,8 @@ def _summary(board: Entry) -> str:
         else:
             continue
         note = element("p", escape(str(data["note"])), class_="lede") if data.get("note") else ""
-        others = [other for other in measured_sets(board) if other is not data]
-        words += _people([(other, scores(other, None)) for other in others], names)
+        elsewhere = [other for other in measured_sets(board) if other is not data]
+        words += _people([(other, scores(other, None)) for other in elsewhere], names)
         return element("p", f"On {data_name(data)}, {words}", class_="summary") + note
     return element("p", "No metric has been measured yet.", class_="summary")
 
