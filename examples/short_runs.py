@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from rclip_metric.cli import main as rclip_metric
+from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.data.images import find_images
 
 APART = 10  # one photograph of so many
@@ -140,12 +140,10 @@ def main(argv: list[str] | None = None) -> None:
                 "versions": recipe["versions"],
                 "device": recipe["device"],
             }
-            partial = record.with_suffix(".partial")
-            partial.write_text(json.dumps(row, indent=1) + "\n")
-            os.replace(partial, record)
+            write_json(record, row)
         rows.append(json.loads(record.read_text()))
-        (out / "short_runs.md").write_text(markdown(rows))
-    (out / "short_runs.json").write_text(json.dumps(rows, indent=1) + "\n")
+        write_text(out / "short_runs.md", markdown(rows))
+    write_text(out / "short_runs.json", json.dumps(rows, indent=2))
     print(markdown(rows), end="")
 
 

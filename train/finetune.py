@@ -173,8 +173,13 @@ def _finetune(
     def save(done: int) -> None:
         beside = step.state()
         if team.rank == 0:
-            facts = {"unreadable": unreadable, "pending": log.pending, "data": sizes, "precision": precision}
-            facts["start_from"] = first
+            facts = {
+                "unreadable": unreadable,
+                "pending": log.pending,
+                "data": sizes,
+                "precision": precision,
+                "start_from": first,
+            }
             save_state(out, done, config, model=encoder, optimizer=optimizer, facts=facts, keep=run.keep, **beside)
         team.wait()
 

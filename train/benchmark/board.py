@@ -12,7 +12,7 @@ import torch
 from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train.baselines.registry import BASELINES
 from rclip_metric.train.baselines.reported import REPORTED
-from rclip_metric.train.benchmark.entry import Data, Entry
+from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.certified import certified_curve
@@ -181,7 +181,7 @@ def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
 def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings) -> list[dict[str, Any]]:
     """Triplets, each with what every metric made of it; the images from the metric that has them largest."""
     shown: dict[str, dict[str, Any]] = {}
-    first = next((name for name, data in sets.items() if isinstance(data, TwoAfcData)), None)
+    first = first_triplets(sets)
     for entry in sorted(entries, key=lambda entry: -(entry.image_size or 0)):
         for found in entry.examples:
             if "failed" in found:

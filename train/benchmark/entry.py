@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,6 +12,11 @@ from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
 from rclip_metric.train.evaluation.two_afc import TwoAfcData
 
 Data: TypeAlias = TwoAfcData | OddOneOutData | CueConflictData
+
+
+def first_triplets(sets: Mapping[str, Data]) -> str | None:
+    """Name of the first 2AFC set, the one that the sweep, the direct attack and the examples are of."""
+    return next((name for name, data in sets.items() if isinstance(data, TwoAfcData)), None)
 
 
 @dataclass

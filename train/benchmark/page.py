@@ -105,7 +105,7 @@ def _summary(board: Entry) -> str:
             robust = scores(data, tried[0])
             first, *others = robust
             score = robust[first]["accuracy"]
-            equal = [name for name in robust if round(robust[name]["accuracy"], 1) == round(score, 1)]
+            equal = _leaders(robust)
             words = f"{joined(names[name] for name in equal)} {'is' if len(equal) == 1 else 'are'} the most robust: "
             words += f"{'it still sides' if len(equal) == 1 else 'they still side'} with {judges_of(data)} "
             words += f"{percent(score)} of the time under {ball_name(tried[0])}"
@@ -132,14 +132,20 @@ def _summary(board: Entry) -> str:
     return element("p", "No metric has been measured yet.", class_="summary")
 
 
+def _leaders(scores: dict[str, Entry]) -> list[str]:
+    """The metrics with the highest accuracy as it is shown, with one decimal."""
+    shown = {name: round(score["accuracy"], 1) for name, score in scores.items()}
+    return [name for name in shown if shown[name] == max(shown.values())]
+
+
 def _people(found: Sequence[tuple[Entry, dict[str, Entry]]], names: dict[str, str]) -> str:
     """Who agrees best with people, of each set that people judged; ``found`` are sets and the clean scores on them."""
     told = []
     for data, scores in found:
         if is_judged(data) and judges_of(data) == PEOPLE and scores:
-            top = max(round(score["accuracy"], 1) for score in scores.values())
-            first = joined(names[name] for name, score in scores.items() if round(score["accuracy"], 1) == top)
-            told.append(f"by {first} on {data_name(data)} ({percent(top)})")
+            first = _leaders(scores)
+            top = percent(scores[first[0]]["accuracy"])
+            told.append(f"by {joined(names[name] for name in first)} on {data_name(data)} ({top})")
     return f" On clean images people are sided with most often {joined(told)}." if told else ""
 
 

@@ -16,7 +16,7 @@ from rclip_metric.errors import WeightsError
 from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train.baselines.registry import RANDOM, is_baseline
 from rclip_metric.train.benchmark.board import board
-from rclip_metric.train.benchmark.entry import Data, Entry
+from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
 from rclip_metric.train.checkpoint import write_text
@@ -110,7 +110,7 @@ class _Run:
 
     def judge(self, entry: Entry, sets: dict[str, Data]) -> None:
         """Everything that needs the metric built, but its timing."""
-        first = next((name for name, data in sets.items() if isinstance(data, TwoAfcData)), None)
+        first = first_triplets(sets)
         for name, data in sets.items():
             self._judge_on(entry, name, data, more=name == first)
             if entry.facts is None:  # it cannot be built

@@ -44,7 +44,8 @@ class Augmentation:
         A crop's aspect ratio is drawn log-uniformly from 3:4 to 4:3 of the image's own, and cut where it would
         leave the image.
         """
-        return self._damaged(self._seen(image, step, key), step, key)
+        image = self._seen(image, step, key)
+        return self._damaged(image, step, key) if self.damage else image
 
     def _seen(self, image: Image.Image, step: int, key: int) -> Image.Image:
         from PIL import Image
@@ -62,8 +63,7 @@ class Augmentation:
         return image
 
     def _damaged(self, image: Image.Image, step: int, key: int) -> Image.Image:
-        generator = seeded(self.seed, 4, step, key)
-        chosen, kind, strength, *more = torch.rand(6, generator=generator).tolist()
+        chosen, kind, strength, *more = torch.rand(6, generator=seeded(self.seed, 4, step, key)).tolist()
         if chosen >= self.damage:
             return image
         if (shorter := min(image.size)) > _DAMAGED_SIDE:

@@ -43,9 +43,9 @@ def nights_data(
     """
     triplets = read_nights(folder, split)[:limit]
     # The scenes' folder is called nights, for its format.
-    scenes = (folder.resolve().parent / "scenes.json").exists()
-    own = "scenes" if scenes else folder.resolve().name
-    judges = SCENES if scenes else CONSTRUCTION if (folder / PHOTOS).exists() else PEOPLE
+    own, judges = _own(folder, folder.resolve().parent / "scenes.json", "scenes")
+    if judges == PEOPLE and (folder / PHOTOS).exists():
+        judges = CONSTRUCTION
     known = published_as("nights", len(triplets), two_afc.digest_of(triplets), split, stated=published)
     data = TwoAfcData(name or own, split, triplets, limit=limit, published=known, judges=judges)
     if attacked is None or attacked >= len(triplets):
@@ -81,8 +81,7 @@ def bapps_data(
     triplets = read_bapps(folder, splits or BAPPS_SPLITS)
     if limit:
         triplets = first_of_each_split(triplets, limit)
-    scenes = (folder / "bapps.json").exists()
-    own, judges = ("scenes-bapps", SCENES) if scenes else (folder.resolve().name, PEOPLE)
+    own, judges = _own(folder, folder / "bapps.json", "scenes-bapps")
     chosen = frozenset(triplet.key for triplet in first_of_each_split(triplets, attacked))
     split = None if splits is None else "+".join(sorted(splits))
     load = loader_at(64) if protocol == "soft" else None
@@ -117,10 +116,14 @@ def things_data(
     things = read_things(table or folder, images or folder / "images")
     if limit:
         things = replace(things, triplets=things.triplets[:limit], odd=things.odd[:limit])
-    scenes = (folder / "things.json").exists()
-    own, judges = ("scenes-things", SCENES) if scenes else (folder.resolve().name, PEOPLE)
+    own, judges = _own(folder, folder / "things.json", "scenes-things")
     known = published_as("things", len(things.triplets), odd_one_out.digest_of(things), stated=published)
     return OddOneOutData(name or own, things, limit, known, judges)
+
+
+def _own(folder: Path, record: Path, scenes: str) -> tuple[str, str]:
+    """A set's own name and who judged it: ``scenes`` and their rule where the scenes' ``record`` is there."""
+    return (scenes, SCENES) if record.exists() else (folder.resolve().name, PEOPLE)
 
 
 def cue_conflict_data(
