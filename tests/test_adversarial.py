@@ -13,7 +13,8 @@ from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss
 from rclip_metric.train.clip import TINY_PREPROCESSING
 from rclip_metric.train.data.images import seeded
-from rclip_metric.train.dual import DualNetwork
+from rclip_metric.train.finetuning.adversarial.lore import DualNetwork
+from rclip_metric.train.finetuning.adversarial.objectives import Embedded
 from rclip_metric.train.inner import attacked_copy, refresh, start_noise, start_seed
 from rclip_metric.train.objectives import excess, fare, lore, sim_clip, tecoa
 from rclip_metric.train.settings import FinetuneConfig
@@ -88,7 +89,7 @@ def test_a_step_reports_the_equation_at_the_clean_image_when_eps_is_zero(loss):
             "sim-clip": lambda: torch.zeros(6),
             "lore": lambda: (
                 (own - target).square().sum(1)
-                + step.dual(target) * ((own - target).square().sum(1) - 0.1 * target.square().sum(1))
+                + step.objective.network(target) * ((own - target).square().sum(1) - 0.1 * target.square().sum(1))
             ),
         }[loss]().mean()
         cosine = torch.cosine_similarity(own, target).mean().item()
@@ -128,7 +129,7 @@ def test_the_attack_stays_in_the_ball_and_raises_the_loss(attack, norm):
     config = dataclasses.replace(CONFIG, attack=attack, norm=norm, eps=eps, inner_steps=10, inner_step_size=eps / 4)
     step, images = stepper(config, shift=0.02), pictures()
     target = step.original(images)
-    found = step.attack(images, range(6), target, None, 0)
+    found = step.attack(images, range(6), Embedded(target), 0)
     assert step.config.threat(0)[0].violation(found, images) == 0
     with torch.no_grad():
         noise = start_noise(images, [start_seed(0, 0, key) for key in range(6)], norm)
@@ -208,18 +209,18 @@ def test_the_multipliers_rise_where_the_bound_is_broken():
     config = dataclasses.replace(CONFIG, loss="lore", rho=1e-6, eps=0.0, dual_learning_rate=0.1)
     step, images = stepper(config, shift=0.05), pictures()
     target = step.original(images)
-    before = step.dual(target)
+    before = step.objective.network(target)
     for number in range(5):
         step(images, range(6), None, number)
-    assert (step.dual(target) > before).all() and (before > 0).all()
+    assert (step.objective.network(target) > before).all() and (before > 0).all()
     loose = stepper(dataclasses.replace(config, rho=1e6), shift=0.05)
     for number in range(5):
         loose(images, range(6), None, number)
-    assert (loose.dual(target) < before).all()
+    assert (loose.objective.network(target) < before).all()
     # What a restart needs: the multipliers go on from where they were.
     other = stepper(config, shift=0.05)
     other.load_state(step.state())
-    torch.testing.assert_close(other.dual(target), step.dual(target))
+    torch.testing.assert_close(other.objective.network(target), step.objective.network(target))
 
 
 def test_multipliers_do_not_depend_on_the_length_of_embeddings():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.apgd import apgd
-from rclip_metric.train.dual import DualNetwork
+from rclip_metric.train.finetuning.adversarial.objectives import Embedded
 from rclip_metric.train.inner import attacked_copy, refresh, start_noise, start_seed
-from rclip_metric.train.objectives import excess, fare, lore, sim_clip, tecoa
 from rclip_metric.train.pgd import pgd
 from rclip_metric.train.settings import FinetuneConfig
 from rclip_metric.train.team import ALONE, Team
@@ -87,7 +86,7 @@ class AdversarialStep:
         team: the processes that share the batch.
 
     Attributes:
-        dual: LORE's multipliers, else None; dual_optimizer: theirs.
+        objective: the loss, with its state.
         clock: called with "original", "attack" and "update" when a part of a step is over; None for nobody.
     """
 
@@ -105,10 +104,10 @@ class AdversarialStep:
         team: Team = ALONE,
     ) -> None:
         """Make the copy that is attacked, and share the encoder's gradients with the team."""
-        if (config.loss == "tecoa") != (classes is not None):
+        if config.objective.needs_labels != (classes is not None):
             raise ValueError("tecoa, and no other loss, needs the embeddings of the classes' prompts")
         self.encoder, self.original, self.optimizer, self.config = encoder, original, optimizer, config
-        self.bfloat16, self.part, self.classes, self.team = bfloat16, part, classes, team
+        self.bfloat16, self.part, self.team = bfloat16, part, team
         self.clock: Callable[[str], None] | None = None
         encoder.eval().requires_grad_(True)
         original.eval().requires_grad_(False)
@@ -121,11 +120,7 @@ class AdversarialStep:
             ids = [team.device] if team.device.type == "cuda" else None
             module = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
         self._module: Any = module
-        self.dual: DualNetwork | None = None
-        self.dual_optimizer: torch.optim.Optimizer | None = None
-        if config.loss == "lore":
-            self.dual = DualNetwork(encoder.embedding_dim, seed=config.seed).to(team.device)
-            self.dual_optimizer = torch.optim.Adam(self.dual.parameters(), config.dual_learning_rate)
+        self.objective = config.objective.build(config, encoder.embedding_dim, classes, team)
 
     def __call__(
         self, images: Tensor, keys: Sequence[int], labels: Tensor | None, number: int, *, measure: bool = False
@@ -172,10 +167,9 @@ class AdversarialStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.refresh()
-        if self.dual_optimizer is not None and (number + 1) % config.dual_every == 0:
-            self._step_dual()
+        self.objective.finish(number)
         self._tick("update")
-        known = config.loss != "tecoa" or measure
+        known = self.objective.needs_original or measure
         return StepResult(
             total,
             loss / total,
@@ -191,11 +185,12 @@ class AdversarialStep:
         """One part of the batch: original, attack, forward and backward; adds to the gradients and to the sums."""
         config = self.config
         target = clean_now = None
-        if config.loss != "tecoa" or measure:
+        if self.objective.needs_original or measure:
             with torch.no_grad():
                 target = self._original(images) if len(images) else images.new_zeros(0, self.encoder.embedding_dim)
+        seen = Embedded(target, label)
         self._tick("original")
-        attacked = self.attack(images, keys, target, label, number) if len(images) else images
+        attacked = self.attack(images, keys, seen, number) if len(images) else images
         self._tick("attack")
         points = torch.cat([attacked, images]) if config.needs_clean else attacked
         if not len(images):  # a process without images takes part in the exchange of gradients all the same
@@ -211,7 +206,8 @@ class AdversarialStep:
             adversarial = embedding[: len(images)]
             if config.needs_clean:
                 clean_now = embedding[len(images) :]
-            loss = self._loss(adversarial, clean_now, target, label)  # (n,)
+            seen = replace(seen, adversarial=adversarial, clean=clean_now)
+            loss = self.objective.loss(seen, config.clean_weight)  # (n,)
             (loss.sum() * weight).backward()
         loss = loss.detach()
         sums.loss = sums.loss + loss.sum()
@@ -225,28 +221,23 @@ class AdversarialStep:
             if clean_now is not None:
                 sums.clean = sums.clean + torch.cosine_similarity(clean_now.detach(), target).sum()
 
-    def attack(
-        self, images: Tensor, keys: Sequence[int], target: Tensor | None, label: Tensor | None, number: int
-    ) -> Tensor:
+    def attack(self, images: Tensor, keys: Sequence[int], seen: Embedded, number: int) -> Tensor:
         """The inner maximisation: images (n, 3, S, S) -> points of the ball (n, 3, S, S) with a high loss.
 
-        FARE and LORE: the distance to ``target``, the original's embeddings (n, D). TeCoA: the cross-entropy of
-        ``label``. Sim-CLIP: the angle to the encoder's own embedding of the clean image.
+        Args:
+            images: clean.
+            keys: n numbers that name them.
+            seen: what the objective's `inner` asks for, but for the encoder's embeddings of ``images``.
+            number: of the step, from 0.
         """
         config = self.config
-        if config.loss == "sim-clip":
+        if self.objective.clean_target:
             with torch.no_grad():
-                target = self._attacked(images)
+                seen = replace(seen, clean=self._attacked(images))
+        inner = self.objective.inner(seen)
 
         def loss(points: Tensor, rows: Tensor) -> Tensor:
-            embedding = self._attacked(points)
-            if config.loss == "tecoa":
-                assert self.classes is not None and label is not None
-                return tecoa(embedding, self.classes, label[rows], config.scale)
-            assert target is not None
-            if config.loss == "sim-clip":
-                return 1 - torch.cosine_similarity(embedding, target[rows])
-            return fare(embedding, target[rows])
+            return inner(self._attacked(points), rows)
 
         ball, size = config.threat(number)
         seeds = [start_seed(config.seed, number, key) for key in keys]
@@ -259,65 +250,13 @@ class AdversarialStep:
             noise=noise, momentum=config.inner_momentum,
         )  # fmt: skip
 
-    def _loss(self, adversarial: Tensor, clean: Tensor | None, target: Tensor | None, label: Tensor | None) -> Tensor:
-        """The per-sample loss (n,) of the update."""
-        config = self.config
-        if config.loss == "tecoa":
-            assert self.classes is not None and label is not None
-            attacked = tecoa(adversarial, self.classes, label, config.scale)
-            on_clean = None if clean is None else tecoa(clean, self.classes, label, config.scale)
-        elif config.loss == "lore":
-            assert self.dual is not None and clean is not None and target is not None
-            with torch.no_grad():
-                multiplier = self.dual(target)
-            self._remember(target, excess(clean.detach(), target, config.rho))
-            return lore(adversarial, clean, target, multiplier, config.rho)
-        elif config.loss == "sim-clip":
-            assert clean is not None and target is not None
-            attacked, on_clean = sim_clip(adversarial, clean), 1 - torch.cosine_similarity(clean, target)
-        else:
-            assert target is not None
-            attacked, on_clean = fare(adversarial, target), None if clean is None else fare(clean, target)
-        if not config.clean_weight or on_clean is None:
-            return attacked
-        return (1 - config.clean_weight) * attacked + config.clean_weight * on_clean
-
-    def _remember(self, target: Tensor, broken: Tensor) -> None:
-        """Gather the gradient of the multipliers' objective, E lambda(x) (d(x) - rho m(x)), which they raise.
-
-        The constraint is divided by m(x) = ||phi_orig(x)||^2, so that one learning rate serves all encoders.
-        """
-        assert self.dual is not None
-        relative = broken / target.square().sum(1).clamp(min=1e-12)
-        with torch.enable_grad():
-            (-(self.dual(target) * relative).sum()).backward()
-
-    def _step_dual(self) -> None:
-        assert self.dual is not None and self.dual_optimizer is not None
-        images = self.config.batch_size * self.config.dual_every
-        for parameter in self.dual.parameters():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.team.sum(gradient) / images
-        self.dual_optimizer.step()
-        self.dual_optimizer.zero_grad(set_to_none=True)
-
     def state(self) -> dict[str, Any]:
         """What a restart needs beside the encoder and its optimiser; all processes of a team ask together."""
-        if self.dual is None or self.dual_optimizer is None:
-            return {}
-        gathered = [
-            self.team.sum(torch.zeros_like(p) if p.grad is None else p.grad.clone()) for p in self.dual.parameters()
-        ]
-        parts = {"model": self.dual.state_dict(), "optimizer": self.dual_optimizer.state_dict(), "gradient": gathered}
-        return {"dual": parts}
+        return self.objective.state()
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, once the encoder's own weights are restored."""
-        if self.dual is not None and self.dual_optimizer is not None:
-            self.dual.load_state_dict(parts["dual"]["model"])
-            self.dual_optimizer.load_state_dict(parts["dual"]["optimizer"])
-            for parameter, gradient in zip(self.dual.parameters(), parts["dual"]["gradient"], strict=True):
-                parameter.grad = gradient.to(parameter) * float(self.team.rank == 0)  # it is the sum over all
+        self.objective.load_state(parts)
         self.refresh()
 
     def resize(self, size: int) -> None:

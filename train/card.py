@@ -15,8 +15,7 @@ from rclip_metric.train.evaluation.leaderboard import table
 from rclip_metric.train.finished_run import FinishedRun, facts
 from rclip_metric.train.methods import METHODS, PAPER, Method
 from rclip_metric.train.nights import NightsConfig
-from rclip_metric.train.settings import LOSSES, FinetuneConfig
-from rclip_metric.train.settings import METHODS as FINETUNING
+from rclip_metric.train.settings import OBJECTIVES, FinetuneConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Licences that the Hub knows by name; any other is "other" there, with its own name beside it.
@@ -204,11 +203,12 @@ def _made(run: FinishedRun) -> str:
 def _recipe(run: FinishedRun) -> str:
     """The settings, with what each one is where it is a setting of fine-tuning or of NIGHTS tuning."""
     about: dict[str, str] = {}
-    for methods, config in ((FINETUNING.values(), FinetuneConfig), (("LoRA", "MLP"), NightsConfig)):
+    titles = [objective.title for objective in OBJECTIVES.values()]
+    for methods, config in ((titles, FinetuneConfig), (("LoRA", "MLP"), NightsConfig)):
         if run.method in methods:
             about = {field.name: field.metadata["help"] for field in fields(config)}
     loss = run.recipe.get("loss")
-    other = tuple(f"{name}: " for name in LOSSES if loss is not None and name != loss)
+    other = tuple(f"{name}: " for name in OBJECTIVES if loss is not None and name != loss)
     lines = []
     for key, value in run.recipe.items():
         if about.get(key, "").startswith(other) or key in _UNUSED.get(run.recipe.get("head"), ()):

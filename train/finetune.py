@@ -37,7 +37,7 @@ from rclip_metric.train.interrupt import Interrupt, Interrupted
 from rclip_metric.train.machine import device_name, device_record, versions
 from rclip_metric.train.precision import encoder_precision
 from rclip_metric.train.progress import TrainingLog
-from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig, Stage
+from rclip_metric.train.settings import FinetuneConfig, RunConfig, Stage
 from rclip_metric.train.team import Team, join
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.validation import Validator, held_out
@@ -128,7 +128,7 @@ def _finetune(
         return open_stream(
             source, encoder.preprocess, batch_size=config.batch_size, seed=config.seed,
             start=max(start, stage.start), stop=stage.stop, rank=team.rank, world=team.count,
-            labels=config.loss == "tecoa", workers=_workers(run, device), augmentation=config.augmentation,
+            labels=config.objective.needs_labels, workers=_workers(run, device), augmentation=config.augmentation,
         )  # fmt: skip
 
     stages = [stage for stage in config.stages(size) if start < stage.stop] or config.stages(size)[-1:]
@@ -141,7 +141,7 @@ def _finetune(
     if found is not None and facts.get("start_from") != first:
         told = [one["revision"] if one else "the base's" for one in (facts.get("start_from"), first)]
         raise ValueError(f"{out} was begun with other weights ({told[0]}, now {told[1]}): choose another output folder")
-    classes = _classes(config, stream.classes, text, device) if config.loss == "tecoa" else None
+    classes = _classes(config, stream.classes, text, device) if config.objective.needs_labels else None
     # A run that goes on keeps what it measured, and the first process measures for all.
     precision = facts.get("precision", run.precision) if run.precision == "auto" else run.precision
     precision = team.first(encoder_precision(precision, encoder))
@@ -166,7 +166,7 @@ def _finetune(
     schedule = cosine_schedule(config.steps, config.warmup_steps)
     log = TrainingLog(
         out, total=config.steps, start=start, quiet=quiet, tensorboard=run.tensorboard, rank=team.rank,
-        every=run.log_every, label=f"{METHODS[config.loss]} in {precision}",
+        every=run.log_every, label=f"{config.objective.title} in {precision}",
         pending=facts.get("pending"),
     )  # fmt: skip
 
@@ -304,7 +304,7 @@ def _write_run(
     out: Path, encoder: Encoder, config: FinetuneConfig, run: RunConfig, weights: dict[str, Any], data: dict[str, Any],
     team: Team, bfloat16: bool, seconds: float,
 ) -> None:  # fmt: skip
-    method = METHODS[config.loss]
+    method = config.objective.title
     levels = f"{config.eps * 255:g}/255" if config.norm == "linf" else f"{config.eps:g}"
     encoder.revision = weights_digest(encoder.state_dict())
     training = provenance(method, Path(data["path"]).name, config.norm, levels, weights["base"]["name"])

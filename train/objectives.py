@@ -43,7 +43,7 @@ def lore(
 
     || phi(z) - phi_orig(x) ||_2^2 + lambda(x) (|| phi(x) - phi_orig(x) ||_2^2 - rho || phi_orig(x) ||_2^2).
 
-    The encoder lowers it, the multiplier lambda(x) >= 0 raises it (`dual.DualNetwork`).
+    The encoder lowers it, the multiplier lambda(x) >= 0 raises it (`lore.DualNetwork`).
 
     Args:
         adversarial: phi(z), (N, D), not normalised.

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from rclip_metric.train.config import setting
 from rclip_metric.train.data.augmentation import Augmentation
+from rclip_metric.train.finetuning.adversarial.lore import Lore
+from rclip_metric.train.finetuning.adversarial.objectives import Fare, Objective, SimClip, TeCoA
 from rclip_metric.train.threat import LpBall
 
-LOSSES = ("fare", "tecoa", "sim-clip", "lore")
-METHODS = {"fare": "FARE", "tecoa": "TeCoA", "sim-clip": "Sim-CLIP", "lore": "LORE"}
+OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-clip": SimClip, "lore": Lore}
 
 
 class Stage(NamedTuple):
@@ -26,7 +27,7 @@ class Stage(NamedTuple):
 class FinetuneConfig:
     """What an adversarial fine-tuning computes; the defaults are the paper's (ImageNet, 2 epochs at batch 128)."""
 
-    loss: str = setting("fare", "what is minimised at the attacked images", choices=LOSSES)
+    loss: str = setting("fare", "what is minimised at the attacked images", choices=tuple(OBJECTIVES))
     seed: int = setting(0, "seed of the order of the images and of the random starts")
     steps: int = setting(20_000, "optimiser steps")
     warmup_steps: int = setting(1_400, "steps over which the learning rate rises from 0, linearly")
@@ -84,17 +85,19 @@ class FinetuneConfig:
         for name in ("clean_weight", "mixup", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], and it is {getattr(self, name)}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, and it is {self.loss!r}")
-        if self.loss == "tecoa" and self.mixup:
-            raise ValueError("a mixture of two images has no class: leave mixup at 0 for tecoa")
-        if self.loss == "lore" and self.clean_weight:
-            raise ValueError("lore keeps the clean embeddings by its constraint: leave clean_weight at 0 and set rho")
+        if self.loss not in OBJECTIVES:
+            raise ValueError(f"loss must be one of {', '.join(OBJECTIVES)}, and it is {self.loss!r}")
+        self.objective.check(self)
+
+    @property
+    def objective(self) -> type[Objective]:
+        """The loss."""
+        return OBJECTIVES[self.loss]
 
     @property
     def needs_clean(self) -> bool:
         """Whether the update looks at the clean images too."""
-        return self.loss in ("sim-clip", "lore") or self.clean_weight > 0
+        return self.objective.needs_clean or self.clean_weight > 0
 
     @property
     def ball(self) -> LpBall:

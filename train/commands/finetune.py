@@ -14,7 +14,7 @@ from rclip_metric.train.config import (
     recipe_names,
     shared_out,
 )
-from rclip_metric.train.settings import METHODS, FinetuneConfig, RunConfig
+from rclip_metric.train.settings import FinetuneConfig, RunConfig
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("mixup", "rho", "dual_learning_rate", "dual_every")}
 _EPILOG = """\
@@ -88,13 +88,13 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "tecoa":
         options.loss = "tecoa"
     config = configured(FinetuneConfig, options, recipe.settings if recipe else None, computed)
-    if options.command == "fare" and config.loss == "tecoa":
-        raise ValueError("the loss tecoa needs labels: use `train tecoa`")
+    if options.command == "fare" and config.objective.needs_labels:
+        raise ValueError(f"the loss {config.loss} needs labels: use `train tecoa`")
     run = configured(RunConfig, options, running)
     name = options.base or (recipe.base if recipe else None)
     if name is None:
         raise ValueError("no encoder to start from: pass --base, or a --recipe that names one")
-    text = load_base_text(name) if config.loss == "tecoa" else None
+    text = load_base_text(name) if config.objective.needs_labels else None
     finetune(
         load_base(name, seed=config.seed, image_size=config.image_size or None, squash=config.squash),
         options.images,
@@ -109,5 +109,5 @@ def _run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     precision = "bfloat16" if read_settings(options.out / "run.json")["run"]["bfloat16"] else "float32"
-    done = f"{METHODS[config.loss]} in {precision}, {config.steps} steps"
+    done = f"{config.objective.title} in {precision}, {config.steps} steps"
     print(f"{options.out}: {done}; load it with RobustPerceptualDistance({str(options.out)!r})")

@@ -1,0 +1,117 @@
+"""LORE: FARE under a bound on how far clean embeddings move, kept by multipliers that a small network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rclip_metric.train.data.images import seeded
+from rclip_metric.train.finetuning.adversarial.objectives import Embedded, Fare, Objective, needed
+from rclip_metric.train.objectives import excess, lore
+from rclip_metric.train.team import Team
+
+if TYPE_CHECKING:
+    from rclip_metric.train.settings import FinetuneConfig
+
+
+class DualNetwork(nn.Module):
+    """lambda(x) = softplus(fc2(relu(fc1(phi_orig(x))))): embeddings (N, D) -> multipliers (N,) >= 0.
+
+    Two layers on the original's embedding, as in LORE (Khodabandeh et al. 2025, section 5). The embedding is scaled to
+    unit length times sqrt(D) first, so that one learning rate serves encoders whose embeddings differ in length.
+    """
+
+    def __init__(self, dim: int, hidden: int = 128, seed: int = 0) -> None:
+        """Draw the weights from ``seed``; the multipliers start at about softplus(0) = 0.69."""
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
+        generator = seeded(seed, 3)
+        with torch.no_grad():
+            for layer in (self.fc1, self.fc2):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Map phi_orig(x), (N, D), to lambda(x), (N,)."""
+        scaled = F.normalize(original, dim=1) * original.shape[1] ** 0.5
+        return F.softplus(self.fc2(F.relu(self.fc1(scaled)))[:, 0])
+
+
+class Lore(Fare):
+    """LORE: FARE under a bound on how far clean embeddings move, kept by multipliers that a network learns.
+
+    The constraint is divided by ||phi_orig(x)||^2, so that one learning rate serves all encoders.
+    """
+
+    title = "LORE"
+    needs_clean = True
+
+    def __init__(self, network: DualNetwork, rho: float, learning_rate: float, every: int, images: int, team: Team):
+        """Take the multipliers' network, the bound, and Adam's settings: a step per ``every`` steps of the encoder.
+
+        Args:
+            network: phi_orig(x) -> lambda(x).
+            rho: share of ||phi_orig(x)||^2 by which the clean embedding may move, squared.
+            learning_rate: of Adam.
+            every: steps of the encoder per step of the network.
+            images: per step of the encoder, over all processes.
+            team: the processes that share the batch.
+        """
+        self.network, self.rho, self.every, self.images, self.team = network, rho, every, images, team
+        self.optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+
+    @classmethod
+    def check(cls, config: FinetuneConfig) -> None:
+        """The constraint is what the clean weight is for."""
+        if config.clean_weight:
+            raise ValueError("lore keeps the clean embeddings by its constraint: leave clean_weight at 0 and set rho")
+
+    @classmethod
+    def build(cls, config: FinetuneConfig, dim: int, classes: Tensor | None, team: Team) -> Objective:
+        """With a network drawn from the run's seed."""
+        network = DualNetwork(dim, seed=config.seed).to(team.device)
+        return cls(network, config.rho, config.dual_learning_rate, config.dual_every, config.batch_size, team)
+
+    def outer(self, seen: Embedded) -> Tensor:
+        """The Lagrangian; on the way the gradient of what the multipliers raise is gathered.
+
+        That is E lambda(x) (d(x) - rho m(x)) / m(x), m(x) = ||phi_orig(x)||^2.
+        """
+        clean, original = needed(seen.clean), needed(seen.original)
+        with torch.no_grad():
+            multiplier = self.network(original)
+        relative = excess(clean.detach(), original, self.rho) / original.square().sum(1).clamp(min=1e-12)
+        with torch.enable_grad():
+            (-(self.network(original) * relative).sum()).backward()
+        return lore(needed(seen.adversarial), clean, original, multiplier, self.rho)
+
+    def finish(self, number: int) -> None:
+        """Move the multipliers, where it is their turn."""
+        if (number + 1) % self.every:
+            return
+        for parameter, gradient in zip(self.network.parameters(), self._gathered(), strict=True):
+            parameter.grad = gradient / (self.images * self.every)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _gathered(self) -> list[Tensor]:
+        """The gradients so far, over all processes."""
+        own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.network.parameters()]
+        return [self.team.sum(gradient) for gradient in own]
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimiser and the gradient since the last step."""
+        parts = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"dual": {**parts, "gradient": self._gathered()}}
+
+    def load_state(self, parts: Mapping[str, Any]) -> None:
+        """The gradient is the sum over all processes: the first one has it."""
+        self.network.load_state_dict(parts["dual"]["model"])
+        self.optimizer.load_state_dict(parts["dual"]["optimizer"])
+        for parameter, gradient in zip(self.network.parameters(), parts["dual"]["gradient"], strict=True):
+            parameter.grad = gradient.to(parameter) * float(self.team.rank == 0)
