@@ -42,8 +42,6 @@ from torch import Tensor
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import NAMED
-from rclip_metric.train.attack import sample_seed
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric
@@ -51,13 +49,14 @@ from rclip_metric.train.evaluation.robustness import (
     AttackSettings,
     RunSettings,
     attack_block,
-    bfloat16_is_fast,
     default_chunk_size,
     fixed_options,
-    full_float32,
 )
 from rclip_metric.train.evaluation.two_afc import decision
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 SCENES = Path(__file__).parents[1] / "data" / "scenes" / "nights"

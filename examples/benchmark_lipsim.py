@@ -31,7 +31,7 @@ from torch import Tensor
 from rclip_metric.train.baselines import sll
 from rclip_metric.train.baselines.lipsim import LipSim, LipSimArchitecture
 from rclip_metric.train.baselines.lipsim_files import POOL, folded, random_tensors
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.machine import device_record
 
 TOY = LipSimArchitecture(32, 9, 3, 3, 2, 16, 20)
 State = Mapping[str, Tensor]

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts
-from rclip_metric.train.evaluation.robustness import bfloat16_is_fast
 from rclip_metric.train.evaluation.timing import time_metrics
+from rclip_metric.train.runs.files import write_json, write_text
+from rclip_metric.train.runs.precision import bfloat16_is_fast
 
 DREAMSIM, LIPSIM = "benchmark_metrics:dreamsim_package", "benchmark_metrics:lipsim_published"
 OURS = ("r-clip-f", "r-clip-f-vit-b-16", "r-dino-f")

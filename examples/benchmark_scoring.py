@@ -415,7 +415,7 @@ RUN: dict[str, Callable[[int, Sequence[str], Sequence[str]], dict[str, Any]]] = 
 
 
 def machine() -> dict[str, Any]:
-    from rclip_metric.train.machine import device_record
+    from rclip_metric.train.runs.machine import device_record
 
     return {
         "device": device_record(torch.device("cpu")),

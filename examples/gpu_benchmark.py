@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_metrics
 
 from rclip_metric.cli import main as rclip_metric
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.train.runs.files import write_json
 
 METRICS = "tiny,tiny-clean,psnr,l2"
 

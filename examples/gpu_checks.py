@@ -19,8 +19,8 @@ import torch
 
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.manifest import get_spec
-from rclip_metric.train.checkpoint import write_json
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.machine import device_record
 
 
 def seconds(step: Callable[[], object], device: str, repeats: int) -> float:

@@ -32,7 +32,6 @@ from torch import Tensor
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import NAMED
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric
@@ -44,10 +43,11 @@ from rclip_metric.train.evaluation.robustness import (
     attack_block,
     default_chunk_size,
     fixed_options,
-    full_float32,
 )
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, decision, evaluate_two_afc
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.runs.precision import full_float32
 from rclip_metric.train.threat import LpBall
 
 NIGHTS_TEST, NIGHTS_STEPS = 1_824, 100

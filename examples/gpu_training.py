@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rclip_metric.train.checkpoint import write_json
+from rclip_metric.train.runs.files import write_json
 
 HERE = Path(__file__).parent
 BASES = {

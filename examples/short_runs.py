@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.cli import main as rclip_metric
-from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.data.images import find_images
+from rclip_metric.train.runs.files import write_json, write_text
 
 APART = 10  # one photograph of so many
 RUNS: dict[str, dict[str, str]] = {

@@ -27,9 +27,9 @@ from rclip_metric.cli import main as rclip_metric
 from rclip_metric.digest import file_digest
 from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.saved import read_json
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.evaluation.curves import COLOURS, DPI
 from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.train.runs.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

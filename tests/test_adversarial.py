@@ -12,11 +12,11 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss
 from rclip_metric.train.clip import TINY_PREPROCESSING
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.finetuning.adversarial.lore import DualNetwork
 from rclip_metric.train.finetuning.adversarial.objectives import Embedded
 from rclip_metric.train.inner import attacked_copy, refresh, start_noise, start_seed
 from rclip_metric.train.objectives import excess, fare, lore, sim_clip, tecoa
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.settings import FinetuneConfig
 
 CONVNEXT = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

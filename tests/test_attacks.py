@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rclip_metric.train.apgd import apgd, apgd_targeted
-from rclip_metric.train.attack import Judged, restart_seeds, sample_seed
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.attack import Judged, restart_seeds
 from rclip_metric.train.pgd import pgd
+from rclip_metric.train.runs.seeds import sample_seed, seeded
 from rclip_metric.train.schedule import checkpoints
 from rclip_metric.train.threat import LpBall
 

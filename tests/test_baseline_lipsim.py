@@ -15,8 +15,8 @@ from rclip_metric.train.baselines import sll
 from rclip_metric.train.baselines.files import Request, write_stored
 from rclip_metric.train.baselines.lipsim import LipSim, LipSimArchitecture, LipSimMetric, build, convert
 from rclip_metric.train.baselines.lipsim_files import folded, random_tensors
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.evaluation.metric import Certified, Facts
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.threat import LpBall
 
 SMALL = LipSimArchitecture(32, 9, 4, 3, 3, 16, 20)

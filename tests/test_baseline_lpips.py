@@ -14,11 +14,11 @@ from torch import Tensor
 from torchvision import models
 
 from rclip_metric.errors import CheckpointError, DigestError, UnknownModelError, WeightsError
-from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.baselines import lpips as ours
 from rclip_metric.train.baselines.files import Request, write_stored
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, attack_block
 from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 lpips = pytest.importorskip("lpips")

@@ -22,7 +22,7 @@ from rclip_metric.train.evaluation.certified import certified_radii
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts, load_metric
 from rclip_metric.train.evaluation.report import load_results, unpack
 from rclip_metric.train.evaluation.tasks import nights_data
-from rclip_metric.train.options import radius
+from rclip_metric.train.runs.config import radius
 from rclip_metric.train.threat import LpBall
 
 

@@ -13,7 +13,7 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.adversarial import AdversarialStep
 from rclip_metric.train.clip import TINY_PREPROCESSING
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.settings import FinetuneConfig
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_training.py"

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
-from rclip_metric.train.evaluation.blocks import Processes, fingerprint, own_device, processes, run_blocks
+from rclip_metric.train.evaluation.blocks import fingerprint, run_blocks
 from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.runs.distributed import Team, chosen_device, join
 
 SETTINGS = {"model": "m", "steps": 3}
 
@@ -67,7 +69,7 @@ def test_a_journal_of_other_settings_is_not_used(tmp_path):
 def test_the_journal_of_any_number_of_processes_is_taken_up(tmp_path):
     """What a process of two would do, alone: it does every second block, and another run finds them."""
 
-    class Half(Processes):
+    class Half(Team):
         def gather(self, value):
             return [value]
 
@@ -84,7 +86,7 @@ def test_the_journal_of_any_number_of_processes_is_taken_up(tmp_path):
     assert done == [1, 3, 0, 2, 4]
 
 
-class Beside(Processes):
+class Beside(Team):
     """The first of two processes; what the second one says in each gathering is given."""
 
     def __init__(self, *said):
@@ -117,9 +119,16 @@ def test_a_process_that_fails_tells_the_others_before_it_stops(tmp_path):
 def test_devices_under_torchrun(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert own_device("cuda") == "cuda" and processes() == Processes(0, 1)
+    assert join("cpu") == Team(0, 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert str(chosen_device("cuda")) == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert (own_device("cuda"), own_device("cuda:1"), own_device("cpu")) == ("cuda:3", "cuda:1", "cpu")
+    assert [str(chosen_device(name)) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match="device 'cuda:4' was asked for and this machine has 4 GPUs"):
+        chosen_device("cuda")
+    with pytest.raises(ValueError, match="there is no device 'gpu': pass auto, cpu or cuda"):
+        join("gpu")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rclip_metric.errors import CheckpointError, StorageError
-from rclip_metric.train import tensor_file
-from rclip_metric.train.checkpoint import (
+from rclip_metric.train.runs import tensor_file
+from rclip_metric.train.runs.checkpoint import (
     TrainingState,
     latest_state,
     load_training,
@@ -33,11 +33,10 @@ from rclip_metric.train.checkpoint import (
     save_batch,
     save_state,
     save_training,
-    write_json,
 )
-from rclip_metric.train.interrupt import Interrupt, Interrupted
-from rclip_metric.train.run_folder import states
-from rclip_metric.train.tensor_file import pack, read, system_error, write
+from rclip_metric.train.runs.files import states, system_error, write_json
+from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
+from rclip_metric.train.runs.tensor_file import pack, read, write
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.adversarial import AdversarialStep
 from rclip_metric.train.apgd import apgd
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.settings import FinetuneConfig
-from rclip_metric.train.team import Team
 from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import load_encoder
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.data.two_afc import TripletFiles
-from rclip_metric.train.evaluation.blocks import Processes
 from rclip_metric.train.evaluation.direct import direct_attack, direct_record
 from rclip_metric.train.evaluation.dissimilarity import dissimilarity
 from rclip_metric.train.evaluation.metric import DistanceMetric, EmbeddingMetric, EncoderMetric
 from rclip_metric.train.evaluation.robustness import RunSettings
 from rclip_metric.train.evaluation.two_afc import TwoAfcData
+from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 SIDE = 16
@@ -175,7 +175,7 @@ def test_the_same_settings_give_the_same_numbers_and_another_seed_gives_others(n
 
 
 def test_two_processes_give_the_numbers_of_one(network, data, tmp_path):
-    class Half(Processes):
+    class Half(Team):
         def gather(self, value):
             return [value]
 

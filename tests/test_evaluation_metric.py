@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.evaluation.metric import DistanceMetric, EmbeddingMetric, EncoderMetric, load_metric
+from rclip_metric.train.runs.seeds import seeded
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.errors import StorageError
 from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.adversarial import NonFiniteLoss
-from rclip_metric.train.checkpoint import latest_state
 from rclip_metric.train.cli import main
 from rclip_metric.train.clip import TINY_PREPROCESSING
-from rclip_metric.train.config import configured, read_recipe, recipe_names
 from rclip_metric.train.data.scene_formats import write_pairs
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.finetune import finetune
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.checkpoint import latest_state
+from rclip_metric.train.runs.config import configured, read_recipe, recipe_names
+from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.settings import FinetuneConfig, RunConfig
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.weights import load_encoder, save_encoder

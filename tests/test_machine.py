@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rclip_metric.train.evaluation.robustness import bfloat16_is_fast
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.runs.precision import bfloat16_is_fast
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_it_is_what_the_system_states():
 def test_a_confined_processor_is_told_from_a_free_one(variables, before, told):
     if "onednn" in told and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    program = f"import json, torch; from rclip_metric.train.machine import device_record; {before}"
+    program = f"import json, torch; from rclip_metric.train.runs.machine import device_record; {before}"
     program += "print(json.dumps(device_record(torch.device('cpu'))))"
     command = [sys.executable, "-c", program]
     found = json.loads(subprocess.check_output(command, env={**os.environ, **variables}, text=True))

@@ -25,9 +25,10 @@ from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletIma
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
-from rclip_metric.train.machine import device_record
 from rclip_metric.train.nights import NightsConfig, drawn_mlp, hinge, tune_nights
-from rclip_metric.train.triplet_step import dropout_stream, sides, squared_distances, update
+from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.runs.seeds import mixed_seed, temporary_seed
+from rclip_metric.train.triplet_step import sides, squared_distances, update
 from rclip_metric.weights import load_encoder, save_encoder
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
@@ -118,7 +119,7 @@ def test_dropout_masks_depend_on_the_step_alone():
     state = torch.get_rng_state()
     drawn = []
     for step in (1, 2, 1):
-        with dropout_stream(torch.device("cpu"), 0, step):
+        with temporary_seed(mixed_seed(0, step)):
             drawn.append(nn.functional.dropout(torch.ones(50), 0.5))
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
     assert torch.equal(torch.get_rng_state(), state)
@@ -224,7 +225,6 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads({threads})
-import rclip_metric.train.tensor_file as tensor_file
 from rclip_metric.train.nights import NightsConfig, tune_nights
 from rclip_metric.weights import load_encoder
 replace, count = os.replace, 0
@@ -234,7 +234,7 @@ def killed(source, target):
     if count == {die}:
         os.kill(os.getpid(), signal.SIGKILL)  # the new state is written in part, under its other name
     replace(source, target)
-tensor_file.os.replace = killed
+os.replace = killed
 tune_nights(load_encoder({base!r}), Path({data!r}), Path({out!r}), NightsConfig(**{config!r}), name="tuned", quiet=True)
 """
 
@@ -271,7 +271,7 @@ def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path):
 
 def test_sigterm_saves_the_step_and_the_run_goes_on_from_it(nights, tmp_path, monkeypatch):
     import rclip_metric.train.tuning as tuning
-    from rclip_metric.train.interrupt import Interrupted
+    from rclip_metric.train.runs.interrupt import Interrupted
 
     config = dataclasses.replace(MLP, save_every=100)
     whole = tune(nights, tmp_path / "whole", config)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rclip_metric.train import objectives
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.seeds import seeded
 
 COUNT, CLASSES, SIZE = 7, 6, 5
 PAIRS = list(combinations(range(3), 2))  # (0, 1), (0, 2), (1, 2)

@@ -8,10 +8,9 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.library_towers import timm_architecture
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import ViTArchitecture
-from rclip_metric.train import precision
-from rclip_metric.train.evaluation import robustness
-from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
-from rclip_metric.train.precision import encoder_precision, metric_precision
+from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric, metric_precision
+from rclip_metric.train.runs import precision
+from rclip_metric.train.runs.precision import encoder_precision
 
 VIT = ViTArchitecture(image_size=32, patch_size=16, width=64, depth=1, heads=1, projection=16)
 
@@ -23,7 +22,7 @@ def convolutions():
 @pytest.fixture
 def fast_flag(monkeypatch):
     """A processor that says it multiplies bfloat16, whatever this one says."""
-    monkeypatch.setattr(robustness, "bfloat16_is_fast", lambda device: True)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda device: True)
     monkeypatch.setattr(precision, "_measured", {})
 
 

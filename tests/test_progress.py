@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from rclip_metric.errors import StorageError
-from rclip_metric.train import progress
-from rclip_metric.train.progress import TrainingLog
+from rclip_metric.train.runs.log import TrainingLog
 
 TIMES = ("seconds", "images_per_second")
 
@@ -33,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr("rclip_metric.train.runs.log.time", clock)
     return clock
 
 

@@ -8,7 +8,7 @@ import torch
 
 from rclip_metric.train.apgd import apgd
 from rclip_metric.train.attack import Judged
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.square import BLOCK, square
 from rclip_metric.train.threat import LpBall
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.square import BLOCK, bumps, square, window_side
 from rclip_metric.train.threat import LpBall
 

@@ -18,10 +18,11 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError
 from rclip_metric.towers import ConvNeXtArchitecture
-from rclip_metric.train.checkpoint import provenance, save_training
 from rclip_metric.train.clip import TINY_PREPROCESSING, ClipConfig, WordTokenizer, build_clip
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.data.scenes import SHAPES, caption, generator, render, sample_scene
+from rclip_metric.train.runs.checkpoint import save_training
+from rclip_metric.train.runs.files import provenance
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.text import TextModel, build_text, class_embeddings
 from rclip_metric.train.text_weights import export_text, load_text
 from rclip_metric.weights import save_encoder

@@ -11,7 +11,7 @@ import torch
 from rclip_metric.train.evaluation import timing, timing_visit
 from rclip_metric.train.evaluation.timing import in_a_fresh_process, time_metrics
 from rclip_metric.train.evaluation.timing_visit import Protocol, visit
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.machine import device_record
 
 CPU = torch.device("cpu")
 METRICS = """

@@ -8,18 +8,13 @@ import torch
 
 from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.cli import main
-from rclip_metric.train.clip import (
-    ClipConfig,
-    WordTokenizer,
-    build_clip,
-    contrastive_loss,
-    cosine_schedule,
-    train_clip,
-)
-from rclip_metric.train.data.images import StepSampler, seeded
+from rclip_metric.train.clip import ClipConfig, WordTokenizer, build_clip, contrastive_loss, train_clip
+from rclip_metric.train.data.images import StepSampler
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.eval_cli import main as evaluate
 from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.runs.schedule import cosine_schedule
+from rclip_metric.train.runs.seeds import seeded
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
 CLIP = ClipConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, text_width=32, text_layers=1)

@@ -16,13 +16,7 @@ from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import TripletFiles, read_nights
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import (
-    AttackSettings,
-    RunSettings,
-    bfloat16_is_fast,
-    default_chunk_size,
-    resolved_precision,
-)
+from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, default_chunk_size
 from rclip_metric.train.evaluation.two_afc import (
     TwoAfcData,
     decision,
@@ -30,6 +24,7 @@ from rclip_metric.train.evaluation.two_afc import (
     first_of_each_split,
     loader_at,
 )
+from rclip_metric.train.runs.precision import bfloat16_is_fast, resolved_precision
 from rclip_metric.train.threat import LpBall
 
 ARCHITECTURE = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

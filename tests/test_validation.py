@@ -13,9 +13,9 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.images import open_image
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import ConvNeXtArchitecture
-from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import read_nights
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 from rclip_metric.train.validation import Validator, held_out
 

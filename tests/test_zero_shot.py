@@ -15,13 +15,13 @@ from torch import Tensor
 from rclip_metric.train.classifier import ClassesAttacked, attack_classes, margins
 from rclip_metric.train.clip import WordTokenizer
 from rclip_metric.train.data.classes import LabelledFolders, prompt_names, read_classes, read_prompts
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.data.scenes import BACKGROUNDS, SHAPES, generator, render, sample_scene
 from rclip_metric.train.evaluation.metric import DistanceMetric, EmbeddingMetric, EncoderMetric, load_metric
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import result_name
 from rclip_metric.train.evaluation.robustness import RunSettings
 from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot, zero_shot_block
+from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.train.threat import LpBall

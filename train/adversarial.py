@@ -24,8 +24,8 @@ from rclip_metric.train.apgd import apgd
 from rclip_metric.train.finetuning.adversarial.objectives import Embedded
 from rclip_metric.train.inner import attacked_copy, refresh, start_noise, start_seed
 from rclip_metric.train.pgd import pgd
+from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.settings import FinetuneConfig
-from rclip_metric.train.team import ALONE, Team
 
 
 @dataclass(frozen=True)

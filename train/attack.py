@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+
+from rclip_metric.train.runs.seeds import sample_seed
 
 
 class Judged(NamedTuple):
@@ -66,11 +67,6 @@ def judged(
     if succeeded is None:
         return loss, torch.zeros_like(indices, dtype=torch.bool)
     return loss, succeeded(loss.detach(), indices)
-
-
-def sample_seed(seed: int, key: str) -> int:
-    """The seed of one sample in a run: a function of the run's seed and the sample's own name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:7], "big")
 
 
 def restart_seeds(

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rclip_metric.digest import file_digest
@@ -34,6 +33,7 @@ from rclip_metric.open_clip_configs import open_clip_architecture, open_clip_fla
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import Architecture, TimmArchitecture, ViTArchitecture
 from rclip_metric.train.foreign import read_tensors
+from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.train.text import TextModel, build_text
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.weights import load_encoder
@@ -221,8 +221,7 @@ def _open_clip_model(name: str, model: str, tag: str, config: Mapping[str, Any],
 
     quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
     if tag == _RANDOM:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with temporary_seed(seed):
             none: dict[str, Any] = {"load_weights": False} if model.startswith((_HUB, _FOLDER)) else {}
             return open_clip.create_model(model, force_quick_gelu=quick_gelu, **none), quick_gelu
     if not model.startswith((_HUB, _FOLDER)):
@@ -449,6 +448,5 @@ def _require_bicubic(name: str, interpolation: str) -> None:
 def _random_encoder(
     name: str, architecture: Architecture, preprocessing: Preprocessing, seed: int, mlp_hidden: int | None = None
 ) -> Encoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with temporary_seed(seed):
         return Encoder(architecture, preprocessing, mlp_hidden=mlp_hidden, name=name, revision=f"seed {seed}")

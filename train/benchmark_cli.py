@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.options import count, positive, radius
+from rclip_metric.train.runs.config import count, positive, radius
 
 _ABOUT = """\
 Judge any set of metrics on the same data under the same attacks, on this machine, and write what came out as

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.apgd import apgd, apgd_targeted
-from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction, sample_seed
+from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction
 from rclip_metric.train.objectives import cross_entropy, targeted_dlr
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 Embed = Callable[[Tensor], Tensor]

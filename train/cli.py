@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from rclip_metric.train.commands import baseline, clip, convert, export, finetune, nights, photos, scenes
-from rclip_metric.train.interrupt import Interrupted
+from rclip_metric.train.runs.interrupt import Interrupted
 
 
 def build_parser() -> argparse.ArgumentParser:

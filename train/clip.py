@@ -10,7 +10,6 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,13 @@ from tqdm import tqdm
 from rclip_metric.encoder import Encoder
 from rclip_metric.preprocessing import Preprocessing
 from rclip_metric.towers import NAMED, Architecture
-from rclip_metric.train.checkpoint import (
-    load_training,
-    provenance,
-    restore_training,
-    save_training,
-    write_json,
-)
-from rclip_metric.train.config import setting
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes import SIZE, VOCABULARY
-from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training
+from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.files import provenance, write_json
+from rclip_metric.train.runs.machine import device_record, versions
+from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.weights import save_encoder
 
 CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
@@ -113,17 +108,6 @@ def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Modu
             nn.init.constant_(parameter, 0.1)
     model.visual = encoder
     return model
-
-
-def cosine_schedule(steps: int, warmup: int) -> Callable[[int], float]:
-    """The factor of the learning rate at a step: linear from 0 over ``warmup`` steps, then half a cosine to 0."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

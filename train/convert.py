@@ -25,8 +25,8 @@ from rclip_metric.saved import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from rclip_metric.towers import Architecture, ViTArchitecture, embedding_dim
 from rclip_metric.train import adapters
 from rclip_metric.train.base import TIMM, at_size, load_base, timm_base
-from rclip_metric.train.checkpoint import provenance, write_json
 from rclip_metric.train.foreign import kind_of, read_head, read_tensors, read_tower
+from rclip_metric.train.runs.files import provenance, write_json
 from rclip_metric.weights import load_encoder, locate, save_encoder
 
 KINDS = ("auto", "tower", "mlp", "lora")

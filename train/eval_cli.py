@@ -40,12 +40,12 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
+    from rclip_metric.train.evaluation.metric import metric_precision
     from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
-    from rclip_metric.train.precision import metric_precision
 
     chunk_size = options.chunk_size or chunk_size_of(metric)
     resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
-    precision = team.gather(metric_precision(options.precision, metric))[0]  # where it is measured they may not agree
+    precision = team.first(metric_precision(options.precision, metric))  # where it is measured they may not agree
     return RunSettings(options.seed, options.batch_size, chunk_size, precision, resample)
 
 
@@ -86,19 +86,19 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
 
 def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     """What NIGHTS and BAPPS share."""
-    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+    from rclip_metric.train.runs.distributed import join
 
     if options.check:
         return _checked([path for t in data.triplets for path in (t.reference, t.left, t.right)], options)
     _needs(options, "model")
-    attacks, device, team = _attacks(options), chosen_device(options.device), processes()
+    attacks, team = _attacks(options), join(options.device)
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for name in options.model:
-        metric = load_metric(name, device=device, resize=resize)
+        metric = load_metric(name, device=str(team.device), resize=resize)
         run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
@@ -134,11 +134,11 @@ def _bapps(options: argparse.Namespace) -> None:
 def _things(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.odd_one_out import evaluate_odd_one_out
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import things_data
+    from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
     naming = {"name": options.name, "published": options.published}
@@ -148,11 +148,11 @@ def _things(options: argparse.Namespace) -> None:
     _needs(options, "model")
     # Three pairs compete here: what is raised is always the margin between them.
     attacks = [replace(attack, loss="margin") for attack in _attacks(options)]
-    device, team = chosen_device(options.device), processes()
+    team = join(options.device)
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:
-        metric = load_metric(model, device=device)
+        metric = load_metric(model, device=str(team.device))
         run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
@@ -167,17 +167,17 @@ def _things(options: argparse.Namespace) -> None:
 
 def _cue_conflict(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.cue_conflict import read_conflicts
-    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.cue_conflict import evaluate_cue_conflict
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import cue_conflict_data
+    from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
     if options.check:
         return _checked([image.path for image in read_conflicts(options.data, options.classes)], options)
     _needs(options, "model")
-    device, team = chosen_device(options.device), processes()
+    team = join(options.device)
     settings = {"draws": options.draws, "seed": options.seed, "limit": options.limit, "name": options.name}
     data = cue_conflict_data(options.data, options.classes, **settings)
     if data.left_out and team.rank == 0:
@@ -185,7 +185,7 @@ def _cue_conflict(options: argparse.Namespace) -> None:
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for model in options.model:
-        metric = load_metric(model, device=device)
+        metric = load_metric(model, device=str(team.device))
         run = _run_settings(options, metric, team)
 
         def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
@@ -200,25 +200,25 @@ def _cue_conflict(options: argparse.Namespace) -> None:
 def _sanity(options: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
-    from rclip_metric.train.checkpoint import write_json
     from rclip_metric.train.evaluation import sanity as suite
-    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+    from rclip_metric.train.runs.distributed import join
+    from rclip_metric.train.runs.files import write_json
 
     _needs(options, "data", "model")
     if options.check:
         return _checked([p for t in _nights_data(options).triplets for p in (t.reference, t.left, t.right)], options)
     whole = _nights_data(options)
-    balls, device, team = balls_of(options.norm, options.eps), chosen_device(options.device), processes()
+    balls, team = balls_of(options.norm, options.eps), join(options.device)
     settings = suite.SanitySettings(options.steps, tuple(options.iterations), options.queries, options.draws)
     session = Session(options.out, options.overwrite, team)
     failed = 0
     everything: list[dict[str, Any]] = []
     for name in options.model:
-        metric = load_metric(name, device=device)
-        source = load_metric(options.source, device=device) if options.source else None
+        metric = load_metric(name, device=str(team.device))
+        source = load_metric(options.source, device=str(team.device)) if options.source else None
         if source and (source.name, source.revision) == (metric.name, metric.revision):
             source = None  # its own attack is no transfer
         run = _run_settings(options, metric, team)
@@ -283,11 +283,11 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from rclip_metric.train.data.classes import read_classes, read_prompts
-    from rclip_metric.train.evaluation.blocks import chosen_device, processes
     from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.published import published_as
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
+    from rclip_metric.train.runs.distributed import join
     from rclip_metric.train.text_weights import load_text
 
     _needs(options, "data")
@@ -305,11 +305,11 @@ def _zeroshot(options: argparse.Namespace) -> None:
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":
         attacks = []
-    device, team = chosen_device(options.device), processes()
+    team = join(options.device)
     session = Session(options.out, options.overwrite, team)
     records: list[dict[str, Any]] = []
     for name in options.model:
-        metric: Any = load_metric(name, device=device)
+        metric: Any = load_metric(name, device=str(team.device))
         text = load_text(options.text or name)
         run = _run_settings(options, metric, team)
 
@@ -326,10 +326,10 @@ def _zeroshot(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from rclip_metric.train.checkpoint import write_text
     from rclip_metric.train.evaluation.breakdown import breakdown
     from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
     from rclip_metric.train.evaluation.report import load_results
+    from rclip_metric.train.runs.files import write_text
 
     records = load_results(options.results)
     if options.by and options.format != "markdown":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.options import count, positive, radius
+from rclip_metric.train.runs.config import count, positive, radius
 from rclip_metric.train.threat import NORMS, LpBall
 
 PAPER_RADII = {"linf": 4 / 255, "l2": 3.0}

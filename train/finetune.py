@@ -22,23 +22,17 @@ from torch import Tensor
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss, StepResult
 from rclip_metric.train.base import resized
-from rclip_metric.train.checkpoint import (
-    latest_state,
-    provenance,
-    restore_training,
-    save_batch,
-    save_state,
-    write_json,
-)
-from rclip_metric.train.clip import cosine_schedule
 from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import Batch, Stream, open_stream
-from rclip_metric.train.interrupt import Interrupt, Interrupted
-from rclip_metric.train.machine import device_name, device_record, versions
-from rclip_metric.train.precision import encoder_precision
-from rclip_metric.train.progress import TrainingLog
+from rclip_metric.train.runs.checkpoint import latest_state, restore_training, save_batch, save_state
+from rclip_metric.train.runs.distributed import Team, join
+from rclip_metric.train.runs.files import provenance, write_json
+from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
+from rclip_metric.train.runs.log import TrainingLog
+from rclip_metric.train.runs.machine import device_name, device_record, versions
+from rclip_metric.train.runs.precision import encoder_precision
+from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.train.settings import FinetuneConfig, RunConfig, Stage
-from rclip_metric.train.team import Team, join
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.validation import Validator, held_out
 from rclip_metric.train.weights_digest import weights_digest
@@ -87,7 +81,7 @@ def finetune(
         StorageError: if a state cannot be written; the last one stays good.
         Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
-    team = join(run.device)
+    team = join(run.device, tensors=True)
     try:
         return _finetune(
             original, start_from, source, out, config, run, team, name or out.name, text, validation, nights,

@@ -10,8 +10,8 @@ from typing import Any
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.saved import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, read_json
-from rclip_metric.train.config import read_settings
-from rclip_metric.train.run_folder import states
+from rclip_metric.train.runs.config import read_settings
+from rclip_metric.train.runs.files import states
 from rclip_metric.weights import load_encoder
 
 RECORD_NAME = "run.json"

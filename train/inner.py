@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.train.data.images import seeded
+from rclip_metric.train.runs.seeds import mixed_seed
 
 
 def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
@@ -39,7 +39,7 @@ def refresh(twin: Encoder, encoder: Encoder) -> None:
 
 def start_seed(seed: int, step: int, key: int) -> int:
     """The seed of an image's random start: a function of the run, the step and the image, whoever attacks it."""
-    return seeded(seed, 1, step, key).initial_seed()
+    return mixed_seed(seed, 1, step, key)
 
 
 def start_noise(images: Tensor, seeds: Sequence[int], norm: str) -> Tensor:

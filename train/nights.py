@@ -25,14 +25,16 @@ from torch import Tensor, nn
 from rclip_metric.encoder import Encoder, ResidualMLP
 from rclip_metric.manifest import WeightSpec, get_spec, model_names
 from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.train.checkpoint import latest_state, provenance, write_json
-from rclip_metric.train.config import setting
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.two_afc import TripletFiles, read_nights
-from rclip_metric.train.evaluation.robustness import full_float32, resolved_precision
-from rclip_metric.train.interrupt import Interrupt
 from rclip_metric.train.lora import add_lora, merge_lora, train_dropout
-from rclip_metric.train.machine import device_name, device_record, versions
+from rclip_metric.train.runs.checkpoint import latest_state
+from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.distributed import chosen_device
+from rclip_metric.train.runs.files import provenance, write_json
+from rclip_metric.train.runs.interrupt import Interrupt
+from rclip_metric.train.runs.machine import device_name, device_record, versions
+from rclip_metric.train.runs.precision import full_float32, resolved_precision
 from rclip_metric.train.triplet_step import Forward, Source, embed_triplets
 from rclip_metric.train.tuning import Standing, Tuning, TuningLog
 from rclip_metric.weights import save_encoder
@@ -149,7 +151,7 @@ def tune_nights(
         Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
     begun = time.perf_counter()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    device = chosen_device(str(device))
     precision = resolved_precision(precision, device)
     files = {split: read_nights(data, split) for split in ("train", "val")}
     encoder = _squashed(base, name, config)

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rclip_metric.train.config import setting
 from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.finetuning.adversarial.lore import Lore
 from rclip_metric.train.finetuning.adversarial.objectives import Fare, Objective, SimClip, TeCoA
+from rclip_metric.train.runs.config import setting
 from rclip_metric.train.threat import LpBall
 
 OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-clip": SimClip, "lore": Lore}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.head import distance_between, unit
-from rclip_metric.train.data.images import seeded
-from rclip_metric.train.evaluation.robustness import full_float32
+from rclip_metric.train.runs.precision import full_float32
 
 Forward = Callable[[Tensor], Tensor]
 """What a source yields of n triplets, (n, 3, ...), to the embeddings (n, 3, D) of reference, left and right."""
@@ -108,16 +106,3 @@ def judge(forward: Forward, source: Source, loss: Loss, part: int) -> Judged:
             total += loss(*squared_distances(embeddings), sides(label)).sum().item()
             count += len(indices)
     return Judged(100 * right / count, total / count, count) if count else Judged(math.nan, math.nan, 0)
-
-
-@contextlib.contextmanager
-def dropout_stream(device: torch.device, *numbers: int) -> Iterator[None]:
-    """Draw dropout masks that depend on ``numbers`` alone, and leave torch's own generators as they were."""
-    seed = seeded(*numbers).initial_seed()
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for one in cuda:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rclip_metric.train.checkpoint import TrainingState, restore_training, save_state
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.data.triplet_images import TripletImages
-from rclip_metric.train.interrupt import Interrupt, Interrupted
-from rclip_metric.train.triplet_step import Forward, Judged, Loss, Source, dropout_stream, judge, sides, update
+from rclip_metric.train.runs.checkpoint import TrainingState, restore_training, save_state
+from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
+from rclip_metric.train.runs.seeds import mixed_seed, seeded, temporary_seed
+from rclip_metric.train.triplet_step import Forward, Judged, Loss, Source, judge, sides, update
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Tuning:
         )
         self._epoch_begun = begun = time.perf_counter()
         for indices, values in bar:
-            with dropout_stream(self.device, self.seed, standing.epoch, standing.done):
+            with temporary_seed(mixed_seed(self.seed, standing.epoch, standing.done), self.device):
                 y = sides(source.label[indices])
                 loss = update(self.forward["train"], values, y, self.loss, self.optimizer, self.part)
             if not math.isfinite(loss):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import ImageError
-from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.data.images import find_images
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric
@@ -20,6 +19,7 @@ from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.objectives import fare
 from rclip_metric.train.pgd import pgd
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 

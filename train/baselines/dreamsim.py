@@ -19,9 +19,10 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError
 from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.towers import NAMED, ViTArchitecture
-from rclip_metric.train.baselines.files import Converted, Request, read_stored, seeded, weights_path
+from rclip_metric.train.baselines.files import Converted, Request, read_stored, weights_path
 from rclip_metric.train.baselines.registry import BASELINES, RANDOM
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts
+from rclip_metric.train.runs.seeds import temporary_seed
 
 SIDE = 224
 
@@ -135,7 +136,7 @@ def build(name: str, request: Request) -> DreamSimMetric:
     """
     details: dict[str, object] = {"embedding": "class tokens of all towers, minus their mean"}
     if request.random:
-        with seeded():
+        with temporary_seed(0):
             encoders = {branch: _random(branch) for branch in VARIANTS[name].branches}
         name_shown, revision = name + RANDOM, None
     else:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rclip_metric.digest import file_digest
 from rclip_metric.errors import CheckpointError, UnknownModelError
-from rclip_metric.train import tensor_file
-from rclip_metric.train.run_folder import storing
+from rclip_metric.train.runs import tensor_file
+from rclip_metric.train.runs.files import storing
 
 FOLDER_VARIABLE = "RCLIP_METRIC_BASELINES"
 _FORMAT = "rclip-metric-baseline 1"
@@ -111,11 +109,3 @@ def read_stored(name: str, path: Path) -> Stored:
     if metadata.get("baseline") != name:
         raise CheckpointError(f"{path} holds {metadata.get('baseline')}, and {name} was asked for: pass its own file")
     return Stored(values["tensors"], json.loads(metadata["config"]), f"sha256:{file_digest(path)[:12]}")
-
-
-@contextlib.contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """Draw random weights from a seed; the caller's random numbers stay as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

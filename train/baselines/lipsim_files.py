@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rclip_metric.errors import CheckpointError
 from rclip_metric.layouts import key_report
 from rclip_metric.train.baselines import sll
-from rclip_metric.train.baselines.files import Converted, seeded
+from rclip_metric.train.baselines.files import Converted
+from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.weights import read_pickle
 
 POOL = 16  # side of the squares that two poolings by 4 sum over
@@ -163,7 +164,7 @@ def folded(architecture: LipSimArchitecture, published: Mapping[str, Tensor]) ->
 def random_tensors(architecture: LipSimArchitecture, seed: int = 0) -> dict[str, Tensor]:
     """Tensors of `LipSimArchitecture.published_shapes`, distributed as an untrained network of the authors has them."""
     tensors: dict[str, Tensor] = {}
-    with seeded(seed):
+    with temporary_seed(seed):
         for key, shape in architecture.published_shapes.items():
             if key.endswith(".q"):
                 tensors[key] = torch.randn(shape)

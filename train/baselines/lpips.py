@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from rclip_metric.digest import file_digest
 from rclip_metric.errors import CheckpointError, DigestError, WeightsError
 from rclip_metric.layouts import key_report
-from rclip_metric.train.baselines.files import Converted, Request, read_stored, seeded, weights_path
+from rclip_metric.train.baselines.files import Converted, Request, read_stored, weights_path
 from rclip_metric.train.baselines.registry import BASELINES, RANDOM
 from rclip_metric.train.evaluation.metric import DistanceMetric, Facts
 from rclip_metric.train.foreign import read_tensors
+from rclip_metric.train.runs.seeds import temporary_seed
 
 _EXTRA = 'lpips is an extra: pip install "rclip-metric[benchmark]"'
 _FLOOR = 1e-10  # added to the lengths of features, as in version 0.1
@@ -303,7 +304,7 @@ def _linear(net: str) -> dict[str, Tensor]:
 def _random(network: Lpips) -> dict[str, Tensor]:
     """Seeded weights of a trunk, He's normal ones, which keep the size of the features from layer to layer."""
     tensors = {}
-    with seeded():
+    with temporary_seed(0):
         for key, shape in ((key, tensor.shape) for key, tensor in network.state_dict().items() if key[:3] == "net"):
             tensors[key] = torch.zeros(shape)
             if len(shape) == 4:

@@ -22,7 +22,7 @@ from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
-from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.threat import LpBall
 
 Record = Mapping[str, Any]

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 
 from rclip_metric.errors import WeightsError
@@ -19,24 +18,24 @@ from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
-from rclip_metric.train.checkpoint import write_text
-from rclip_metric.train.evaluation.blocks import Processes, chosen_device, processes
 from rclip_metric.train.evaluation.certified import Certificate
 from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.direct import direct_record
 from rclip_metric.train.evaluation.examples import example_triplets
 from rclip_metric.train.evaluation.kept import kept
-from rclip_metric.train.evaluation.metric import Certified, EncoderMetric, Facts, Metric, load_metric
+from rclip_metric.train.evaluation.metric import Certified, EncoderMetric, Facts, Metric, load_metric, metric_precision
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
 from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.report import result_name
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, bfloat16_is_fast, chunk_size_of
+from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, chunk_size_of
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.timing import time_metrics
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
-from rclip_metric.train.machine import versions
-from rclip_metric.train.precision import metric_precision
+from rclip_metric.train.runs.distributed import Team, join
+from rclip_metric.train.runs.files import write_text
+from rclip_metric.train.runs.machine import versions
+from rclip_metric.train.runs.precision import bfloat16_is_fast
 from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import locate
 
@@ -56,7 +55,7 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
     Raises:
         ValueError: for data that cannot be read at all, two sets of one name, or a device that is not there.
     """
-    run = _Run(settings, processes(), chosen_device(settings.device))
+    run = _Run(settings, join(settings.device))
     sets = run.open_data()
     entries = [Entry(name) for name in settings.metrics]
     lead = run.team.rank == 0
@@ -84,8 +83,7 @@ class _Run:
     """One benchmark in one process."""
 
     settings: BenchmarkSettings
-    team: Processes
-    device: str
+    team: Team
 
     def open_data(self) -> dict[str, Data]:
         """The data sets by name."""
@@ -129,7 +127,9 @@ class _Run:
     def _build(self, entry: Entry, data: Data) -> Metric:
         # As eval does: BAPPS goes squashed through every metric, in the paper and here.
         resize: Any = "squash" if isinstance(data, TwoAfcData) and data.macro else "default"
-        metric = load_metric(entry.name, device=self.device, resize=resize, image_size=self.settings.image_size)
+        metric = load_metric(
+            entry.name, device=str(self.team.device), resize=resize, image_size=self.settings.image_size
+        )
         entry.facts, entry.about = getattr(metric, "facts", None) or Facts(), metric.describe()
         entry.image_size = getattr(metric, "image_size", None)
         entry.kind = _kind(entry.name, metric)
@@ -217,15 +217,15 @@ class _Run:
 
     def _run_settings(self, metric: Metric) -> RunSettings:
         run = self.settings.run(chunk_size_of(metric))
-        return replace(run, precision=self.team.gather(metric_precision(run.precision, metric))[0])
+        return replace(run, precision=self.team.first(metric_precision(run.precision, metric)))
 
     def time(self, entries: list[Entry]) -> None:
         """What each metric costs that could be built; measured by the first process alone."""
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
             names = [entry.name for entry in built]
-            asked: dict[str, Any] = {"device": self.device, "image_size": self.settings.image_size}
-            asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(torch.device(self.device)) else [])]
+            asked: dict[str, Any] = {"device": str(self.team.device), "image_size": self.settings.image_size}
+            asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
 
             def measure(_: Path) -> dict[str, Any]:
                 return {"metrics": time_metrics(names, quiet=self.settings.quiet, **asked)}
@@ -240,7 +240,7 @@ class _Run:
                 entry.timing = found["metrics"][entry.name].get("timing")
                 if problem := found["metrics"][entry.name].get("failed"):
                     entry.failures.append(f"timing: {problem}")
-        self.team.gather(None)
+        self.team.wait()
 
     def _guarded(self, entry: Entry, what: str, do: Callable[[], Value]) -> Value | None:
         """What ``do`` gives; None in every process if it failed in one of them, with a sentence in the entry.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.benchmark.reading import SHARE, is_judged
-from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
+from rclip_metric.train.runs.files import write_json, write_text
 
 Board = Mapping[str, Any]
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.config import add_options, configured
+from rclip_metric.train.runs.config import add_options, configured
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:

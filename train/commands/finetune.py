@@ -6,14 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.config import (
-    add_options,
-    configured,
-    read_recipe,
-    read_settings,
-    recipe_names,
-    shared_out,
-)
+from rclip_metric.train.runs.config import add_options, configured, read_recipe, read_settings, recipe_names, shared_out
 from rclip_metric.train.settings import FinetuneConfig, RunConfig
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("mixup", "rho", "dual_learning_rate", "dual_every")}

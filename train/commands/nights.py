@@ -8,10 +8,9 @@ from pathlib import Path
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
-    from rclip_metric.train.config import add_options, recipe_names
-    from rclip_metric.train.evaluation.robustness import PRECISIONS
     from rclip_metric.train.nights import NightsConfig
-    from rclip_metric.train.options import count
+    from rclip_metric.train.runs.config import add_options, count, recipe_names
+    from rclip_metric.train.runs.precision import PRECISIONS
 
     parser = commands.add_parser(
         "nights",
@@ -42,8 +41,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
 def _run(options: argparse.Namespace) -> None:
     from rclip_metric.saved import read_json
     from rclip_metric.train.base import load_base
-    from rclip_metric.train.config import configured, read_recipe, read_settings
     from rclip_metric.train.nights import NightsConfig, tune_nights
+    from rclip_metric.train.runs.config import configured, read_recipe, read_settings
     from rclip_metric.weights import locate
 
     recipe = read_recipe(options.recipe, "nights") if options.recipe else None

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.config import add_options, configured
-from rclip_metric.train.options import positive
+from rclip_metric.train.runs.config import add_options, configured, positive
 
 _ABOUT = """\
 Triplets in the NIGHTS format from any tree of photographs, whose order is known by construction: the closer image is

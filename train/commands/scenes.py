@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.config import add_options, configured
-from rclip_metric.train.options import positive
+from rclip_metric.train.runs.config import add_options, configured, positive
 
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:

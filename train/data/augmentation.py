@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.data.photo_changes import Blur, Jpeg, Light, Noise
+from rclip_metric.train.runs.seeds import seeded
 
 if TYPE_CHECKING:
     from PIL import Image

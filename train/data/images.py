@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rclip_metric.images import ImageError
+from rclip_metric.train.runs.seeds import seeded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -103,15 +104,6 @@ class StepSampler(Sampler[list[int]]):
                 order = torch.randperm(self.count, generator=seeded(self.seed, epoch))
             first = step % per_epoch * self.batch_size
             yield order[first : first + self.batch_size].tolist()
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator whose stream depends on all of ``numbers``."""
-    # Distinct odd multipliers keep (1, 2) and (2, 1) apart; the modulus is what manual_seed accepts.
-    mixed = 0x9E3779B97F4A7C15
-    for number in numbers:
-        mixed = ((mixed ^ (number + 1)) * 0xBF58476D1CE4E5B9) % 2**63
-    return torch.Generator().manual_seed(mixed)
 
 
 def _collate(items: list[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor, list[int]]:

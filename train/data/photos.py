@@ -49,7 +49,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from rclip_metric.images import ImageError, open_image
-from rclip_metric.train.config import setting
 from rclip_metric.train.data.class_table import read_class_table
 from rclip_metric.train.data.images import find_images
 from rclip_metric.train.data.photo_changes import (
@@ -70,6 +69,7 @@ from rclip_metric.train.data.photo_changes import (
 )
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.two_afc import COLUMNS, PARTS
+from rclip_metric.train.runs.config import setting
 
 VERSION = 1  # raised whenever the same photographs and seed would give other triplets
 RECORD = "photos.json"

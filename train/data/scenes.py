@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rclip_metric.train.config import setting
+from rclip_metric.train.runs.config import setting
 
 SIZE = 64
 VERSION = 1  # raised whenever the same seed would give other pixels, captions or triplets

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import Sampler
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.data.images import SUFFIXES, seeded
+from rclip_metric.train.data.images import SUFFIXES
+from rclip_metric.train.runs.seeds import seeded
 
 WINDOW = 4
 """Shards whose samples are shuffled together."""

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rclip_metric.images import ImageError, open_image
 from rclip_metric.train.data.classes import read_classes
-from rclip_metric.train.data.images import SUFFIXES, seeded, walk_images
+from rclip_metric.train.data.images import SUFFIXES, walk_images
+from rclip_metric.train.runs.seeds import seeded
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource

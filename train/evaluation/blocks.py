@@ -6,67 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
 from tqdm import tqdm
+
+from rclip_metric.train.runs.distributed import ALONE, Team
 
 Block = TypeVar("Block")
 Result = TypeVar("Result", bound=Mapping[str, Any])
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that torchrun started; one of one without torchrun."""
-
-    rank: int = 0
-    count: int = 1
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in every process."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
-
-
-ALONE = Processes()
-
-
-def processes() -> Processes:
-    """Join the others when started by torchrun.
-
-    Only small Python objects travel (over gloo, on the CPU), so it works on any mixture of devices. A process waits for
-    the slowest for as long as it takes.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=30))
-    return Processes(dist.get_rank(), dist.get_world_size())
-
-
-def own_device(device: str) -> str:
-    """The device of this process: under torchrun, "cuda" is the GPU with the number of the local rank."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-
-
-def chosen_device(name: str) -> str:
-    """What --device means here: "auto" is a GPU where there is one; see `own_device`.
-
-    Raises:
-        ValueError: for a GPU where there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name} was asked for and no CUDA device is here: use --device cpu")
-    return own_device(name)
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -80,7 +28,7 @@ def run_blocks(
     *,
     settings: dict[str, Any],
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     describe: str = "",
     sizes: Sequence[int] | None = None,
     quiet: bool = False,
@@ -89,7 +37,7 @@ def run_blocks(
 
     What a block holds does not depend on the number of processes, so neither do the results. With a ``journal``, every
     result is on disk before the next block begins: each process appends to a file of its own in that folder, and a
-    later call, with the same settings and any number of processes, takes up all that it finds there. Processes on
+    later call, with the same settings and any number of processes, takes up all that it finds there. Team on
     machines that do not share a disk each find their own. A line that a crash cut short is dropped.
 
     Args:
@@ -97,7 +45,7 @@ def run_blocks(
         evaluate: block -> a result that JSON can hold.
         settings: everything that the results depend on, JSON; a journal of other settings is left alone and unused.
         journal: folder for the journal; None for none. The caller removes it when the final result is written.
-        team: from `processes`.
+        team: from `join`.
         describe: label of the progress bar.
         sizes: samples per block, for the progress bar (default: 1 each).
         quiet: no progress bar.

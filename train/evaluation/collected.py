@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypedDict
 
-from rclip_metric.train.evaluation.blocks import ALONE, Processes
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.outcome import Outcome
 from rclip_metric.train.evaluation.report import record
-from rclip_metric.train.evaluation.robustness import Confirmed, RunSettings, resolved_precision
+from rclip_metric.train.evaluation.robustness import Confirmed, RunSettings
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import resolved_precision
 from rclip_metric.train.threat import LpBall
 
 
@@ -102,7 +103,7 @@ def records_of(
     attacks: Sequence[Attack],
     run: RunSettings,
     source: Metric | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     limit: int | None = None,
     macro: bool = False,
     human: dict[str, Any] | None = None,

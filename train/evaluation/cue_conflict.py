@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.data.cue_conflict import ConflictTriplet
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.metric import Metric
-from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, full_float32
+from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def evaluate_cue_conflict(
     run: RunSettings = DEFAULTS,
     *,
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """How often the option that shares the reference's shape is nearer than the one that shares its texture.

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from rclip_metric.images import ImageError
 from rclip_metric.train.apgd import apgd
-from rclip_metric.train.attack import sample_seed
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.dissimilarity import dissimilarity
 from rclip_metric.train.evaluation.kept import kept
 from rclip_metric.train.evaluation.metric import Metric
-from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, fixed_options, full_float32
-from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, fixed_options
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.machine import device_record, versions
+from rclip_metric.train.runs.precision import full_float32
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.threat import LpBall
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def direct_attack(
     steps: int = 100,
     run: RunSettings = DEFAULTS,
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Make the first reference images of a set as different from themselves as the metric can be made to find them.
@@ -141,7 +143,7 @@ def direct_record(
     images: int = 64,
     steps: int = 100,
     run: RunSettings = DEFAULTS,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:

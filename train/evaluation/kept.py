@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.checkpoint import write_json
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, fingerprint
+from rclip_metric.train.evaluation.blocks import fingerprint
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.files import write_json
 
 
 def kept(
@@ -18,7 +19,7 @@ def kept(
     settings: dict[str, Any],
     make: Callable[[Path], dict[str, Any]],
     *,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """What ``make`` gives, read from a file if the same settings made it, else made and written as a whole.

@@ -20,6 +20,7 @@ from rclip_metric.manifest import get_spec
 from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, preprocess_pil
 from rclip_metric.train.baselines.registry import RANDOM, is_baseline, load_baseline
 from rclip_metric.train.evaluation.published import is_published
+from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource
@@ -242,6 +243,13 @@ class DistanceMetric(_FunctionMetric):
         if distance.numel() != n * k:
             raise ValueError(f"{self.name} must give one distance per pair, {n * k}, and gave {tuple(distance.shape)}")
         return -distance.view(n, k)
+
+
+def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bfloat16"]:
+    """Resolve "auto" for the passes of an attack on a metric: of ours by `encoder_precision`, else by the device."""
+    if isinstance(metric, EncoderMetric):
+        return encoder_precision(precision, metric.metric.encoder)
+    return resolved_precision(precision, metric.device)
 
 
 def load_metric(

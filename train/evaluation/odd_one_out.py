@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.data.things import Things
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.labels import PEOPLE
 from rclip_metric.train.evaluation.metric import Metric
-from rclip_metric.train.evaluation.robustness import (
-    DEFAULTS,
-    AttackSettings,
-    Decided,
-    RunSettings,
-    attack_block,
-    full_float32,
-    resolved_precision,
-)
+from rclip_metric.train.evaluation.robustness import DEFAULTS, AttackSettings, Decided, RunSettings, attack_block
 from rclip_metric.train.objectives import odd_one_out, odd_one_out_choice
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32, resolved_precision
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
@@ -87,7 +81,7 @@ def evaluate_odd_one_out(
     *,
     source: Metric | None = None,
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Share of triplets in which the image outside the most similar pair is the one that people singled out.

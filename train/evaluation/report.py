@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rclip_metric.train.checkpoint import write_json
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
 from rclip_metric.train.evaluation.published import is_published
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.threat import LpBall
 
 SCHEMA = 1

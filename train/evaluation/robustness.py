@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.apgd import apgd
-from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction, sample_seed
+from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction
 from rclip_metric.train.evaluation.metric import Metric
-from rclip_metric.train.machine import bfloat16_instructions
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.square import square
 from rclip_metric.train.threat import LpBall
 
 ATTACKS = ("apgd", "square", "noise", "transfer")
-PRECISIONS = ("float32", "bfloat16", "auto")
 RESAMPLES = ("samples", "images")
 # Below this margin of similarities a bfloat16 pass cannot tell right from wrong, so the float32 one is asked. On `tiny`
 # bfloat16 moves a similarity by 0.001 on average.
@@ -95,13 +93,6 @@ class RunSettings:
 DEFAULTS = RunSettings()
 
 
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere, x86 with AMX or AVX512-BF16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and bool(bfloat16_instructions())
-
-
 def default_chunk_size(device: torch.device, image_size: int) -> int:
     """Images per pass: about eight of 224x224 on a CPU, whose caches and page faults punish more; 64 elsewhere."""
     return max(8, 8 * 224**2 // image_size**2) if device.type == "cpu" else 64
@@ -111,30 +102,6 @@ def chunk_size_of(metric: Metric) -> int:
     """Images per pass for a metric: what it states as its ``chunk_size``, else by device and size."""
     own: int | None = getattr(metric, "chunk_size", None)
     return own or default_chunk_size(metric.device, getattr(metric, "image_size", 224))
-
-
-def resolved_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What "auto" means on a device.
-
-    Raises:
-        ValueError: for an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if precision == "auto":
-        return "bfloat16" if bfloat16_is_fast(device) else "float32"
-    return "bfloat16" if precision == "bfloat16" else "float32"
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Float32 products without TF32, as reported numbers need; the former setting comes back."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 class Decided(NamedTuple):

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, fingerprint
+from rclip_metric.train.evaluation.blocks import fingerprint
 from rclip_metric.train.evaluation.collected import Attack, settings_of
 from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.report import result_name, save
 from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.runs.distributed import ALONE, Team
 
 Evaluate = Callable[[Sequence[Attack], "Path | None"], list[dict[str, Any]]]
 """Attacks and a folder for the journal -> a record per attack, or one of the clean accuracy for no attack."""
@@ -32,7 +33,7 @@ class Session:
 
     out: Path | None = None
     overwrite: bool = False
-    team: Processes = ALONE
+    team: Team = ALONE
 
     def records(
         self,

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric.train.evaluation.metric import Metric
-from rclip_metric.train.evaluation.robustness import bfloat16_is_fast, full_float32
-from rclip_metric.train.machine import device_record
+from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 
 SHORTEST = 0.05  # seconds of a measurement
 

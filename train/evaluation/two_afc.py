@@ -16,7 +16,7 @@ from torch import Tensor
 from rclip_metric.images import open_image
 from rclip_metric.preprocessing import Preprocessing, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
@@ -30,10 +30,10 @@ from rclip_metric.train.evaluation.robustness import (
     Decided,
     RunSettings,
     attack_block,
-    full_float32,
-    resolved_precision,
 )
 from rclip_metric.train.objectives import two_afc_cross_entropy, two_afc_margin
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32, resolved_precision
 
 PROTOCOLS = ("majority", "soft")
 
@@ -151,7 +151,7 @@ def evaluate_two_afc(
     *,
     source: Metric | None = None,
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Clean accuracy, and accuracy under each attack; all of them share the images, the clean pass and the options.

@@ -14,19 +14,15 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.attack import sample_seed
 from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins, similarities
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
-from rclip_metric.train.evaluation.blocks import ALONE, Processes, run_blocks
+from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
-from rclip_metric.train.evaluation.robustness import (
-    DEFAULTS,
-    SLACK,
-    RunSettings,
-    full_float32,
-    resolved_precision,
-)
+from rclip_metric.train.evaluation.robustness import DEFAULTS, SLACK, RunSettings
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32, resolved_precision
+from rclip_metric.train.runs.seeds import sample_seed
 from rclip_metric.train.text import TextModel, class_embeddings
 from rclip_metric.train.threat import LpBall
 
@@ -128,7 +124,7 @@ def evaluate_zero_shot(
     run: RunSettings = DEFAULTS,
     *,
     journal: Path | None = None,
-    team: Processes = ALONE,
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Clean accuracy, and accuracy under each attack.

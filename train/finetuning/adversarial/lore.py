@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rclip_metric.train.data.images import seeded
 from rclip_metric.train.finetuning.adversarial.objectives import Embedded, Fare, Objective, needed
 from rclip_metric.train.objectives import excess, lore
-from rclip_metric.train.team import Team
+from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.seeds import seeded
 
 if TYPE_CHECKING:
     from rclip_metric.train.settings import FinetuneConfig

@@ -18,8 +18,8 @@ from torch import Tensor
 from rclip_metric.train.objectives import fare, sim_clip, tecoa
 
 if TYPE_CHECKING:
+    from rclip_metric.train.runs.distributed import Team
     from rclip_metric.train.settings import FinetuneConfig
-    from rclip_metric.train.team import Team
 
 Inner = Callable[[Tensor, Tensor], Tensor]
 """Embeddings (B, D) of attacked images and the images' rows (B,) in their part of the batch -> losses (B,)."""

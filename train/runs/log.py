@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from rclip_metric.train.run_folder import storing
+from rclip_metric.train.runs.files import storing
 
 LOG_NAME = "log.jsonl"
 

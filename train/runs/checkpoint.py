@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.errors import CheckpointError, StorageError
-from rclip_metric.train import tensor_file
-from rclip_metric.train.run_folder import state_path, states, step_of, storing
+from rclip_metric.train.runs import tensor_file
+from rclip_metric.train.runs.files import state_path, states, step_of, storing
 
 VERSION = 2  # of the files written here; 1 had no checksum and kept the optimiser's tensors alone
 
@@ -43,40 +41,6 @@ class TrainingState:
     parts: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    write_text(path, json.dumps(record, indent=2))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, with a newline at its end, as `write_json` does.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with storing(path.name, path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                partial.unlink(missing_ok=True)
-            raise
-
-
-def provenance(
-    method: str, data: str, norm: str | None = None, eps: str | None = None, base: str | None = None
-) -> dict[str, str | None]:
-    """The ``training`` record of a saved encoder, in the manifest's fields."""
-    return {"method": method, "norm": norm, "eps": eps, "data": data, "base": base}
 
 
 def save_state(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from rclip_metric.errors import StorageError
-from rclip_metric.train.tensor_file import system_error
 
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,3 +83,46 @@ def _is_whole(path: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
+
+
+def system_error(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error, which safetensors has in its text only; None if the system did not raise it."""
+    if isinstance(error, OSError):
+        return error.errno
+    with contextlib.suppress(IndexError, ValueError):
+        return int(str(error).split("(os error ")[1].split(")")[0])
+    return None
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    write_text(path, json.dumps(record, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, with a newline at its end, as `write_json` does.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with storing(path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def provenance(
+    method: str, data: str, norm: str | None = None, eps: str | None = None, base: str | None = None
+) -> dict[str, str | None]:
+    """The ``training`` record of a saved encoder, in the manifest's fields."""
+    return {"method": method, "norm": norm, "eps": eps, "data": data, "base": base}

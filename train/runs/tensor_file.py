@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -154,12 +153,3 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
-
-
-def system_error(error: OSError | SafetensorError) -> int | None:
-    """The system's number of an error, which safetensors has in its text only; None if the system did not raise it."""
-    if isinstance(error, OSError):
-        return error.errno
-    with contextlib.suppress(IndexError, ValueError):
-        return int(str(error).split("(os error ")[1].split(")")[0])
-    return None

@@ -1,0 +1,1 @@
+"""What every long job shares: settings, processes, device, precision, seeds, files, log, states, interruption."""
