@@ -40,8 +40,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import NAMED
+from rclip_metric.encoder import NAMED
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.evaluation.metric import EncoderMetric

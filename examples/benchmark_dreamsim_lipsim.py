@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rclip_metric.cli import main
+from rclip_metric.cli.main import main
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts
 
 OTHERS = "r-clip-f,r-clip-t,r-dino-f,dreamsim,lipsim-0.5,lpips-alex,r-lpips,ssim,psnr"

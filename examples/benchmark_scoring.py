@@ -79,9 +79,8 @@ def original(model: str, text: bool = False) -> nn.Module:
 def ours(model: str, tower: nn.Module, **settings: Any) -> Any:
     """A metric with the weights of an original visual tower."""
     from rclip_metric import Encoder, RobustPerceptualDistance
-    from rclip_metric.layouts import convert
-    from rclip_metric.preprocessing import Preprocessing
-    from rclip_metric.towers import open_clip_vision_architecture
+    from rclip_metric.encoder import convert, open_clip_vision_architecture
+    from rclip_metric.images import Preprocessing
 
     architecture = open_clip_vision_architecture(open_clip_config(model))
     state = {f"visual.{key}": value.detach().clone() for key, value in tower.state_dict().items()}
@@ -100,7 +99,7 @@ def images(model: str, count: int, seed: int) -> Tensor:
 
 def naive_distance(tower: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """What people write around a raw tower: normalise, embed both, one minus the cosine."""
-    from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD
+    from rclip_metric.images import CLIP_MEAN, CLIP_STD
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     u, v = (F.normalize(tower((image - mean) / std), dim=-1) for image in (x, y))
@@ -284,7 +283,7 @@ def construction_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]
 
 def hub_cache(weights: Path, model: str) -> str:
     """Move a file to where huggingface_hub would have put it."""
-    from rclip_metric.manifest import get_spec
+    from rclip_metric.weights import get_spec
 
     spec = get_spec(model)
     assert spec.repo is not None

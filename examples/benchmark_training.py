@@ -40,8 +40,8 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import NAMED, ConvNeXtArchitecture
+from rclip_metric.encoder import NAMED, ConvNeXtArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.adversarial import AdversarialStep
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.two_afc import read_nights

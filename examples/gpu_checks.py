@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
-from rclip_metric.manifest import get_spec
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
+from rclip_metric.weights import get_spec
 
 
 def seconds(step: Callable[[], object], device: str, repeats: int) -> float:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.cli import main as rclip_metric
+from rclip_metric.cli.main import main as rclip_metric
 from rclip_metric.train.data.images import find_images
 from rclip_metric.train.runs.files import write_json, write_text
 

@@ -23,13 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.cli import main as rclip_metric
-from rclip_metric.digest import file_digest
-from rclip_metric.manifest import get_spec, model_names
-from rclip_metric.saved import read_json
+from rclip_metric.cli.main import main as rclip_metric
 from rclip_metric.train.evaluation.curves import COLOURS, DPI
 from rclip_metric.train.evaluation.report import load_results
 from rclip_metric.train.runs.files import write_json
+from rclip_metric.weights import file_digest, get_spec, model_names, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from rclip_metric.encoder import Encoder
     from rclip_metric.errors import ImageError, WeightsError
     from rclip_metric.images import load_image
-    from rclip_metric.manifest import WeightSpec, load_manifest, model_names
     from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
+    from rclip_metric.weights import WeightSpec, load_manifest, model_names
 
 __version__ = "0.1.0"
 
@@ -33,11 +33,11 @@ _MODULES = {
     "ImageError": "errors",
     "RobustPerceptualDistance": "metric",
     "TwoAFC": "metric",
-    "WeightSpec": "manifest",
+    "WeightSpec": "weights",
     "WeightsError": "errors",
     "load_image": "images",
-    "load_manifest": "manifest",
-    "model_names": "manifest",
+    "load_manifest": "weights",
+    "model_names": "weights",
     "score": "compare",
 }
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.images import load_image
+from rclip_metric.images import Resize, load_image
 from rclip_metric.metric import RobustPerceptualDistance
-from rclip_metric.preprocessing import Resize
 
 
 def score(

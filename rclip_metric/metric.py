@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rclip_metric.distance import distance_between, length, unit
 from rclip_metric.encoder import Encoder
-from rclip_metric.head import distance_between, length, unit
-from rclip_metric.images import as_batch
-from rclip_metric.preprocessing import RESIZES, Resize
+from rclip_metric.images import RESIZES, Resize, as_batch
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "unit"]
 

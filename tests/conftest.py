@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hub_server import LoopbackHub
 else:
     # pytest's importlib mode keeps the tests' own folder off sys.path.
-    _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parent / "support" / "hub_server.py")
     sys.modules["hub_server"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["hub_server"])
     LoopbackHub = sys.modules["hub_server"].LoopbackHub

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rclip_metric.encoder import Encoder
-from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
 from rclip_metric.train.adversarial import AdversarialStep, NonFiniteLoss
 from rclip_metric.train.clip import TINY_PREPROCESSING
 from rclip_metric.train.finetuning.adversarial.lore import DualNetwork

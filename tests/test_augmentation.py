@@ -7,10 +7,8 @@ import torch
 from PIL import Image
 
 import rclip_metric.train.finetune as finetuning
-from rclip_metric.encoder import Encoder
-from rclip_metric.images import load_image
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
+from rclip_metric.images import Preprocessing, load_image
 from rclip_metric.train.data import augmentation
 from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.stream import open_stream

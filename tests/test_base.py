@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError, HubError, UnknownModelError
-from rclip_metric.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train.base import load_base, load_base_text, resized
 from rclip_metric.train.text_weights import load_text
 from rclip_metric.weights import load_encoder, save_encoder

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rclip_metric.cli import main
+from rclip_metric.cli.main import main
 from rclip_metric.train.baselines.files import FOLDER_VARIABLE, weights_folder
 from rclip_metric.train.baselines.lpips import LpipsMetric
 from rclip_metric.train.baselines.registry import BASELINES, load_baseline

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rclip_metric.cli import main
+from rclip_metric.cli.main import main
 from rclip_metric.train.benchmark.settings import balls_from, data_of, metrics_of
 from rclip_metric.train.data.scene_formats import write_things
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes

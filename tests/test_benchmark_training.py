@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rclip_metric.encoder import Encoder
-from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.train.adversarial import AdversarialStep
 from rclip_metric.train.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded

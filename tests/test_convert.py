@@ -21,16 +21,13 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rclip_metric import layouts
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import NAMED, Architecture, ConvNeXtArchitecture, Encoder, ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError
-from rclip_metric.manifest import get_spec, load_manifest
-from rclip_metric.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from rclip_metric.towers import NAMED, Architecture, ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train import adapters
 from rclip_metric.train.commands import convert as command
 from rclip_metric.train.convert import conversion, convert, save_conversion, tuned
-from rclip_metric.weights import load_encoder, locate, save_encoder
+from rclip_metric.weights import get_spec, load_encoder, load_manifest, locate, save_encoder
 
 SIDE, DIM = 32, 24
 VIT = ViTArchitecture(image_size=SIDE, patch_size=8, width=128, depth=3, heads=2, projection=DIM)
@@ -97,7 +94,7 @@ def open_clip_convnext() -> Any:
 
 def base_folder(visual: nn.Module, folder: Path, architecture: Architecture = VIT, **options: Any) -> Path:
     """The visual tower as an encoder in our format."""
-    state = layouts.convert(visual.state_dict(), "open-clip-visual", architecture)
+    state = state_dicts.convert(visual.state_dict(), "open-clip-visual", architecture)
     encoder = Encoder.from_weights(state, architecture, CROP, name="base", revision="abc", **options)
     return save_encoder(encoder, folder, training=TRAINING)
 
@@ -262,8 +259,8 @@ class TestTowers:
         config = open_clip.get_model_config(published)
         with torch.device("meta"):
             state = _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"])).state_dict()
-        assert layouts.detect(state) == "open-clip-visual"
-        assert len(layouts.convert(state, "open-clip-visual", NAMED[name])) == len(state) > 150
+        assert state_dicts.detect(state) == "open-clip-visual"
+        assert len(state_dicts.convert(state, "open-clip-visual", NAMED[name])) == len(state) > 150
 
     def test_keys_and_shapes_are_strict_and_named(self, open_clip_vit, tmp_path):
         state, path = open_clip_vit.visual.state_dict(), tmp_path / "x.pt"
@@ -499,7 +496,7 @@ class TestAdapters:
         vit = DinoVit()
         vit.pos_drop = nn.Identity()
         randomise(vit)
-        state = layouts.convert(vit.state_dict(), "timm-vit", DINO)
+        state = state_dicts.convert(vit.state_dict(), "timm-vit", DINO)
         save_encoder(Encoder.from_weights(state, DINO, CROP, name="dino"), tmp_path / "base")
         model = adapted(vit, ["qkv"])
         model.save_pretrained(tmp_path / "lora")
@@ -552,7 +549,9 @@ class TestAdapters:
             tensors = peft.get_peft_model_state_dict(model)
         assert len(tensors) == 2 * 2 * (3 + 3 + 27 + 3)
         architecture = NAMED["convnext_base_w"]
-        state = {key: torch.empty(shape, device="meta") for key, shape in layouts.expected_shapes(architecture).items()}
+        state = {
+            key: torch.empty(shape, device="meta") for key, shape in state_dicts.expected_shapes(architecture).items()
+        }
         adapter = adapters.Adapter(16, 1 / 32, ("fc1", "fc2"), tensors, Path("lora"))
         merged = adapters.merge(adapter, state, architecture)
         assert {k: v.shape for k, v in merged.items()} == {k: v.shape for k, v in state.items()}

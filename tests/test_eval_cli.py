@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from rclip_metric.cli import main
-from rclip_metric.manifest import get_spec
+from rclip_metric.cli.main import main
 from rclip_metric.train.data.scene_formats import write_bapps, write_things
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.eval_options import balls_of
@@ -14,6 +13,7 @@ from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import load_results, unpack
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.threat import LpBall
+from rclip_metric.weights import get_spec
 
 
 @pytest.fixture(scope="module")

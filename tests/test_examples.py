@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import rclip_metric
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ViTArchitecture
+from rclip_metric.encoder import ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.weights import save_encoder
 

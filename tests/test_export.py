@@ -20,12 +20,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from rclip_metric import RobustPerceptualDistance, manifest
-from rclip_metric.encoder import Encoder
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.encoder import Encoder, ViTArchitecture
 from rclip_metric.errors import AccessError, CheckpointError, DigestError, NetworkError, StorageError
-from rclip_metric.manifest import WeightSpec, format_manifest, get_spec, load_manifest, read_specs
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.commands import export as command
 from rclip_metric.train.evaluation.leaderboard import table
 from rclip_metric.train.evaluation.metric import EncoderMetric
@@ -35,7 +33,8 @@ from rclip_metric.train.export import EXPORT_NAMES, export_run, push_export
 from rclip_metric.train.nights import NightsConfig
 from rclip_metric.train.own_results import reported_numbers
 from rclip_metric.train.weights_digest import weights_digest
-from rclip_metric.weights import load_encoder, save_encoder, verify
+from rclip_metric.weights import load_encoder, manifest, save_encoder, verify
+from rclip_metric.weights.manifest import WeightSpec, format_manifest, get_spec, load_manifest, read_specs
 
 LINF = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100, "restarts": 1, "loss": "ce"}
 L2 = {**LINF, "norm": "l2", "eps": 3.0 * 32 / 224}

@@ -15,9 +15,8 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.errors import StorageError
-from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.adversarial import NonFiniteLoss
 from rclip_metric.train.cli import main
 from rclip_metric.train.clip import TINY_PREPROCESSING
@@ -285,7 +284,7 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, precision):
 
 
 def test_every_recipe_is_a_config_and_names_its_base():
-    from rclip_metric.manifest import model_names
+    from rclip_metric.weights import model_names
 
     for name in recipe_names():
         recipe = read_recipe(name)
@@ -331,7 +330,7 @@ def test_settings_come_from_recipe_file_and_options_in_this_order(scenes, tmp_pa
     ],
 )
 def test_bad_input_is_one_sentence(scenes, tmp_path, capsys, more, told):
-    from rclip_metric.cli import main as whole
+    from rclip_metric.cli.main import main as whole
 
     command = [
         "train",

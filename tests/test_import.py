@@ -33,7 +33,7 @@ def test_a_public_name_pulls_in_torch_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "no.png", "no.png"]])
 def test_the_command_line_answers_without_torch(tmp_path, arguments):
-    quiet = "import contextlib, io; from rclip_metric.cli import main; error = io.StringIO()"
+    quiet = "import contextlib, io; from rclip_metric.cli.main import main; error = io.StringIO()"
     code = f"{quiet}\nwith contextlib.redirect_stderr(error): main({arguments})"
     assert loaded_by(code, tmp_path) == []
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train import evaluation
 from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
 from rclip_metric.train.evaluation.outcome import Outcome
 from rclip_metric.train.evaluation.published import BAPPS_SPLITS, PUBLISHED, PublishedSet, published_as, reported
 from rclip_metric.train.evaluation.report import record
+from rclip_metric.weights import get_spec, model_names
 
 R_CLIP_F = {"name": "r-clip-f", "revision": (get_spec("r-clip-f").revision or "").ljust(40, "0"), "resize": "published"}
 OURS = {"name": "ours", "revision": "sha256:0123456789ab", "resize": "published"}

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rclip_metric.encoder import Encoder
-from rclip_metric.layouts import expected_shapes
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import Architecture, ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, Encoder, ViTArchitecture, expected_shapes
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.lora import LoRALinear, add_lora, merge_lora, train_dropout
 from rclip_metric.weights import load_encoder, save_encoder
 

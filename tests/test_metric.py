@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rclip_metric import Encoder, ImageError, RobustPerceptualDistance, WeightsError, score
 from rclip_metric.compare import _last_metric
-from rclip_metric.head import distance_between, unit
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.distance import distance_between, unit
+from rclip_metric.encoder import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.images import Preprocessing
 
 SIDE = 32
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
-from rclip_metric.head import distance_between, unit
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.distance import distance_between, unit
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.commands.nights import add
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages

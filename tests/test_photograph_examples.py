@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from rclip_metric import Encoder, RobustPerceptualDistance
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.weights import save_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
-from rclip_metric.library_towers import timm_architecture
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ViTArchitecture
+from rclip_metric.encoder import Encoder, ViTArchitecture, timm_architecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric, metric_precision
 from rclip_metric.train.runs import precision
 from rclip_metric.train.runs.precision import encoder_precision

@@ -4,11 +4,11 @@ import json
 import re
 from pathlib import Path
 
-from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train.benchmark.tables import markdown as benchmark_table
 from rclip_metric.train.evaluation.leaderboard import table
 from rclip_metric.train.evaluation.report import load_results
 from rclip_metric.train.evaluation.sanity import Check, markdown
+from rclip_metric.weights import get_spec, model_names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

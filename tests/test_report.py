@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from rclip_metric.manifest import get_spec
 from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
 from rclip_metric.train.evaluation.report import load_results, record, result_name, save, summary
 from rclip_metric.train.runs.machine import device_record
+from rclip_metric.weights import get_spec
 
 THREAT = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100, "restarts": 1, "loss": "ce"}
 TINY = {"name": "tiny", "revision": f"sha256:{(get_spec('tiny').files[0].sha256 or '')[:12]}", "resize": "published"}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rclip_metric.manifest import get_spec
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.weights import get_spec
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ROOT / "results" / "story"

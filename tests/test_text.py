@@ -15,9 +15,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.errors import CheckpointError
-from rclip_metric.towers import ConvNeXtArchitecture
 from rclip_metric.train.clip import TINY_PREPROCESSING, ClipConfig, WordTokenizer, build_clip
 from rclip_metric.train.data.scenes import SHAPES, caption, generator, render, sample_scene
 from rclip_metric.train.runs.checkpoint import save_training

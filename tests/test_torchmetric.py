@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rclip_metric import Encoder, RobustPerceptualDistance
-from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.encoder import ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.torchmetric import RobustPerceptualDistanceMetric
-from rclip_metric.towers import ViTArchitecture
 
 SIDE = 32
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture
 from rclip_metric.train.cli import main
 from rclip_metric.train.clip import ClipConfig, WordTokenizer, build_clip, contrastive_loss, train_clip
 from rclip_metric.train.data.images import StepSampler

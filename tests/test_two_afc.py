@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
-from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.train.clip import TINY_PREPROCESSING
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import TripletFiles, read_nights

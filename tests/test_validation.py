@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import Encoder
-from rclip_metric.images import open_image
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import ConvNeXtArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
+from rclip_metric.images import Preprocessing, open_image
 from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
 from rclip_metric.train.data.two_afc import read_nights
 from rclip_metric.train.runs.seeds import sample_seed

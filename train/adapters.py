@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitecture, expected_shapes, key_report
 from rclip_metric.errors import CheckpointError
-from rclip_metric.layouts import expected_shapes, key_report
-from rclip_metric.saved import read_json
-from rclip_metric.towers import Architecture, ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.weights import read_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -22,21 +22,16 @@ from typing import Any
 
 from torch import Tensor
 
-from rclip_metric.digest import file_digest
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import Architecture, Encoder, TimmArchitecture, ViTArchitecture, convert, expected_shapes
+from rclip_metric.encoder.library_towers import require_known, timm_architecture, timm_config, timm_module
+from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_flag
 from rclip_metric.errors import CheckpointError, UnknownModelError, WeightsError
-from rclip_metric.hub_errors import explained
-from rclip_metric.layouts import convert, expected_shapes
-from rclip_metric.library_towers import require_known, timm_architecture, timm_config, timm_module
-from rclip_metric.manifest import get_spec
-from rclip_metric.open_clip_configs import open_clip_architecture, open_clip_flag
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import Architecture, TimmArchitecture, ViTArchitecture
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.foreign import read_tensors
 from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.train.text import TextModel, build_text
 from rclip_metric.train.text_weights import load_text
-from rclip_metric.weights import load_encoder
+from rclip_metric.weights import explained, file_digest, get_spec, load_encoder
 
 _OPEN_CLIP, TIMM = "open_clip:", "timm:"  # what names of the libraries' models begin with
 _RANDOM = "random"

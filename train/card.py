@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rclip_metric.manifest import get_spec, model_names
-from rclip_metric.preprocessing import Preprocessing, Resize
-from rclip_metric.towers import Architecture, ConvNeXtArchitecture, ViTArchitecture, architecture_to_dict
+from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitecture, architecture_to_dict
+from rclip_metric.images import Preprocessing, Resize
 from rclip_metric.train.evaluation.labels import Record
 from rclip_metric.train.evaluation.leaderboard import table
 from rclip_metric.train.finished_run import FinishedRun, facts
 from rclip_metric.train.methods import METHODS, PAPER, Method
 from rclip_metric.train.nights import NightsConfig
 from rclip_metric.train.settings import OBJECTIVES, FinetuneConfig
+from rclip_metric.weights import get_spec, model_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Licences that the Hub knows by name; any other is "other" there, with its own name beside it.

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from rclip_metric.encoder import Encoder
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.towers import NAMED, Architecture
+from rclip_metric.encoder import NAMED, Architecture, Encoder
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes import SIZE, VOCABULARY
 from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training

@@ -16,18 +16,25 @@ from typing import Any
 
 from torch import Tensor
 
-from rclip_metric.digest import file_digest
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import Architecture, Encoder, ViTArchitecture, embedding_dim
 from rclip_metric.errors import CheckpointError
-from rclip_metric.manifest import WeightSpec, get_spec, model_names
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.saved import CONFIG_NAME, FORMAT, WEIGHTS_NAME
-from rclip_metric.towers import Architecture, ViTArchitecture, embedding_dim
+from rclip_metric.images import Preprocessing
 from rclip_metric.train import adapters
 from rclip_metric.train.base import TIMM, at_size, load_base, timm_base
 from rclip_metric.train.foreign import kind_of, read_head, read_tensors, read_tower
 from rclip_metric.train.runs.files import provenance, write_json
-from rclip_metric.weights import load_encoder, locate, save_encoder
+from rclip_metric.weights import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    WeightSpec,
+    file_digest,
+    get_spec,
+    load_encoder,
+    locate,
+    model_names,
+    save_encoder,
+)
 
 KINDS = ("auto", "tower", "mlp", "lora")
 _VERSIONS = ("rclip-metric", "torch", "safetensors")
@@ -99,7 +106,7 @@ def conversion(
 
     Args:
         source: A vision tower (a state dict as .pt, .pth, .bin or .safetensors in a layout of
-            `rclip_metric.layouts`, or an OpenCLIP or transformers folder), an MLP head (a state dict of fc1 and fc2),
+            `rclip_metric.encoder.state_dicts`, or an OpenCLIP or transformers folder), an MLP head (a state dict of fc1 and fc2),
             or a PEFT LoRA folder.
         base: For a tower the model that it is, of which architecture, preprocessing and training are taken; for a
             head or an adapter the model that it was trained on. A name in the manifest, a path, an encoder, or

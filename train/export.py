@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.digest import check_file, file_digest
 from rclip_metric.errors import StorageError
-from rclip_metric.manifest import WeightFile, WeightSpec, format_manifest
-from rclip_metric.preprocessing import Preprocessing
-from rclip_metric.publish import push_files
-from rclip_metric.saved import CONFIG_NAME, WEIGHTS_NAME, save_encoder
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.card import CardFacts, model_card
 from rclip_metric.train.finished_run import RECORD_NAME, FinishedRun, read_run
 from rclip_metric.train.own_results import Identity, read_own, reported_numbers
 from rclip_metric.train.weights_digest import weights_digest
+from rclip_metric.weights import CONFIG_NAME, WEIGHTS_NAME, check_file, file_digest, push_files, save_encoder
+from rclip_metric.weights.manifest import WeightFile, WeightSpec, format_manifest
 
 CARD_NAME = "README.md"
 ENTRY_NAME = "manifest_entry.json"

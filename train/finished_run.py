@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.saved import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, read_json
 from rclip_metric.train.runs.config import read_settings
 from rclip_metric.train.runs.files import states
-from rclip_metric.weights import load_encoder
+from rclip_metric.weights import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, load_encoder, read_json
 
 RECORD_NAME = "run.json"
 _LOG_NAME = "log.jsonl"

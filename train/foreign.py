@@ -9,16 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from rclip_metric import layouts
+from rclip_metric.encoder import Architecture, ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError
-from rclip_metric.local import find_weights
-from rclip_metric.manifest import WeightSpec
-from rclip_metric.saved import CONFIG_NAME, FORMAT, read_json, read_metadata
-from rclip_metric.towers import Architecture, ViTArchitecture
 from rclip_metric.train import adapters
-from rclip_metric.weights import read_pickle
+from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_json, read_metadata, read_pickle
 
-_TOWERS = [name for name, layout in layouts.LAYOUTS.items() if name != FORMAT and layout.signature is not None]
+_TOWERS = [name for name, layout in state_dicts.LAYOUTS.items() if name != FORMAT and layout.signature is not None]
 _KNOWN = (
     f"known are a vision tower ({', '.join(_TOWERS)}), an MLP head "
     f"(fc1, fc2) and a PEFT LoRA folder ({adapters.CONFIG_NAME})"
@@ -54,7 +50,7 @@ def kind_of(source: Path) -> str:
     if any(".lora_" in key for key in tensors):
         found["lora"] = "LoRA factors"
     try:
-        found["tower"] = f"a vision tower in the layout {layouts.detect(tensors)}"
+        found["tower"] = f"a vision tower in the layout {state_dicts.detect(tensors)}"
     except CheckpointError as error:
         if not found:
             shown = ", ".join(sorted(tensors)[:3]) or "none at all"
@@ -65,7 +61,7 @@ def kind_of(source: Path) -> str:
 
 
 def read_tower(source: Path, base: WeightSpec) -> tuple[str, dict[str, Tensor], list[Path]]:
-    """Read a vision tower: a file in one of `rclip_metric.layouts`, or an OpenCLIP or transformers folder.
+    """Read a vision tower: a file in one of `rclip_metric.encoder.state_dicts`, or an OpenCLIP or transformers folder.
 
     Args:
         source: The file or folder.
@@ -93,9 +89,9 @@ def read_tower(source: Path, base: WeightSpec) -> tuple[str, dict[str, Tensor], 
     try:
         if layout is None:
             tensors = _unwrapped(tensors)
-        layout = layout or layouts.detect(tensors)
-        read = {key: tensor for key, tensor in tensors.items() if layouts.vision_keys(layout, key)}
-        return layout, layouts.convert(read, layout, base.architecture), [*files, path]
+        layout = layout or state_dicts.detect(tensors)
+        read = {key: tensor for key, tensor in tensors.items() if state_dicts.vision_keys(layout, key)}
+        return layout, state_dicts.convert(read, layout, base.architecture), [*files, path]
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -150,7 +146,7 @@ def read_head(path: Path, dim: int) -> dict[str, Tensor]:
             names[match[1]] = key
     missing = [f"{fc}.{part}" for fc in ("fc1", "fc2") for part in ("weight", "bias") if f"{fc}.{part}" not in names]
     if missing or unexpected:
-        raise CheckpointError(f"{path} is not an MLP head: {layouts.key_report(missing, unexpected)}.")
+        raise CheckpointError(f"{path} is not an MLP head: {state_dicts.key_report(missing, unexpected)}.")
     hidden = tensors[names["fc1.bias"]].numel()
     shapes = {"fc1.weight": (hidden, dim), "fc1.bias": (hidden,), "fc2.weight": (dim, hidden), "fc2.bias": (dim,)}
     for short, shape in shapes.items():

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.encoder import Encoder, ResidualMLP
-from rclip_metric.manifest import WeightSpec, get_spec, model_names
-from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.two_afc import TripletFiles, read_nights
 from rclip_metric.train.lora import add_lora, merge_lora, train_dropout
@@ -37,7 +36,7 @@ from rclip_metric.train.runs.machine import device_name, device_record, versions
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 from rclip_metric.train.triplet_step import Forward, Source, embed_triplets
 from rclip_metric.train.tuning import Standing, Tuning, TuningLog
-from rclip_metric.weights import save_encoder
+from rclip_metric.weights import WeightSpec, get_spec, model_names, save_encoder
 
 # What DreamSim's configurations have differently for the two.
 _PUBLISHED = {"lora": {"batch_size": 32, "epochs": 8}, "mlp": {"batch_size": 512, "epochs": 20}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.preprocessing import Preprocessing
+from rclip_metric.images import Preprocessing
 from rclip_metric.train.evaluation.labels import Record, data_label, model_label
 from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.report import USUAL, load_results

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rclip_metric.distance import unit
+from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError
-from rclip_metric.head import unit
-from rclip_metric.layouts import key_report
 
 NOT_TEXT = re.compile(r"visual\..+|(text\.)?attn_mask|input_resolution|context_length|vocab_size")
 """Keys of a whole CLIP's checkpoint that do not belong to its text tower."""

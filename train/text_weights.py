@@ -18,11 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rclip_metric
-from rclip_metric.digest import check_file
 from rclip_metric.errors import CheckpointError
-from rclip_metric.manifest import WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.train.text import NOT_TEXT, TextConfig, TextModel, build_text
-from rclip_metric.weights import locate
+from rclip_metric.weights import WeightFile, WeightSpec, check_file, get_spec, locate, model_names
 
 TEXT_NAME = "text.safetensors"  # looked for beside an encoder in a folder
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rclip_metric.distance import distance_between, unit
 from rclip_metric.encoder import Encoder
-from rclip_metric.head import distance_between, unit
 from rclip_metric.train.runs.precision import full_float32
 
 Forward = Callable[[Tensor], Tensor]

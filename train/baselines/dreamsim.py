@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rclip_metric.encoder import Encoder
+from rclip_metric.encoder import NAMED, Encoder, ViTArchitecture
 from rclip_metric.errors import CheckpointError
-from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from rclip_metric.towers import NAMED, ViTArchitecture
+from rclip_metric.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train.baselines.files import Converted, Request, read_stored, weights_path
 from rclip_metric.train.baselines.registry import BASELINES, RANDOM
 from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts

@@ -20,15 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rclip_metric import layouts
+from rclip_metric.encoder import ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError, StorageError, WeightsError
-from rclip_metric.manifest import model_names
-from rclip_metric.towers import ViTArchitecture
 from rclip_metric.train import adapters
 from rclip_metric.train.baselines.dreamsim import BRANCHES, SIDE, VARIANTS, Branch, Variant
 from rclip_metric.train.baselines.files import Converted
 from rclip_metric.train.foreign import read_tensors
-from rclip_metric.weights import locate, read_pickle
+from rclip_metric.weights import locate, model_names, read_pickle
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)*extractor_list\.(\d+)\.model\.(.+)")
 
@@ -139,7 +137,7 @@ def _split(adapter: adapters.Adapter, variant: Variant) -> list[adapters.Adapter
         else:
             parts[int(match[1])][match[2]] = tensor
     if unexpected:
-        raise CheckpointError(f"{adapter.path} does not fit the towers: {layouts.key_report([], unexpected)}.")
+        raise CheckpointError(f"{adapter.path} does not fit the towers: {state_dicts.key_report([], unexpected)}.")
     result = []
     for index, (key, tensors) in enumerate(zip(variant.branches, parts, strict=True)):
         targets = tuple(_targets(adapter, f"extractor_list.{index}.model", BRANCHES[key].architecture))
@@ -151,7 +149,7 @@ def _split(adapter: adapters.Adapter, variant: Variant) -> list[adapters.Adapter
 
 def _targets(adapter: adapters.Adapter, wrapper: str, architecture: ViTArchitecture) -> Iterator[str]:
     """The layers of one tower that the adapter's configuration names, by PEFT's rule for their full names."""
-    for key, shape in layouts.expected_shapes(architecture).items():
+    for key, shape in state_dicts.expected_shapes(architecture).items():
         layer = key.removeprefix("tower.trunk.").removesuffix(".weight")
         if len(shape) != 2 or not layer.startswith("blocks."):
             continue
@@ -165,12 +163,12 @@ def _clip_state(path: Path, architecture: ViTArchitecture) -> dict[str, Tensor]:
     """A CLIP tower in our layout; the file names the LayerNorm before the blocks after what it stands in for."""
     tensors = read_tensors(path)
     names = {}
-    for key in layouts.expected_shapes(architecture):
+    for key in state_dicts.expected_shapes(architecture):
         theirs = key.removeprefix("tower.trunk.").replace("norm_pre.", "pos_drop.")
         names["proj" if key == "tower.projection.weight" else theirs] = key
     missing, unexpected = (sorted(names.keys() - tensors.keys()), sorted(tensors.keys() - names.keys()))
     if missing or unexpected:
-        raise CheckpointError(f"{path} is not the CLIP tower: {layouts.key_report(missing, unexpected)}.")
+        raise CheckpointError(f"{path} is not the CLIP tower: {state_dicts.key_report(missing, unexpected)}.")
     state = {names[key]: tensor for key, tensor in tensors.items()}
     if tensors["proj"].dim() == 2:  # else the shape is refused below
         state["tower.projection.weight"] = tensors["proj"].t().contiguous()
@@ -180,10 +178,10 @@ def _clip_state(path: Path, architecture: ViTArchitecture) -> dict[str, Tensor]:
 def _dino_state(path: Path, tensors: Mapping[str, Tensor], branch: Branch) -> dict[str, Tensor]:
     """A DINO tower in our layout, DINOv2's position embeddings resampled."""
     try:
-        layout = layouts.detect(tensors)
+        layout = state_dicts.detect(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is no DINO tower: {error}") from error
-    read = {key: tensor for key, tensor in tensors.items() if layouts.vision_keys(layout, key)}
+    read = {key: tensor for key, tensor in tensors.items() if state_dicts.vision_keys(layout, key)}
     own = SIDE // branch.architecture.patch_size
     if branch.grid is not None or "pos_embed" in read:
         shape = (1, 1 + (branch.grid or own) ** 2, branch.architecture.width)
@@ -211,7 +209,7 @@ def resampled(embedding: Tensor, grid: int) -> Tensor:
 
 def _checked(path: Path, state: Mapping[str, Tensor], layout: str, architecture: ViTArchitecture) -> dict[str, Tensor]:
     try:
-        return layouts.convert(state, layout, architecture)
+        return state_dicts.convert(state, layout, architecture)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rclip_metric.digest import file_digest
 from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.runs import tensor_file
 from rclip_metric.train.runs.files import storing
+from rclip_metric.weights import file_digest
 
 FOLDER_VARIABLE = "RCLIP_METRIC_BASELINES"
 _FORMAT = "rclip-metric-baseline 1"

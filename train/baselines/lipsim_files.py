@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError
-from rclip_metric.layouts import key_report
 from rclip_metric.train.baselines import sll
 from rclip_metric.train.baselines.files import Converted
 from rclip_metric.train.runs.seeds import temporary_seed

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rclip_metric.digest import file_digest
+from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError, DigestError, WeightsError
-from rclip_metric.layouts import key_report
 from rclip_metric.train.baselines.files import Converted, Request, read_stored, weights_path
 from rclip_metric.train.baselines.registry import BASELINES, RANDOM
 from rclip_metric.train.evaluation.metric import DistanceMetric, Facts
 from rclip_metric.train.foreign import read_tensors
 from rclip_metric.train.runs.seeds import temporary_seed
+from rclip_metric.weights import file_digest
 
 _EXTRA = 'lpips is an extra: pip install "rclip-metric[benchmark]"'
 _FLOOR = 1e-10  # added to the lengths of features, as in version 0.1

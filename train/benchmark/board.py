@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train.baselines.registry import BASELINES
 from rclip_metric.train.baselines.reported import REPORTED
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
@@ -24,6 +23,7 @@ from rclip_metric.train.evaluation.report import short_revision
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.threat import LpBall
+from rclip_metric.weights import get_spec, model_names
 
 Record = Mapping[str, Any]
 PAPER_SETS = ("nights", "bapps")

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rclip_metric.errors import WeightsError
-from rclip_metric.manifest import get_spec, model_names
 from rclip_metric.train.baselines.registry import RANDOM, is_baseline
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
@@ -37,7 +36,7 @@ from rclip_metric.train.runs.files import write_text
 from rclip_metric.train.runs.machine import versions
 from rclip_metric.train.runs.precision import bfloat16_is_fast
 from rclip_metric.train.threat import LpBall
-from rclip_metric.weights import locate
+from rclip_metric.weights import get_spec, locate, model_names
 
 Value = TypeVar("Value")
 

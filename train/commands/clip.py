@@ -50,8 +50,7 @@ def _run_text(options: argparse.Namespace) -> None:
 
 
 def _run_pack(options: argparse.Namespace) -> None:
-    from rclip_metric.saved import WEIGHTS_NAME, SavedConfig, read_json, save_encoder
-    from rclip_metric.weights import load_encoder
+    from rclip_metric.weights import WEIGHTS_NAME, SavedConfig, load_encoder, read_json, save_encoder
 
     encoder = copy.deepcopy(load_encoder(options.run_folder)).half()
     saved = SavedConfig.read(read_json(options.run_folder / "config.json"), str(options.run_folder)).values

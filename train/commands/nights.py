@@ -39,11 +39,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.saved import read_json
     from rclip_metric.train.base import load_base
     from rclip_metric.train.nights import NightsConfig, tune_nights
     from rclip_metric.train.runs.config import configured, read_recipe, read_settings
-    from rclip_metric.weights import locate
+    from rclip_metric.weights import locate, read_json
 
     recipe = read_recipe(options.recipe, "nights") if options.recipe else None
     stored = read_settings(options.config) if options.config else None

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.head import unit
-from rclip_metric.images import open_image
-from rclip_metric.manifest import get_spec
-from rclip_metric.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, preprocess_pil
+from rclip_metric.distance import unit
+from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, open_image, preprocess_pil
 from rclip_metric.train.baselines.registry import RANDOM, is_baseline, load_baseline
 from rclip_metric.train.evaluation.published import is_published
 from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
+from rclip_metric.weights import get_spec
 
 if TYPE_CHECKING:
     from rclip_metric.images import ImageSource

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rclip_metric.manifest import get_spec, model_names
-from rclip_metric.packaged import PACKAGED, packaged_revision
 from rclip_metric.train.baselines.reported import REPORTED
+from rclip_metric.weights import get_spec, model_names
+from rclip_metric.weights.packaged import PACKAGED, packaged_revision
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rclip_metric.images import open_image
-from rclip_metric.preprocessing import Preprocessing, preprocess_pil
+from rclip_metric.images import Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.data.two_afc import TripletFiles
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.certified import Certificate, certify, radii

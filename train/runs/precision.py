@@ -13,8 +13,7 @@ import torch
 from rclip_metric.train.runs.machine import bfloat16_instructions
 
 if TYPE_CHECKING:
-    from rclip_metric.encoder import Encoder
-    from rclip_metric.towers import Architecture
+    from rclip_metric.encoder import Architecture, Encoder
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 

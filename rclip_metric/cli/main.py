@@ -1,0 +1,280 @@
+"""The command rclip-metric: its arguments, its exit codes, and what it tells of models."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rclip_metric import __version__
+from rclip_metric.cli.score import UsageError, complain, hub_is_quiet, rank, score
+from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
+
+_EPILOG = """\
+exit codes:
+  0    done
+  2    bad usage or input; also when files of a folder could not be read: they are named on stderr,
+       skipped and counted, and the others are scored
+  3    the network, the Hub, or the integrity or storage of a downloaded file
+  130  interrupted; 141: nobody reads the output any more
+"""
+_ELSEWHERE = {
+    "train": "rclip_metric.train.cli",
+    "eval": "rclip_metric.train.eval_cli",
+    "benchmark": "rclip_metric.train.benchmark_cli",
+}
+_SCORE_USAGE = """rclip-metric score [options] A B
+       rclip-metric score [options] --all-pairs FOLDER"""
+_SCORE_HELP = """\
+The distance between two images, or between the images of two folders that have the same name (with
+the same suffix, or with another one where that is unambiguous), or between all images of one folder.
+
+Two files give one line. Folders give JSON lines: one per pair, and a summary last, which also names
+the files that were skipped or have no partner. Subfolders and hidden files are left out.
+"""
+_RANK_HELP = """\
+Candidates by their distance to the reference, nearest first. A candidate that is a folder stands for
+the images in it.
+"""
+
+
+def console_main() -> None:
+    """Run the command as a process."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments, without the program's name; those of the process if None.
+
+    Returns:
+        The exit code, see --help.
+    """
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Somebody like `head` has seen enough; Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except (ImageError, UsageError, WeightsError) as error:
+        complain(str(error))
+        return _exit_code(error)
+    except OSError as error:
+        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        if arguments and arguments[0] in _ELSEWHERE:
+            # By name: the metric is imported without the training code.
+            return int(importlib.import_module(_ELSEWHERE[arguments[0]]).main(arguments))
+        args = _parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed what there is to say
+        return int(stop.code or 0)
+    return int(args.command(args))
+
+
+def _exit_code(error: Exception) -> int:
+    return 3 if isinstance(error, HubError | DigestError | StorageError) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
+    parser = argparse.ArgumentParser(
+        prog="rclip-metric",
+        description="A perceptual distance between images that holds up under adversarial perturbation.",
+        **raw,
+    )
+    parser.add_argument("--version", action="version", version=f"rclip-metric {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--quiet", action="store_true", help="no progress and no remarks, only errors")
+    cache = argparse.ArgumentParser(add_help=False)
+    cache.add_argument("--cache-dir", metavar="FOLDER", help="Hub cache (default: that of huggingface_hub)")
+    scoring = _scoring_options()
+
+    scored = commands.add_parser(
+        "score",
+        help="distance between two images, two folders, or all images of one",
+        usage=_SCORE_USAGE,
+        description=_SCORE_HELP,
+        parents=[scoring, cache, output],
+        **raw,
+    )
+    scored.add_argument("paths", nargs="+", metavar="PATH", help="two files, two folders, or one folder")
+    scored.add_argument("--all-pairs", action="store_true", help="every pair of images in one folder")
+    scored.set_defaults(command=score)
+
+    ranked = commands.add_parser(
+        "rank",
+        help="order images by their distance to one",
+        description=_RANK_HELP,
+        parents=[scoring, cache, output],
+        **raw,
+    )
+    ranked.add_argument("reference", help="an image")
+    ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
+    ranked.set_defaults(command=rank)
+
+    models = commands.add_parser("models", help="list the models", parents=[cache, output], **raw)
+    models.set_defaults(command=_models)
+
+    download = commands.add_parser(
+        "download", help="fetch models into the cache, for use offline", parents=[cache, output], **raw
+    )
+    download.add_argument("names", nargs="+", metavar="NAME", help="model name or Hub id")
+    download.add_argument("--revision", help="commit, tag or branch on the Hub, for a single model")
+    download.set_defaults(command=_download)
+
+    verify = commands.add_parser(
+        "verify", help="compute the digests of models on this machine anew", parents=[cache, output], **raw
+    )
+    verify.add_argument("names", nargs="*", metavar="NAME", help="model name")
+    verify.add_argument("--all", action="store_true", help="every model that is on this machine")
+    verify.set_defaults(command=_verify)
+
+    manifest = commands.add_parser(
+        "manifest", help="print the weights manifest, or bring it up to date", parents=[output], **raw
+    )
+    manifest.add_argument("--refresh", action="store_true", help="ask the Hub, and print what differs")
+    manifest.add_argument("--write", action="store_true", help="with --refresh: write it back")
+    manifest.set_defaults(command=_manifest)
+
+    # Only for the list in --help: their arguments go to rclip_metric.train as they are.
+    commands.add_parser("train", help="train a robust encoder", add_help=False)
+    commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
+    commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
+    return parser
+
+
+def _scoring_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--model", default="r-clip-f", help="name (see `models`), path, or Hub id (default: %(default)s)"
+    )
+    options.add_argument(
+        "--base",
+        metavar="NAME",
+        help="for a checkpoint that does not say so itself: the model it is made from",
+    )
+    options.add_argument("--revision", help="commit, tag or branch on the Hub (default: the manifest's)")
+    options.add_argument(
+        "--resize",
+        choices=("published", "squash", "none"),
+        help="what to do with images of another size than the model's: as for the published numbers, squash "
+        "the whole image, or refuse (default: as the model was saved; published for every named one)",
+    )
+    options.add_argument("--squared", action="store_true", help="1 - cos in [0, 2], not its square root")
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    options.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model (default: float32)"
+    )
+    options.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images at a time (default: 8 on a CPU, else 32)"
+    )
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from rclip_metric.cli.models import format_table, list_models
+
+    records = list_models(args.cache_dir)
+    print(json.dumps(records) if args.json else format_table(records))
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    from rclip_metric.weights.loading import locate
+
+    if args.revision and len(args.names) > 1:
+        raise UsageError("--revision is for a single model: it names a commit of one repository")
+
+    def fetch(name: str) -> dict[str, Any]:
+        with hub_is_quiet(args.quiet):
+            found = locate(name, revision=args.revision, cache_dir=args.cache_dir)
+        return {"name": name, "revision": found.revision, "path": str(found.path)}
+
+    return _each(args, args.names, fetch)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from rclip_metric.weights.loading import is_cached, verify
+    from rclip_metric.weights.manifest import get_spec, model_names
+
+    if bool(args.names) == args.all:
+        raise UsageError("pass the names of models, or --all for every one that is on this machine")
+    here = [name for name in model_names() if is_cached(get_spec(name), args.cache_dir)] if args.all else []
+
+    if args.all and not here and not args.quiet:
+        complain("no model is on this machine")
+
+    def check(name: str) -> dict[str, Any]:
+        return {"name": name, "digest": verify(name, cache_dir=args.cache_dir)}
+
+    return _each(args, args.names or here, check)
+
+
+def _each(args: argparse.Namespace, names: Sequence[str], work: Callable[[str], dict[str, Any]]) -> int:
+    """Do it for every model, one line each, also after one that fails; the worst exit code."""
+    worst = 0
+    for name in names:
+        try:
+            record = work(name)
+        except WeightsError as error:
+            complain(str(error))
+            worst = max(worst, _exit_code(error))
+            continue
+        print(json.dumps(record) if args.json else "  ".join(str(value or "?") for value in record.values()))
+    return worst
+
+
+def _manifest(args: argparse.Namespace) -> int:
+    from rclip_metric.weights.loading import refresh_manifest
+    from rclip_metric.weights.manifest import format_manifest, load_manifest, manifest_path
+
+    if args.write and not args.refresh:
+        raise UsageError("--write goes with --refresh")
+    manifest = load_manifest()
+    if not args.refresh:
+        print(json.dumps(manifest) if args.json else format_manifest(manifest), end="\n" if args.json else "")
+        return 0
+    refreshed, difference = refresh_manifest(manifest)
+    failed = [line for line in difference if ": not refreshed: " in line]
+    changes = [line for line in difference if line not in failed]
+    for line in failed:
+        complain(line)
+    if args.write and changes:
+        path = manifest_path()
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_text(format_manifest(refreshed), encoding="utf-8")
+        os.replace(beside, path)
+    if args.json:
+        print(json.dumps({"changes": changes, "failed": failed, "written": bool(args.write and changes)}))
+    else:
+        print("\n".join(changes) if changes else "nothing differs")
+    if changes and not args.write and not args.quiet:
+        complain("nothing was written: add --write")
+    return 3 if failed else 0

@@ -1,0 +1,43 @@
+"""The network: what an architecture is, the towers that compute it, and the state dicts that fill them."""
+
+from rclip_metric.encoder.architectures import (
+    NAMED,
+    Architecture,
+    ConvNeXtArchitecture,
+    OpenClipArchitecture,
+    TimmArchitecture,
+    ViTArchitecture,
+    architecture_from_dict,
+    architecture_to_dict,
+    embedding_dim,
+)
+from rclip_metric.encoder.encoder import Encoder, ResidualMLP
+from rclip_metric.encoder.library_towers import timm_architecture
+from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_vision_architecture
+from rclip_metric.encoder.state_dicts import LAYOUTS, convert, detect, expected_shapes, key_report, vision_keys
+from rclip_metric.encoder.towers import build_tower, without_weights
+
+__all__ = [
+    "LAYOUTS",
+    "NAMED",
+    "Architecture",
+    "ConvNeXtArchitecture",
+    "Encoder",
+    "OpenClipArchitecture",
+    "ResidualMLP",
+    "TimmArchitecture",
+    "ViTArchitecture",
+    "architecture_from_dict",
+    "architecture_to_dict",
+    "build_tower",
+    "convert",
+    "detect",
+    "embedding_dim",
+    "expected_shapes",
+    "key_report",
+    "open_clip_architecture",
+    "open_clip_vision_architecture",
+    "timm_architecture",
+    "vision_keys",
+    "without_weights",
+]

@@ -1,0 +1,285 @@
+"""Encoder: resize, normalise and embed, in one differentiable graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rclip_metric.encoder.architectures import LIBRARY_KINDS
+from rclip_metric.encoder.towers import Architecture, ConvNeXtArchitecture, Tower, build_tower, without_weights
+from rclip_metric.errors import CheckpointError
+from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
+
+if TYPE_CHECKING:
+    from rclip_metric.encoder.folding import FoldedTower
+    from rclip_metric.images.reading import ImageSource
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1], of any height and width, to unnormalised embeddings.
+
+    The mean and standard deviation are part of the module, so attacks and losses act on pixels in [0, 1].
+    Weights are as `build_tower` makes them until a state dict is loaded; `from_weights` builds and loads
+    without ever drawing random ones. Nothing is frozen here.
+
+    Args:
+        architecture: The vision tower.
+        preprocessing: What published numbers did to images; its crop is the tower's image_size.
+        mlp_hidden: Hidden size of the residual head e + fc2(relu(fc1(e))); None for no head.
+        resize: What to do with images of another size than the tower's: see `resize_images`.
+        name: Shown by repr and quoted with every result.
+        revision: Which weights of that name.
+        domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
+
+    Attributes:
+        tower: The vision tower; head: the residual MLP or None; mean, std: float32 (1, 3, 1, 1), whatever the
+            dtype of the weights.
+        embedding_dim: D. image_size: the tower's side in pixels.
+        chunk_size: On the CPU and without gradients, a batch is worked through in chunks of at most this many
+            images, which is faster than all at once (fresh activation memory costs page faults); None for
+            off.
+        channels_last: Give the tower its pixels in channels_last, whatever its kind and dtype, for weights that were
+            brought into that format (`encoder.to(memory_format=torch.channels_last)`) or for autocast. False, the
+            default, does so for a ConvNeXt in half precision alone. Not saved.
+        folding: In eval mode, compute with the tower's BatchNorms folded into its convolutions (`folding`), in
+            channels_last: embeddings differ by float rounding, and passes are two to three times faster. True by
+            default, and without effect where there is no BatchNorm. Not saved.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        preprocessing: Preprocessing,
+        *,
+        mlp_hidden: int | None = None,
+        resize: Resize = "published",
+        name: str = "custom",
+        revision: str | None = None,
+        domain: str | None = None,
+    ) -> None:
+        """Build with random weights, or with none under `with torch.device("meta")`."""
+        super().__init__()
+        if preprocessing.crop != architecture.image_size:
+            raise ValueError(
+                f"preprocessing.crop must be the architecture's image_size ({architecture.image_size}), "
+                f"got {preprocessing.crop}."
+            )
+        if resize not in RESIZES:
+            raise ValueError(f'resize must be "published", "squash" or None, got {resize!r}.')
+        if mlp_hidden is not None and (type(mlp_hidden) is not int or mlp_hidden < 1):
+            raise ValueError(f"mlp_hidden must be a positive integer or None, got {mlp_hidden!r}.")
+        self.architecture = architecture
+        self.preprocessing = preprocessing
+        self.mlp_hidden = mlp_hidden
+        self.resize: Resize = resize
+        self.name = name
+        self.revision = revision
+        self.domain = domain
+        # As many pixels as eight images of 224x224, but no more than 64 images: small ones pay for every call.
+        self.chunk_size: int | None = max(8, min(64, 8 * 224**2 // architecture.image_size**2))
+        self.channels_last = False
+        self.folding = True
+        self._folded: FoldedTower | Literal[False] | None = None  # not known yet; False where there is none
+        self.tower: Tower = build_tower(architecture)
+        self.embedding_dim = self.tower.embedding_dim
+        self.image_size = architecture.image_size
+        self.head = None if mlp_hidden is None else ResidualMLP(self.embedding_dim, mlp_hidden)
+        device = torch.empty(0).device
+        self._place_constants(torch.device("cpu") if device.type == "meta" else device)
+
+    @classmethod
+    def from_weights(
+        cls,
+        state: Mapping[str, Tensor],
+        architecture: Architecture,
+        preprocessing: Preprocessing,
+        *,
+        mlp_hidden: int | None = None,
+        resize: Resize = "published",
+        name: str = "custom",
+        revision: str | None = None,
+        domain: str | None = None,
+    ) -> Encoder:
+        """Build around existing tensors: they become the parameters and are not copied.
+
+        A library's tower comes in eval mode; for a native one, which has neither BatchNorm nor dropout, it is the same.
+
+        Args:
+            state: Our layout (see `layouts`). Half precision, as stored to save space, is widened to
+                float32.
+            architecture: As for the constructor.
+            preprocessing: As for the constructor.
+            mlp_hidden: As for the constructor.
+            resize: As for the constructor.
+            name: As for the constructor.
+            revision: As for the constructor.
+            domain: As for the constructor.
+
+        Raises:
+            CheckpointError: Names the missing and unexpected keys, or the key whose shape is wrong.
+        """
+        from rclip_metric.encoder import state_dicts
+
+        state_dicts.check(state, architecture, mlp_hidden)
+        with without_weights(architecture):
+            encoder = cls(
+                architecture,
+                preprocessing,
+                mlp_hidden=mlp_hidden,
+                resize=resize,
+                name=name,
+                revision=revision,
+                domain=domain,
+            )
+        try:
+            floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+            encoder.load_state_dict(floats, strict=True, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"The weights of {name} do not fit its architecture: {error}") from error
+        encoder._place_constants(next(encoder.parameters()).device)
+        if isinstance(architecture, LIBRARY_KINDS):
+            # What is not in the state dict was made on the CPU. A BatchNorm that trains mixes the images of a batch.
+            encoder.to(next(encoder.parameters()).device).eval()
+        return encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Resizing and normalisation are float32; the tower and the head run in the dtype of the weights.
+
+        Args:
+            images: (N, 3, H, W) floats in [0, 1] on the encoder's device; the range is not checked here.
+
+        Returns:
+            (N, D) float32, not normalised.
+
+        Raises:
+            ValueError: When resize is None and the images have another size than the encoder's.
+        """
+        size = self.chunk_size
+        if size is None or torch.compiler.is_compiling() or images.device.type != "cpu" or len(images) <= size:
+            return self._embed(images)
+        if torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return self._embed(images)
+        # Even chunks: nine images go as 5 + 4, since a last chunk of one would be slow.
+        return torch.cat([self._embed(chunk) for chunk in images.chunk(math.ceil(len(images) / size))])
+
+    def _embed(self, images: Tensor) -> Tensor:
+        pixels = resize_images(images.float(), self.preprocessing, self.resize)  # (N, 3, S, S)
+        pixels = ((pixels - self.mean) / self.std).to(self._dtype())
+        if self.channels_last or (pixels.dtype in _HALVES and isinstance(self.architecture, ConvNeXtArchitecture)):
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        folded = self._folded_tower()
+        embedding = folded.embed(self.tower, pixels) if folded else self.tower(pixels)  # (N, D)
+        if self.head is not None:
+            embedding = self.head(embedding)
+        return embedding.float()
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether the tower's weights are mostly those of convolutions, or a ConvNeXt's: faster in channels_last."""
+        if isinstance(self.architecture, ConvNeXtArchitecture):
+            return True
+        total = sum(parameter.numel() for parameter in self.tower.parameters())
+        convolutions = (module for module in self.tower.modules() if isinstance(module, nn.Conv2d))
+        return 2 * sum(module.weight.numel() for module in convolutions) > total
+
+    def _folded_tower(self) -> FoldedTower | None:
+        """The tower that stands in for the own one, where BatchNorms can be folded and nobody is in the way."""
+        if not self.folding or self._folded is False or self.tower.training or torch.compiler.is_compiling():
+            return None
+        # Activations that are computed again would meet other weights than the first time.
+        if self.checkpointing and any(parameter.requires_grad for parameter in self.tower.parameters()):
+            return None
+        if self._folded is None:
+            from rclip_metric.encoder.folding import folded
+
+            self.__dict__["_folded"] = folded(self.tower, self.image_size) or False
+        return self._folded or None
+
+    def forget_folding(self) -> None:
+        """Fold anew at the next pass, after weights changed in a way that autograd does not count (`.data`)."""
+        if self._folded:
+            self._folded.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle carries: a folded tower is made again."""
+        return {**self.__dict__, "_folded": None}
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the tower's blocks keep no activations for the backward pass, but compute them again.
+
+        Outputs and gradients are the same; memory falls and time rises (about half the memory for 1.5 times the time).
+        Nothing changes while gradients are disabled. False by default, not saved. A BatchNorm in train mode would
+        count each batch twice.
+
+        Raises:
+            ValueError: On setting it to True for a library's tower that cannot do so.
+        """
+        return self.tower.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, enable: bool) -> None:
+        self.tower.checkpointing = enable
+        self.__dict__["_folded"] = None
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """Prepare one image as published numbers were: by Pillow, to (3, S, S) float32 in [0, 1].
+
+        Args:
+            image: A path, bytes, a Pillow image or an array; see `images.open_image`.
+
+        Returns:
+            What `forward` takes unchanged, as its size is the encoder's. It differs from giving `forward`
+            the full image by rounding to grey levels, at most 1.2/255 (see `preprocessing`).
+        """
+        from rclip_metric.images.reading import open_image
+
+        return preprocess_pil(open_image(image), self.preprocessing, self.resize)
+
+    def extra_repr(self) -> str:
+        """Name, revision and preprocessing: without them a score is not a result."""
+        p = self.preprocessing
+        how = f"squash {p.crop}" if p.mode == "squash" else f"resize {p.resize}, crop {p.crop}"
+        knows = "" if self.domain is None else f", knows='{self.domain} only'"
+        return f"{self.name!r}, revision={self.revision!r}{knows}, preprocessing={how!r}, resize={self.resize!r}"
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.tower.parameters()).dtype
+
+    def _place_constants(self, device: torch.device) -> None:
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.preprocessing, name), dtype=torch.float32, device=device)
+            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
+        """Move or cast: mean and std follow to the device, and stay float32."""
+        super()._apply(fn, recurse)
+        self._place_constants(self.mean.device)
+        self.__dict__["_folded"] = None
+        return self
+
+
+class ResidualMLP(nn.Module):
+    """The head that the NIGHTS fine-tuning trains: e + fc2(relu(fc1(e)))."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        """Build for embeddings of size `dim`."""
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (N, dim) to (N, dim)."""
+        return embedding + self.fc2(F.relu(self.fc1(embedding)))

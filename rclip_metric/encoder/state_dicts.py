@@ -1,0 +1,459 @@
+"""Published checkpoint layouts -> our state dicts.
+
+Our layout is the one of `Encoder.state_dict()`: `tower.trunk.*` with timm's own key names,
+`tower.projection.weight`, and `head.{fc1,fc2}.{weight,bias}` where the encoder has an MLP head. Conversion is
+strict both ways and works from what the architecture needs: every tensor of ours has its source in the
+published layout, and every published tensor is used, or known by name to belong to a part that is not read.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from rclip_metric.encoder.architectures import (
+    LIBRARY_KINDS,
+    Architecture,
+    ConvNeXtArchitecture,
+    TimmArchitecture,
+    ViTArchitecture,
+    embedding_dim,
+)
+from rclip_metric.encoder.library_towers import expected_tensors
+from rclip_metric.errors import CheckpointError
+
+_Shape = tuple[int, ...]
+_Transform = Callable[[list[Tensor], _Shape], Tensor]
+
+_HEAD = ("head.fc1.weight", "head.fc1.bias", "head.fc2.weight", "head.fc2.bias")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one published kind of checkpoint names its tensors.
+
+    Attributes:
+        summary: What the checkpoint is, for messages and tables.
+        signature: Some key contains a match of this pattern in this layout, and in no other listed after it; None
+            where keys do not tell.
+        ignored: Keys that match belong to parts that this package does not read (text tower, pooler, classifier).
+        source: From our key (without `tower.`) and the architecture to the published keys and how to make our tensor
+            from them; None where the layout has no such tensor.
+    """
+
+    summary: str
+    signature: re.Pattern[str] | None
+    ignored: re.Pattern[str] | None
+    source: Callable[[str, Architecture], tuple[tuple[str, ...], _Transform] | None]
+
+
+def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
+    """Return the keys of an encoder's state dict and the shapes of their tensors."""
+    if isinstance(architecture, ViTArchitecture):
+        shapes = _vit_shapes(architecture)
+    elif isinstance(architecture, ConvNeXtArchitecture):
+        shapes = _convnext_shapes(architecture)
+    else:
+        shapes = {key: expected.shape for key, expected in expected_tensors(architecture).items()}
+    if mlp_hidden is not None:
+        dim = embedding_dim(architecture)
+        head = ((mlp_hidden, dim), (mlp_hidden,), (dim, mlp_hidden), (dim,))
+        shapes.update(zip(_HEAD, head, strict=True))
+    return shapes
+
+
+def detect(keys: Iterable[str]) -> str:
+    """Return the name of the layout that the keys follow; CheckpointError when it is none of ours."""
+    keys = list(keys)
+    signatures = {name: layout.signature for name, layout in LAYOUTS.items() if layout.signature is not None}
+    for name, signature in signatures.items():
+        if any(signature.search(key) for key in keys):
+            return name
+    shown = ", ".join(sorted(keys)[:3]) or "none at all"
+    raise CheckpointError(
+        f"The checkpoint follows none of the layouts {', '.join(signatures)}; its first keys: {shown}."
+    )
+
+
+def vision_keys(layout: str, key: str) -> bool:
+    """Tell whether a tensor has to be read from the file: everything that is not known to be left out.
+
+    What is neither known nor left out is read as well, so that `convert` can name it as unexpected.
+    """
+    ignored = _layout(layout).ignored
+    return ignored is None or ignored.fullmatch(key) is None
+
+
+def convert(
+    state: Mapping[str, Tensor], layout: str, architecture: Architecture, mlp_hidden: int | None = None
+) -> dict[str, Tensor]:
+    """Rename, and where needed reshape, a published checkpoint's tensors into an encoder's state dict.
+
+    Tensors are passed on as they are or as views, so that mapped files stay mapped; only q, k, v that are
+    stored apart, OpenCLIP's transposed ViT projection, and resampled position embeddings are written anew.
+
+    Args:
+        state: The checkpoint; tensors that `vision_keys` leaves out may be there and are not looked at.
+        layout: A name in `LAYOUTS`.
+        architecture: What the checkpoint must hold.
+        mlp_hidden: Hidden size of the MLP head, whose keys are the same in every layout; None for no head.
+
+    Raises:
+        CheckpointError: Names the keys that are missing or unexpected, or the key whose shape is wrong.
+    """
+    source = _layout(layout).source
+    result: dict[str, Tensor] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    integers = _integers(architecture)
+    for key, shape in expected_shapes(architecture, mlp_hidden).items():
+        found = ((key,), _as_is) if key in _HEAD else source(key.removeprefix("tower."), architecture)
+        if found is None:
+            raise CheckpointError(f"A checkpoint in the layout {layout} cannot hold the tensor {key}.")
+        names, transform = found
+        used.update(names)
+        if absent := [name for name in names if name not in state]:
+            missing += absent
+            continue
+        result[key] = _transformed([state[name] for name in names], names, transform, shape, integers.get(key))
+    unexpected = [key for key in state if key not in used and vision_keys(layout, key)]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"The checkpoint does not fit {_describe(architecture)} in the layout {layout}: "
+            f"{key_report(missing, unexpected)}."
+        )
+    return result
+
+
+def check(state: Mapping[str, Tensor], architecture: Architecture, mlp_hidden: int | None = None) -> None:
+    """Raise CheckpointError unless `state`, in our layout, has exactly the encoder's keys and shapes."""
+    convert(state, "rclip-metric", architecture, mlp_hidden)
+
+
+def key_report(missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    """Say which keys are missing and unexpected, the first few of each by name."""
+    parts = []
+    for word, keys in (("missing", list(missing)), ("unexpected", list(unexpected))):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            parts.append(f"{word} {', '.join(keys[:5])}{more}")
+    return "; ".join(parts)
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}.")
+    return LAYOUTS[name]
+
+
+def _describe(architecture: Architecture) -> str:
+    if isinstance(architecture, ViTArchitecture):
+        return f"a ViT/{architecture.patch_size} of width {architecture.width} and depth {architecture.depth}"
+    if not isinstance(architecture, ConvNeXtArchitecture):
+        return f"the {architecture.kind} tower {architecture.model}"
+    return f"a ConvNeXt of widths {architecture.widths} and depths {architecture.depths}"
+
+
+def _integers(architecture: Architecture) -> dict[str, torch.dtype]:
+    """The tensors that are not floating point: in a library's tower, the counters of a BatchNorm and the like."""
+    if not isinstance(architecture, LIBRARY_KINDS):
+        return {}
+    tensors = expected_tensors(architecture).items()
+    return {key: expected.dtype for key, expected in tensors if not expected.dtype.is_floating_point}
+
+
+def _transformed(
+    tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape, integer: torch.dtype | None
+) -> Tensor:
+    label = ", ".join(names)
+    try:
+        tensor = transform(tensors, shape)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"The shape of {label} is {_shapes(tensors)}, which cannot give {shape}.") from error
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"The shape of {label} is {_shapes(tensors)}, which gives {tuple(tensor.shape)}, expected {shape}."
+        )
+    if integer is not None and tensor.dtype != integer:
+        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected {integer}.")
+    if integer is None and not tensor.is_floating_point():
+        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected floating point.")
+    return tensor
+
+
+def _shapes(tensors: list[Tensor]) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+
+
+# What our tensors are made of: functions of the published tensors and of our shape.
+
+
+def _as_is(tensors: list[Tensor], shape: _Shape) -> Tensor:
+    return tensors[0]
+
+
+def _viewed(tensors: list[Tensor], shape: _Shape) -> Tensor:
+    return tensors[0].view(shape)
+
+
+def _transposed(tensors: list[Tensor], shape: _Shape) -> Tensor:
+    return tensors[0].t().contiguous()
+
+
+def _concatenated(tensors: list[Tensor], shape: _Shape) -> Tensor:
+    return torch.cat(tensors)
+
+
+def _resampled(tensors: list[Tensor], shape: _Shape) -> Tensor:
+    """Bring position embeddings (1, 1 + G*G, width) to another grid as timm does: DINOv2's 37 to 16."""
+    (embedding,) = tensors
+    if embedding.shape == shape or embedding.dim() != 3 or embedding.shape[::2] != shape[::2]:
+        return embedding
+    old, new = (round((length - 1) ** 0.5) for length in (embedding.shape[1], shape[1]))
+    if old * old + 1 != embedding.shape[1]:
+        return embedding
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(embedding, new_size=[new, new], old_size=[old, old], num_prefix_tokens=1)
+
+
+# Sources, one function per layout. Keys come without "tower.".
+
+_Source = tuple[tuple[str, ...], _Transform] | None
+
+
+def _ours(key: str, architecture: Architecture) -> _Source:
+    return (f"tower.{key}",), _as_is
+
+
+def _timm_vit(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind != "vit" or not key.startswith("trunk."):
+        return None
+    name = key.removeprefix("trunk.")
+    return (name,), _resampled if name == "pos_embed" else _as_is
+
+
+def _timm(key: str, architecture: Architecture) -> _Source:
+    return ((key.removeprefix("trunk."),), _as_is) if key.startswith("trunk.") else None
+
+
+_OPEN_CLIP_VIT = {
+    "trunk.cls_token": ("class_embedding", _viewed),
+    "trunk.pos_embed": ("positional_embedding", _viewed),
+    "trunk.patch_embed.proj.weight": ("conv1.weight", _as_is),
+    "projection.weight": ("proj", _transposed),
+}
+_OPEN_CLIP_MODULES = {
+    "norm_pre": "ln_pre",
+    "norm": "ln_post",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "attn.qkv": "attn.in_proj_",  # nn.MultiheadAttention: in_proj_weight, in_proj_bias
+    "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def _open_clip_visual(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind == "open_clip":
+        return (key.removeprefix("trunk."),), _as_is
+    if architecture.kind == "convnext":
+        return ("head.proj.weight" if key == "projection.weight" else key,), _as_is
+    if key in _OPEN_CLIP_VIT:
+        name, transform = _OPEN_CLIP_VIT[key]
+        return (name,), transform
+    block, module, parameter = _split(key)
+    if module not in _OPEN_CLIP_MODULES:
+        return None
+    renamed = _OPEN_CLIP_MODULES[module]
+    prefix = "" if block is None else f"transformer.resblocks.{block}."
+    return (f"{prefix}{renamed}{'' if renamed.endswith('_') else '.'}{parameter}",), _as_is
+
+
+def _open_clip(key: str, architecture: Architecture) -> _Source:
+    found = _open_clip_visual(key, architecture)
+    return found and (tuple(f"visual.{name}" for name in found[0]), found[1])
+
+
+_TRANSFORMERS_VIT = {
+    "trunk.cls_token": "embeddings.cls_token",
+    "trunk.pos_embed": "embeddings.position_embeddings",
+    "trunk.patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "trunk.patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "trunk.norm.weight": "layernorm.weight",
+    "trunk.norm.bias": "layernorm.bias",
+}
+_TRANSFORMERS_MODULES = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+def _transformers_vit(key: str, architecture: Architecture) -> _Source:
+    if architecture.kind != "vit":
+        return None
+    if key in _TRANSFORMERS_VIT:
+        return (_TRANSFORMERS_VIT[key],), _as_is
+    block, module, parameter = _split(key)
+    prefix = f"encoder.layer.{block}"
+    if module == "attn.qkv":
+        names = (f"{prefix}.attention.attention.{part}.{parameter}" for part in ("query", "key", "value"))
+        return tuple(names), _concatenated
+    if block is None or module not in _TRANSFORMERS_MODULES:
+        return None
+    return (f"{prefix}.{_TRANSFORMERS_MODULES[module]}.{parameter}",), _as_is
+
+
+# Convolutions and BatchNorms of timm's blocks; the first stage's do not expand.
+_LITE_EXPANDED = {
+    **{"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"},
+    **{"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"},
+}
+_LITE_SEPARABLE = {"conv_dw": "_depthwise_conv", "conv_pw": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+_LITE_ENDS = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+
+
+def _efficientnet_lite(key: str, architecture: Architecture) -> _Source:
+    # timm's efficientnet_lite has the same tensors, and pads and norms in another way.
+    if not isinstance(architecture, TimmArchitecture) or not architecture.model.startswith("tf_efficientnet_lite"):
+        raise CheckpointError(
+            f"The layout efficientnet-lite holds the weights of timm's tf_efficientnet_lite models, not of "
+            f"{_describe(architecture)}."
+        )
+    match = re.fullmatch(r"trunk\.(?:blocks\.(\d+)\.(\d+)\.)?(\w+)\.(\w+)", key)
+    if match is None:
+        return None
+    stage, place, module, parameter = match.groups()
+    if stage is None:
+        return ((f"{_LITE_ENDS[module]}.{parameter}",), _as_is) if module in _LITE_ENDS else None
+    blocks = _blocks(architecture)
+    names = _LITE_EXPANDED if "conv_pwl" in blocks[int(stage), int(place)] else _LITE_SEPARABLE
+    if module not in names:
+        return None
+    return (f"_blocks.{list(blocks).index((int(stage), int(place)))}.{names[module]}.{parameter}",), _as_is
+
+
+@functools.cache
+def _blocks(architecture: TimmArchitecture) -> dict[tuple[int, int], set[str]]:
+    """The modules in each block of a timm model that numbers them by stage and place, in the order of computation."""
+    blocks: dict[tuple[int, int], set[str]] = {}
+    for key in expected_tensors(architecture):
+        if match := re.match(r"tower\.trunk\.blocks\.(\d+)\.(\d+)\.(\w+)\.", key):
+            blocks.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
+    return dict(sorted(blocks.items()))
+
+
+def _split(key: str) -> tuple[str | None, str, str]:
+    """Split "trunk.blocks.3.attn.qkv.weight" into ("3", "attn.qkv", "weight"); no block gives None."""
+    match = re.fullmatch(r"trunk\.(?:blocks\.(\d+)\.)?(.+)\.(\w+)", key)
+    return (match[1], match[2], match[3]) if match else (None, key, "")
+
+
+# The order is the order in which `detect` tries them.
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        "rclip-metric": Layout("our own: Encoder.state_dict()", re.compile(r"^tower\.trunk\."), None, _ours),
+        "open-clip": Layout(
+            "OpenCLIP's whole CLIP; the text tower is not read",
+            re.compile(r"^visual\."),
+            re.compile(
+                r"transformer\.resblocks\.\d+\..+|token_embedding\.weight|positional_embedding|ln_final\.(weight|bias)"
+                r"|text_projection|logit_scale|logit_bias|attn_mask|text\..+|input_resolution|context_length|vocab_size"
+            ),
+            _open_clip,
+        ),
+        "open-clip-visual": Layout(
+            "OpenCLIP's visual tower alone",
+            re.compile(r"^(class_embedding$|trunk\.stem\.)"),
+            None,
+            _open_clip_visual,
+        ),
+        "transformers-vit": Layout(
+            "transformers' ViTModel; the pooler is not read",
+            re.compile(r"^embeddings\.cls_token$"),
+            re.compile(r"pooler\.dense\.(weight|bias)"),
+            _transformers_vit,
+        ),
+        "timm-vit": Layout(
+            "timm's VisionTransformer without a classifier",
+            re.compile(r"^(cls_token|blocks\.0\.attn\.qkv\.weight)$"),
+            re.compile(r"mask_token"),  # DINOv2's training objective
+            _timm_vit,
+        ),
+        "efficientnet-lite": Layout(
+            "EfficientNet-Lite as ported from TensorFlow; the classifier is not read",
+            re.compile(r"^_conv_stem\.weight$"),
+            re.compile(r"_fc\.(weight|bias)"),
+            _efficientnet_lite,
+        ),
+        "timm": Layout("any model of timm without its classifier", None, None, _timm),
+    }
+)
+
+
+def _vit_shapes(architecture: ViTArchitecture) -> dict[str, _Shape]:
+    width, patch = architecture.width, architecture.patch_size
+    hidden = int(width * architecture.mlp_ratio)
+    tokens = 1 + (architecture.image_size // patch) ** 2
+    shapes: dict[str, _Shape] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, tokens, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+    }
+    if architecture.patch_bias:
+        shapes["patch_embed.proj.bias"] = (width,)
+    if architecture.pre_norm:
+        shapes |= _affine("norm_pre", width)
+    for index in range(architecture.depth):
+        block = f"blocks.{index}"
+        shapes |= _affine(f"{block}.norm1", width) | _linear(f"{block}.attn.qkv", 3 * width, width)
+        shapes |= _linear(f"{block}.attn.proj", width, width) | _affine(f"{block}.norm2", width)
+        shapes |= _linear(f"{block}.mlp.fc1", hidden, width) | _linear(f"{block}.mlp.fc2", width, hidden)
+        if architecture.layer_scale:
+            shapes |= {f"{block}.ls1.gamma": (width,), f"{block}.ls2.gamma": (width,)}
+    shapes |= _affine("norm", width)
+    return _in_tower(shapes, architecture.projection, width)
+
+
+def _convnext_shapes(architecture: ConvNeXtArchitecture) -> dict[str, _Shape]:
+    widths = architecture.widths
+    shapes = {"stem.0.weight": (widths[0], 3, 4, 4), "stem.0.bias": (widths[0],)} | _affine("stem.1", widths[0])
+    before = widths[0]
+    for stage, (depth, width) in enumerate(zip(architecture.depths, widths, strict=True)):
+        if stage > 0 or before != width:
+            name = f"stages.{stage}.downsample"
+            shapes |= _affine(f"{name}.0", before)
+            shapes |= {f"{name}.1.weight": (width, before, 2, 2), f"{name}.1.bias": (width,)}
+        for index in range(depth):
+            block = f"stages.{stage}.blocks.{index}"
+            shapes |= {f"{block}.gamma": (width,), f"{block}.conv_dw.weight": (width, 1, 7, 7)}
+            shapes |= {f"{block}.conv_dw.bias": (width,)} | _affine(f"{block}.norm", width)
+            shapes |= _linear(f"{block}.mlp.fc1", 4 * width, width) | _linear(f"{block}.mlp.fc2", width, 4 * width)
+        before = width
+    shapes |= _affine("head.norm", before)
+    return _in_tower(shapes, architecture.projection, before)
+
+
+def _in_tower(trunk: dict[str, _Shape], projection: int | None, width: int) -> dict[str, _Shape]:
+    shapes = {f"tower.trunk.{key}": shape for key, shape in trunk.items()}
+    if projection is not None:
+        shapes["tower.projection.weight"] = (projection, width)
+    return shapes
+
+
+def _affine(name: str, width: int) -> dict[str, _Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, out: int, inside: int) -> dict[str, _Shape]:
+    return {f"{name}.weight": (out, inside), f"{name}.bias": (out,)}

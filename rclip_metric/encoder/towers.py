@@ -1,0 +1,245 @@
+"""Vision towers: the modules that compute an architecture, built from timm's parts.
+
+Every native ViT is timm's `VisionTransformer`, whatever library trained it. Its attention is F.linear and
+scaled_dot_product_attention; nn.MultiheadAttention, on which OpenCLIP's own ViT is built, takes a path that
+is 15 times slower on a CPU with AMX when its weights are frozen bfloat16, and ours always are frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from rclip_metric.encoder.architectures import (
+    LIBRARY_KINDS,
+    NAMED,
+    Architecture,
+    ConvNeXtArchitecture,
+    OpenClipArchitecture,
+    TimmArchitecture,
+    ViTArchitecture,
+    architecture_from_dict,
+    architecture_to_dict,
+    embedding_dim,
+)
+from rclip_metric.encoder.library_towers import LibraryTower, linear_projection
+from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_vision_architecture
+
+__all__ = [
+    "NAMED",
+    "Architecture",
+    "ConvNeXtArchitecture",
+    "ConvNeXtTower",
+    "LibraryTower",
+    "OpenClipArchitecture",
+    "TimmArchitecture",
+    "Tower",
+    "ViTArchitecture",
+    "ViTTower",
+    "architecture_from_dict",
+    "architecture_to_dict",
+    "build_tower",
+    "embedding_dim",
+    "import_timm",
+    "open_clip_architecture",
+    "open_clip_vision_architecture",
+    "without_weights",
+]
+
+
+def import_timm() -> None:
+    """Import the modules that `build_tower` takes, while no default device is set.
+
+    Importing timm computes tensors (in torchvision and torch.compile), which fails under `torch.device("meta")`.
+    """
+    import timm.layers
+    import timm.models.convnext
+    import timm.models.vision_transformer  # noqa: F401
+
+
+def build_tower(architecture: Architecture) -> Tower:
+    """Build the module: normalised pixels (N, 3, S, S) -> unnormalised embeddings (N, D).
+
+    Weights are random; under `with torch.device("meta")` there are none, and nothing is spent on drawing
+    them.
+
+    Raises:
+        UnknownModelError: The library has no such model.
+        ValueError: The library's model is not what the architecture says.
+    """
+    if isinstance(architecture, LIBRARY_KINDS):
+        return LibraryTower(architecture)
+    skip = torch.empty(0).is_meta
+    with _SkipMetaInitialisation() if skip else contextlib.nullcontext():
+        if isinstance(architecture, ViTArchitecture):
+            return ViTTower(architecture)
+        return ConvNeXtTower(architecture)
+
+
+@contextlib.contextmanager
+def without_weights(architecture: Architecture) -> Iterator[None]:
+    """Spare `build_tower` the random weights, since all that is in the state dict is about to be replaced.
+
+    A native tower is built on the meta device. A library's may have tensors besides, computed when it is built (the
+    tables of relative positions of a Swin): it is built on the CPU, random weights and all, and the caller's random
+    numbers stay as they were.
+    """
+    if not isinstance(architecture, LIBRARY_KINDS):
+        import_timm()
+        with torch.device("meta"):
+            yield
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
+
+
+class ViTTower(nn.Module):
+    """timm's ViT (`trunk`) and a linear map without bias (`projection`; None if there is none).
+
+    The last block computes only the class token, the one token that is read: 7 % less work for a ViT-B/16.
+
+    Attributes:
+        checkpointing: See `Encoder.checkpointing`.
+    """
+
+    checkpointing: bool = False
+
+    def __init__(self, architecture: ViTArchitecture) -> None:
+        """Build with random weights."""
+        super().__init__()
+        from timm.layers import get_act_layer
+        from timm.models.vision_transformer import VisionTransformer
+
+        self.embedding_dim = embedding_dim(architecture)
+        width = architecture.width
+        self.trunk = VisionTransformer(
+            img_size=architecture.image_size,
+            patch_size=architecture.patch_size,
+            num_classes=0,
+            embed_dim=width,
+            depth=architecture.depth,
+            num_heads=architecture.heads,
+            mlp_ratio=architecture.mlp_ratio,
+            init_values=1e-5 if architecture.layer_scale else None,
+            pre_norm=architecture.pre_norm,
+            norm_layer=partial(nn.LayerNorm, eps=architecture.norm_eps),
+            act_layer=get_act_layer(architecture.activation),
+        )
+        if architecture.patch_bias is architecture.pre_norm:  # timm ties the bias to the lack of a pre-norm
+            patch = architecture.patch_size
+            self.trunk.patch_embed.proj = nn.Conv2d(3, width, patch, stride=patch, bias=architecture.patch_bias)
+        self.projection = linear_projection(width, architecture.projection)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels (N, 3, S, S), S = image_size, as (N, D)."""
+        trunk: Any = self.trunk  # timm's types make room for towers without class token or position embedding
+        patches = trunk.patch_embed(pixels)  # (N, T, width)
+        tokens = torch.cat([trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)  # (N, 1 + T, width)
+        tokens = trunk.norm_pre(tokens + trunk.pos_embed)
+        *blocks, last = trunk.blocks
+        for block in blocks:
+            tokens = _run(self, block, tokens)
+        embedding = trunk.norm(_run(self, partial(_class_token, last), tokens))  # (N, width)
+        return embedding if self.projection is None else self.projection(embedding)
+
+
+class ConvNeXtTower(nn.Module):
+    """timm's ConvNeXt (`trunk`) and a linear map without bias (`projection`; None if there is none).
+
+    Attributes:
+        checkpointing: See `Encoder.checkpointing`.
+    """
+
+    checkpointing: bool = False
+
+    def __init__(self, architecture: ConvNeXtArchitecture) -> None:
+        """Build with random weights."""
+        super().__init__()
+        from timm.models.convnext import ConvNeXt
+
+        self.embedding_dim = embedding_dim(architecture)
+        self.trunk = ConvNeXt(
+            num_classes=0,
+            depths=architecture.depths,
+            dims=architecture.widths,
+            norm_eps=architecture.norm_eps,
+        )
+        self.projection = linear_projection(architecture.widths[-1], architecture.projection)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels (N, 3, S, S), S >= 32, as (N, D)."""
+        trunk: Any = self.trunk
+        features = trunk.stem(pixels)
+        for stage in trunk.stages:
+            features = stage.downsample(features)
+            for block in stage.blocks:
+                features = _run(self, block, features)
+        embedding = trunk.forward_head(trunk.norm_pre(features))  # (N, widths[-1])
+        return embedding if self.projection is None else self.projection(embedding)
+
+
+Tower = ViTTower | ConvNeXtTower | LibraryTower
+
+
+def _run(tower: ViTTower | ConvNeXtTower, block: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Run a block; with checkpointing its activations are computed again in the backward pass instead of kept."""
+    if not (tower.checkpointing and torch.is_grad_enabled()):
+        return block(features)
+    # The dropout of an adapter must draw the same numbers again; a tower alone draws none.
+    output: Tensor = checkpoint(block, features, use_reentrant=False, preserve_rng_state=tower.training)
+    return output
+
+
+class _SkipMetaInitialisation(TorchFunctionMode):
+    """Leave out random initialisation on the meta device.
+
+    There it writes nothing, yet each call runs through Python reference kernels: 0.25 s for a ConvNeXt-B.
+    """
+
+    _NAMES = frozenset(
+        [
+            *("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_", "zeros_", "ones_", "constant_"),  # nn.init
+            *("erfinv_", "mul_", "div_", "add_", "clamp_", "zero_", "fill_"),  # tensor methods
+        ]
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in self._NAMES:
+            target = args[0] if args else kwargs["tensor"]  # torch.nn.init passes it by name
+            if target.is_meta:
+                return target
+        if func is torch.linspace:  # timm before 1.0.20 reads its rates of stochastic depth back from a tensor
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def _class_token(block: Any, tokens: Tensor) -> Tensor:
+    """Run a timm block for the first token alone: (N, T, width) -> (N, width)."""
+    attention = block.attn
+    normed = block.norm1(tokens)
+    count, _, width = tokens.shape
+    heads = attention.num_heads
+    if type(attention.qkv) is nn.Linear:
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        query = F.linear(normed[:, :1], weight[:width], bias[:width])  # (N, 1, width)
+        key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)  # (N, T, width) each
+    else:  # an adapter in its place
+        query, key, value = attention.qkv(normed).chunk(3, dim=-1)
+        query = query[:, :1]
+    query, key, value = (
+        t.reshape(count, t.shape[1], heads, width // heads).transpose(1, 2) for t in (query, key, value)
+    )  # (N, heads, 1 or T, width / heads)
+    attended = F.scaled_dot_product_attention(query, key, value)  # (N, heads, 1, width / heads)
+    token = tokens[:, 0] + block.ls1(attention.proj(attended.reshape(count, width)))
+    return token + block.ls2(block.mlp(block.norm2(token)))

@@ -1,0 +1,46 @@
+"""From files, Pillow images and arrays to tensors in [0, 1], and what a model does to them before it looks."""
+
+from typing import TYPE_CHECKING
+
+from rclip_metric.errors import ImageError
+from rclip_metric.images.preprocessing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RESIZES,
+    Preprocessing,
+    Resize,
+    preprocess_pil,
+    resize_images,
+)
+from rclip_metric.images.reading import (
+    SUFFIXES,
+    as_batch,
+    list_images,
+    load_image,
+    open_image,
+    states_exposure,
+)
+
+if TYPE_CHECKING:
+    from rclip_metric.images.reading import ImageSource as ImageSource
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "RESIZES",
+    "SUFFIXES",
+    "ImageError",
+    "Preprocessing",
+    "Resize",
+    "as_batch",
+    "list_images",
+    "load_image",
+    "open_image",
+    "preprocess_pil",
+    "resize_images",
+    "states_exposure",
+]

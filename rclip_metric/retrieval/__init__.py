@@ -1,0 +1,1 @@
+"""Embeddings of many image files, and the distances between them."""

@@ -1,0 +1,262 @@
+"""Distances between image files: every distinct image is decoded and embedded once, whatever the pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rclip_metric.errors import CheckpointError
+from rclip_metric.images.reading import list_images
+from rclip_metric.metric import RobustPerceptualDistance, distance_between
+
+# Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
+_DECODERS = min(4, os.cpu_count() or 1)
+# Differences of embeddings are made in blocks of at most this many numbers. On a CPU that is what torch does in one
+# thread and the cache holds: sharing out such small work among threads costs more than it, many times more where
+# the cores are busy. A GPU wants large pieces (64 MB).
+_CPU_BLOCK, _GPU_BLOCK = 2**15, 2**24
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The images of two folders that belong together, and the others."""
+
+    pairs: list[tuple[Path, Path]]
+    unpaired: list[Path]
+
+
+def pair_by_name(a: Path, b: Path) -> Pairing:
+    """Pair the images of two folders: the same file name, or else the same name with another suffix.
+
+    The second rule is for copies in another format (`x.png`, `x.jpg`) and holds where only one image of each
+    folder is left that could be meant.
+
+    Raises:
+        ImageError: a folder cannot be listed.
+    """
+    left = {path.name: path for path in list_images(a)}
+    right = {path.name: path for path in list_images(b)}
+    partners = {name: right[name] for name in left if name in right}
+    stems = [_by_stem(path for name, path in side.items() if name not in partners) for side in (left, right)]
+    for stem, paths in stems[0].items():
+        others = stems[1].get(stem, [])
+        if len(paths) == len(others) == 1:
+            partners[paths[0].name] = others[0]
+    taken = {path.name for path in partners.values()}
+    return Pairing(
+        pairs=[(path, partners[name]) for name, path in left.items() if name in partners],
+        unpaired=[path for name, path in left.items() if name not in partners]
+        + [path for name, path in right.items() if name not in taken],
+    )
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+class FileEmbeddings:
+    """Unit embeddings of image files, computed in batches as they are asked for.
+
+    Files are read as published numbers were made (`metric.preprocess`), by a few threads that work ahead
+    while the model computes. A file that is given twice is read once; files with the same pixels share one
+    embedding, so that their distance is exactly zero, which batches of different size would not give.
+
+    Args:
+        metric: on its device and in its dtype.
+        files: everything that will be asked for, best in the order in which it will be.
+        batch_size: images per call of the model.
+        on_skip: called with a file that cannot be read, and why.
+        on_done: called after each file.
+    """
+
+    def __init__(
+        self,
+        metric: RobustPerceptualDistance,
+        files: Iterable[Path],
+        *,
+        batch_size: int,
+        on_skip: Callable[[Path, str], None],
+        on_done: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Read and compute nothing yet."""
+        self._metric = metric
+        self._batch_size = batch_size
+        self._on_skip = on_skip
+        self._on_done = on_done
+        self._found: dict[str, Tensor | None] = {}  # by real path; (D,), or None if it cannot be read
+        self._by_pixels: dict[bytes, Tensor] = {}
+        distinct: dict[str, Path] = {}
+        for file in files:
+            distinct.setdefault(os.path.realpath(file), file)
+        self._count = len(distinct)
+        self._pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._batches = self._work(distinct)
+
+    def __len__(self) -> int:
+        """Number of distinct files."""
+        return self._count
+
+    def __getitem__(self, file: Path) -> Tensor | None:
+        """The embedding (D,) of one of the files, None if it cannot be read."""
+        key = os.path.realpath(file)
+        while key not in self._found:
+            if next(self._batches, None) is None:
+                raise KeyError(f"{file} is not among the files that were given")
+        return self._found[key]
+
+    def __enter__(self) -> FileEmbeddings:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Drop what has not been computed."""
+        self._batches.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _work(self, files: dict[str, Path]) -> Generator[bool, None, None]:
+        """Embed batch by batch, as far as it is iterated: True after each batch."""
+        waiting: list[tuple[str, bytes]] = []
+        batch: dict[bytes, Tensor] = {}
+        for key, file, decoded in self._decoded(files):
+            try:
+                digest, pixels = decoded.result()
+            except ValueError as error:  # an ImageError, or a size that resize=None does not take
+                self._found[key] = None
+                self._on_skip(file, str(error))
+            else:
+                waiting.append((key, digest))
+                if digest not in self._by_pixels:
+                    batch[digest] = pixels
+            self._on_done()
+            if len(batch) == self._batch_size:
+                self._embed(batch, waiting)
+                yield True
+        self._embed(batch, waiting)
+        yield True
+
+    def _decoded(self, files: dict[str, Path]) -> Iterator[tuple[str, Path, Future[tuple[bytes, Tensor]]]]:
+        """The files in order, with no more than two batches of pixels in memory at a time."""
+        ahead: deque[tuple[str, Path, Future[tuple[bytes, Tensor]]]] = deque()
+        for key, file in files.items():
+            ahead.append((key, file, self._pool.submit(self._read, file)))
+            if len(ahead) > 2 * self._batch_size:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+
+    def _read(self, file: Path) -> tuple[bytes, Tensor]:
+        pixels = self._metric.preprocess(file)  # (3, S, S)
+        return hashlib.blake2b(pixels.numpy().data, digest_size=16).digest(), pixels
+
+    def _embed(self, batch: dict[bytes, Tensor], waiting: list[tuple[str, bytes]]) -> None:
+        if batch:
+            with torch.inference_mode():
+                pixels = torch.stack(list(batch.values())).to(self._metric.device)
+                embeddings = self._metric.embed(pixels)  # (N, D)
+                if not embeddings.isfinite().all():
+                    raise CheckpointError(
+                        f"{self._metric.encoder.name} gives embeddings that are not finite: "
+                        "the weights are damaged, or their dtype is too small for them."
+                    )
+            self._by_pixels.update(zip(batch, embeddings, strict=True))
+        self._found.update((key, self._by_pixels[digest]) for key, digest in waiting)
+        batch.clear()
+        waiting.clear()
+
+
+def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:
+    """Distances of one unit embedding (D,) to others (N, D), from their differences, in blocks."""
+    limit = _CPU_BLOCK if others.device.type == "cpu" else _GPU_BLOCK
+    with torch.inference_mode():
+        blocks = others.split(max(1, limit // others.shape[1]))
+        return torch.cat([distance_between(one, block, squared) for block in blocks]).tolist()
+
+
+def all_pairs(embeddings: Sequence[Tensor], squared: bool) -> Iterator[tuple[int, list[float]]]:
+    """For each i, the distances of embedding i to i + 1, i + 2, ...: each pair once, one row in memory."""
+    if len(embeddings) < 2:
+        return
+    with torch.inference_mode():
+        stacked = torch.stack(list(embeddings))  # (N, D)
+    for i in range(len(stacked) - 1):
+        yield i, distances(stacked[i], stacked[i + 1 :], squared)
+
+
+class Summary:
+    """Count, mean and extremes of distances, added one by one."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.count = 0
+        self._total = 0.0
+        self._lowest: tuple[float, tuple[str, str]] | None = None
+        self._highest: tuple[float, tuple[str, str]] | None = None
+
+    def add(self, distance: float, a: str, b: str) -> None:
+        """Take one pair into account."""
+        self.count += 1
+        self._total += distance
+        if self._lowest is None or distance < self._lowest[0]:
+            self._lowest = distance, (a, b)
+        if self._highest is None or distance > self._highest[0]:
+            self._highest = distance, (a, b)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean distance, None without pairs."""
+        return self._total / self.count if self.count else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the extremes with the pair that has them, null without pairs."""
+        ends = {
+            name: end and {"distance": significant(end[0]), "a": end[1][0], "b": end[1][1]}
+            for name, end in (("lowest", self._lowest), ("highest", self._highest))
+        }
+        mean = self.mean
+        return {"pairs": self.count, "mean": None if mean is None else significant(mean), **ends}
+
+
+def significant(value: float) -> float:
+    """A float32 to the digits that it has, so that it is not written as 0.12345600128173828."""
+    return float(f"{value:.7g}")
+
+
+def identity(metric: RobustPerceptualDistance) -> dict[str, Any]:
+    """What a score means nothing without."""
+    encoder = metric.encoder
+    return {
+        "model": encoder.name,
+        "revision": encoder.revision,
+        "resize": encoder.resize,
+        "squared": metric.squared,
+    }
+
+
+def settings(metric: RobustPerceptualDistance, source: str, batch_size: int) -> dict[str, Any]:
+    """What else it takes to get the same score again."""
+    import PIL
+
+    from rclip_metric import __version__
+
+    return {
+        "rclip_metric": __version__,
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+        "source": source,
+        "preprocessing": metric.encoder.preprocessing.to_dict(),
+        "device": str(metric.device),
+        "dtype": str(next(metric.encoder.parameters()).dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+    }

@@ -1,0 +1,54 @@
+"""Weights: found, downloaded, checked, read, saved and published."""
+
+from rclip_metric.weights.digest import check_file, file_digest
+from rclip_metric.weights.hub_errors import explained
+from rclip_metric.weights.loading import (
+    Located,
+    download,
+    is_cached,
+    load_encoder,
+    locate,
+    read_pickle,
+    verify,
+)
+from rclip_metric.weights.local import find_weights
+from rclip_metric.weights.manifest import WeightFile, WeightSpec, get_spec, load_manifest, model_names
+from rclip_metric.weights.publishing import push_encoder, push_files, refresh_manifest
+from rclip_metric.weights.saving import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    SavedConfig,
+    read_json,
+    read_metadata,
+    save_encoder,
+)
+
+__all__ = [
+    "CONFIG_NAME",
+    "FORMAT",
+    "WEIGHTS_NAME",
+    "Located",
+    "SavedConfig",
+    "WeightFile",
+    "WeightSpec",
+    "check_file",
+    "download",
+    "explained",
+    "file_digest",
+    "find_weights",
+    "get_spec",
+    "is_cached",
+    "load_encoder",
+    "load_manifest",
+    "locate",
+    "model_names",
+    "push_encoder",
+    "push_files",
+    "read_json",
+    "read_metadata",
+    "read_pickle",
+    "refresh_manifest",
+    "save_encoder",
+    "verify",
+]

@@ -1,0 +1,275 @@
+"""Files on the Hugging Face Hub: downloaded through huggingface_hub, checked, and used from its cache.
+
+HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are huggingface_hub's own and mean what they mean there.
+What is in the cache at the revision asked for is used without any request.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rclip_metric.errors import DigestError, HubError, NetworkError, NotFoundError, StorageError, WeightsError
+from rclip_metric.weights.digest import check_file, remembered
+from rclip_metric.weights.hub_errors import MissingFileError, explained
+from rclip_metric.weights.manifest import WeightFile
+
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where from and how: one repository at one revision, with the caller's cache and token.
+
+    Attributes:
+        repo: Hub id "owner/repo".
+        revision: Commit (full or its first 7 or more digits), branch or tag; None for the main branch.
+        cache_dir: Cache folder, None for huggingface_hub's own.
+        token: Hub token; None for HF_TOKEN or the stored login, False for none.
+        local_files_only: Use nothing but the cache.
+        newest: Ask the Hub whether a branch has moved; without it, what is in the cache is used as it is.
+    """
+
+    repo: str
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    newest: bool = False
+
+    @property
+    def cache(self) -> Path:
+        """The cache folder."""
+        from huggingface_hub import constants
+
+        return Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+
+    @property
+    def storage(self) -> Path:
+        """This repository's folder in the cache."""
+        from huggingface_hub.file_download import repo_folder_name
+
+        return self.cache / repo_folder_name(repo_id=self.repo, repo_type="model")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision names one commit for good."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        """The repository and, where there is one, the revision."""
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file in the cache and the full commit it belongs to."""
+
+    path: Path
+    commit: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the Hub says of a file."""
+
+    commit: str
+    digest: str
+    size: int | None
+
+
+def cached_file(source: HubSource, name: str) -> HubFile | None:
+    """The file as it is in the cache, unchecked; None if it is not there. Needs no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    revisions = [source.revision or "main"]
+    if source.revision is not None and source.pinned:
+        snapshots = source.storage / "snapshots"
+        # The Hub resolves a short hash; the cache knows it only if the file was downloaded under it.
+        commits = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
+        revisions += [commit for commit in commits if commit.startswith(source.revision)]
+    for revision in revisions:
+        path = try_to_load_from_cache(source.repo, name, cache_dir=source.cache, revision=revision)
+        if isinstance(path, str):
+            return HubFile(Path(path), _commit_of(source, path), name)
+    return None
+
+
+def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
+    """The first of the files that the repository has: from the cache or downloaded, and checked.
+
+    Its digest is compared with the sha256 given or, where that is unknown, with what the Hub says (or said
+    when the file was downloaded). A file that fails is removed from the cache: the next call downloads it.
+
+    Raises:
+        NetworkError: No connection, or offline with a cold cache.
+        AccessError: 401 or 403.
+        NotFoundError: No such repository, revision or file.
+        DigestError: Corrupt or truncated.
+        StorageError: Full disk or read-only cache.
+    """
+    from huggingface_hub import constants
+
+    hits = ((cached_file(source, file.name), file) for file in files)
+    cached, file = next(((hit, file) for hit, file in hits if hit is not None), (None, files[0]))
+    offline = source.local_files_only or constants.HF_HUB_OFFLINE
+    if cached is not None and (offline or source.pinned or not source.newest):
+        return _checked(source, cached, file)
+    if offline:
+        reason = "local_files_only" if source.local_files_only else "HF_HUB_OFFLINE"
+        raise NetworkError(
+            f"{source} is not in the cache {source.cache}, and {reason} is set: download it where there is a network."
+        )
+    try:
+        return _download(source, files)
+    except NetworkError:
+        if cached is None:
+            raise
+        return _checked(source, cached, file)  # nothing answers, and what was newest last time is here
+
+
+def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:
+    """Checks a file in the cache anew, whatever is remembered of it, and returns its digest.
+
+    Raises:
+        DigestError: It has changed since it was downloaded; it was removed from the cache.
+    """
+    record = _record(source, found)
+    expected = _expected_digest(source, found, file, record)
+    record.unlink(missing_ok=True)
+    return _check(found, expected, file.size, record)
+
+
+def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
+    missing: MissingFileError | None = None
+    for file in files:
+        try:
+            published = _published(source, file.name, source.revision)
+        except MissingFileError as error:
+            missing = error
+            continue
+        return _download_one(source, file, published)
+    names = " or ".join(file.name for file in files)
+    raise NotFoundError(f"{source} has no {names} on the Hub (404).") from missing
+
+
+def _download_one(source: HubSource, file: WeightFile, published: _Published) -> HubFile:
+    from huggingface_hub import hf_hub_download
+
+    if file.sha256 is not None and len(published.digest) == 64 and published.digest != file.sha256:
+        raise DigestError(
+            f"The Hub has another {file.name} in {source} than the one that is known: its sha256 is "
+            f"{published.digest}, expected {file.sha256}."
+        )
+    try:
+        with explained(f"{file.name} of {source}", source.cache), warnings.catch_warnings():
+            _check_space(source, file.name, file.size or published.size)
+            # huggingface_hub warns of a disk that is too small, and goes on; the line above has raised for that.
+            warnings.filterwarnings("ignore", message="Not enough free disk space")
+            path = hf_hub_download(
+                source.repo,
+                file.name,
+                revision=source.revision,
+                cache_dir=source.cache,
+                token=source.token,
+                library_name="rclip-metric",
+            )
+    except WeightsError:
+        _remove_partial(source, published.digest)
+        raise
+    downloaded = HubFile(Path(path), _commit_of(source, path), file.name)
+    if downloaded.commit != published.commit:  # the branch moved in between
+        published = _published(source, file.name, downloaded.commit)
+    return _checked(source, downloaded, file, published)
+
+
+def _checked(source: HubSource, found: HubFile, file: WeightFile, published: _Published | None = None) -> HubFile:
+    record = _record(source, found)
+    if published is None:
+        _check(found, _expected_digest(source, found, file, record), file.size, record)
+    else:
+        _check(found, file.sha256 or published.digest, file.size or published.size, record)
+    return found
+
+
+def _check(found: HubFile, expected: str, size: int | None, record: Path) -> str:
+    try:
+        return check_file(found.path, expected, size, record)
+    except DigestError as error:
+        _remove(found.path)
+        record.unlink(missing_ok=True)
+        raise DigestError(f"{error} It was removed from the cache: try again to download it.") from error
+
+
+def _expected_digest(source: HubSource, found: HubFile, file: WeightFile, record: Path) -> str:
+    """The one given, what the Hub said when the file was downloaded, or what it says now."""
+    known = file.sha256 or _digest_by_the_cache(source, found) or remembered(found.path, record)
+    return known or _published(source, found.name, found.commit).digest
+
+
+def _digest_by_the_cache(source: HubSource, found: HubFile) -> str | None:
+    """The digest that the Hub stated at download, which is the name of the blob that a snapshot links to."""
+    path, blobs = found.path, os.path.normpath(source.storage / "blobs")
+    while path.is_symlink():
+        path = Path(os.path.normpath(path.parent / os.readlink(path)))
+        if str(path.parent) == blobs and _DIGEST.fullmatch(path.name):
+            return path.name
+    return None
+
+
+def _record(source: HubSource, found: HubFile) -> Path:
+    """In the repository's own folder of the cache, so that it goes when that is removed from the cache."""
+    return source.storage / "rclip-metric" / f"{found.commit}--{found.name.replace('/', '--')}.json"
+
+
+def _remove(path: Path) -> None:
+    """Unlinks a cached file with everything that its symbolic link leads to."""
+    while path.is_symlink():
+        target = path.parent / os.readlink(path)
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
+
+
+def _remove_partial(source: HubSource, digest: str) -> None:
+    """Removes what came of a file; newer versions of huggingface_hub do so themselves."""
+    from filelock import FileLock, Timeout
+
+    partial = source.storage / "blobs" / f"{digest}.incomplete"
+    if partial.exists():
+        lock = FileLock(source.cache / ".locks" / source.storage.name / f"{digest}.lock")
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):  # unless another process is writing to it
+            partial.unlink(missing_ok=True)
+
+
+def _commit_of(source: HubSource, path: str) -> str:
+    return Path(path).relative_to(source.storage / "snapshots").parts[0]
+
+
+def _published(source: HubSource, name: str, revision: str | None) -> _Published:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    with explained(f"{name} of {source}", source.cache):
+        url = hf_hub_url(source.repo, name, revision=revision)
+        metadata = get_hf_file_metadata(url, token=source.token, library_name="rclip-metric")
+    if metadata.commit_hash is None or metadata.etag is None or not _DIGEST.fullmatch(metadata.etag):
+        raise HubError(
+            f"The answer for {name} of {source} names no commit and digest, as a Hub does: check HF_ENDPOINT."
+        )
+    return _Published(metadata.commit_hash, metadata.etag, metadata.size)
+
+
+def _check_space(source: HubSource, name: str, size: int | None) -> None:
+    folder = next(folder for folder in (source.cache, *source.cache.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if size is not None and free < size:
+        raise StorageError(
+            f"{name} of {source} takes {size / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: make "
+            "room or pass another cache_dir."
+        )

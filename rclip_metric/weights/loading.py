@@ -1,0 +1,340 @@
+"""From a model's name, path or Hub id to an encoder with its weights: found, checked, mapped from disk."""
+
+import functools
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from rclip_metric.errors import CheckpointError, ManifestError, NetworkError, NotFoundError, UnknownModelError
+from rclip_metric.images.preprocessing import Resize
+from rclip_metric.weights.digest import file_digest
+from rclip_metric.weights.hub import HubFile, HubSource, cached_file, fetch, recheck
+from rclip_metric.weights.local import USUAL_NAMES, find_weights
+from rclip_metric.weights.manifest import SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.weights.packaged import PACKAGED, packaged_file, packaged_path, packaged_revision
+from rclip_metric.weights.publishing import push_encoder, refresh_manifest
+from rclip_metric.weights.saving import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    SavedConfig,
+    check_pair,
+    read_json,
+    save_encoder,
+)
+
+if TYPE_CHECKING:
+    from rclip_metric.encoder.encoder import Encoder
+
+__all__ = [
+    "Located",
+    "download",
+    "is_cached",
+    "load_encoder",
+    "locate",
+    "push_encoder",
+    "refresh_manifest",
+    "save_encoder",
+    "verify",
+]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model's weights on this machine, their digest checked.
+
+    Attributes:
+        spec: What they are.
+        path: The weights file.
+        revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
+        layout: The key layout, None if only the keys can tell.
+        resize: As it was saved; "published" for every named model.
+    """
+
+    spec: WeightSpec
+    path: Path
+    revision: str | None
+    layout: str | None
+    resize: Resize = "published"
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Located:
+    """Finds a model's weights, downloads them where necessary and checks their digest; reads no tensor.
+
+    Args:
+        model: A name in the manifest; a file or folder, in our own format or a published layout; or a Hub id
+            "owner/repo" of a model in our own format. Names come first, then paths.
+        base: The manifest entry whose architecture and preprocessing apply to a file, folder or Hub
+            repository that does not carry its own.
+        revision: Commit, branch or tag on the Hub instead of the manifest's.
+        cache_dir: Hub cache folder instead of huggingface_hub's own.
+        token: Hub token instead of HF_TOKEN or the stored login; False for none.
+        local_files_only: Use nothing but what is on this machine.
+
+    Raises:
+        UnknownModelError: No such name, path or Hub id.
+        HubError: The network or the Hub (NetworkError, AccessError, NotFoundError).
+        DigestError: The file is not the published one; it was removed from the cache.
+        StorageError: Full disk or read-only cache.
+        MissingPackageError: The weights are in a package that is not installed.
+        CheckpointError: A local path that does not say what it holds.
+    """
+    base_spec = None if base is None else get_spec(base)
+    hub = functools.partial(HubSource, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    name = os.fspath(model)
+    if isinstance(model, str) and name in model_names():
+        if base is not None:
+            raise UnknownModelError(f"{name!r} is in the manifest: leave base={base!r} out.")
+        return _locate_named(get_spec(name), revision, hub)
+    path = Path(name).expanduser()
+    if path.exists():
+        found = find_weights(path, base_spec)
+        return Located(found.spec, found.path, found.revision, found.layout, found.resize)
+    if isinstance(model, str) and _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
+        named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
+        return _locate_named(named[0], revision, hub) if named else _locate_on_hub(hub(name, revision), base_spec)
+    if len(path.parts) > 1 or path.suffix:
+        raise UnknownModelError(f"There is no file or folder {name!r}.")
+    get_spec(name)  # raises, with the closest names
+    raise UnknownModelError(f"There is no folder {name!r}; for the model of that name pass a str.")
+
+
+def load_encoder(
+    model: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    resize: Resize | Literal["default"] = "default",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> "Encoder":
+    """Builds a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
+
+    Only the vision tower is read, and its pages only when they are first used.
+
+    Args:
+        model: As for `locate`.
+        base: As for `locate`.
+        resize: "published", "squash" or None, see `Encoder`; "default" for what the model was saved with,
+            which is "published" for every named one.
+        revision: As for `locate`.
+        cache_dir: As for `locate`.
+        token: As for `locate`.
+        local_files_only: As for `locate`.
+
+    Raises:
+        WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
+    """
+    from rclip_metric.encoder.encoder import Encoder
+    from rclip_metric.encoder.state_dicts import convert
+
+    found = locate(
+        model,
+        base=base,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    spec = found.spec
+    layout, state = _read_vision_tensors(found.path, found.layout)
+    try:
+        converted = convert(state, layout, spec.architecture, spec.mlp_hidden)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}") from error
+    return Encoder.from_weights(
+        converted,
+        spec.architecture,
+        spec.preprocessing,
+        mlp_hidden=spec.mlp_hidden,
+        resize=found.resize if resize == "default" else resize,
+        name=spec.name,
+        revision=found.revision,
+        domain=spec.domain,
+    )
+
+
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Brings a model's weights into the cache, where later loads need no network; returns the file.
+
+    Raises:
+        WeightsError: As for `locate`.
+    """
+    return locate(name, revision=revision, cache_dir=cache_dir, token=token).path
+
+
+def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether a manifest entry can be loaded without a network."""
+    if spec.source in PACKAGED:
+        return packaged_path(spec) is not None
+    return spec.repo is not None and _cached(HubSource(spec.repo, spec.revision, cache_dir), spec) is not None
+
+
+def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
+    """Computes the digest of a model's file on this machine anew, whatever is remembered of it.
+
+    Returns:
+        The published digest, which the file has: sha256, or the git blob sha1 that the Hub states for a small
+            file.
+
+    Raises:
+        DigestError: It has another one; a file in the cache was removed, so that it is downloaded again.
+        NotFoundError: The model is not on this machine.
+        MissingPackageError: Nor is the package that holds it.
+    """
+    spec = get_spec(name)
+    if spec.source in PACKAGED:
+        return file_digest(packaged_file(spec))
+    source = HubSource(_repo(spec), revision or spec.revision, cache_dir)
+    found = _cached(source, spec)
+    if found is None:
+        raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
+    return recheck(source, found, _expected(spec, source, found.name))
+
+
+def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
+    if spec.source in PACKAGED:
+        return Located(spec, packaged_file(spec), packaged_revision(spec), spec.layout)
+    source = hub(_repo(spec), revision or spec.revision)
+    source = replace(source, newest=revision is not None)
+    try:
+        found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
+    except NetworkError as error:
+        raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, revision)}.") from error
+    return Located(spec, found.path, found.commit, spec.layout)
+
+
+def _offline(spec: WeightSpec, revision: str | None) -> str:
+    """What helps without a network, as the end of a sentence; nothing is done unasked."""
+    command = f"rclip-metric download {spec.name}" + (f" --revision {revision}" if revision else "")
+    text = f"`{command}` fetches it once ({_download_size(spec)})"
+    shipped = next((other.name for other in map(get_spec, model_names()) if _ships_for_photographs(other)), None)
+    if shipped is not None:
+        text += f', and model="{shipped}" (in the shell --model {shipped}) comes with the package'
+    return text
+
+
+def _download_size(spec: WeightSpec) -> str:
+    """The size of the file or, where nobody has seen it, of the part of it that is known."""
+    size = spec.candidates[0].size if spec.candidates else None
+    if size is not None:
+        return f"{size / 1e6:.0f} MB"
+    from rclip_metric.encoder.towers import build_tower, without_weights
+
+    with without_weights(spec.architecture):
+        parameters = sum(parameter.numel() for parameter in build_tower(spec.architecture).parameters())
+    return f"its size is not known here, its vision tower takes {4 * parameters / 1e6:.0f} MB in float32"
+
+
+def _ships_for_photographs(spec: WeightSpec) -> bool:
+    return spec.source == "package" and spec.domain is None and spec.training is not None and is_cached(spec)
+
+
+def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
+    """A Hub id that is no name in the manifest; a branch is asked for its newest commit."""
+    source = replace(source, newest=True)
+    if base is not None:
+        own_names = [file.name for file in base.candidates] if base.source == "hub" else []
+        found = fetch(source, [WeightFile(name) for name in dict.fromkeys((*USUAL_NAMES, *own_names))])
+        unknown: dict[str, Any] = {"reported": {}, "training": None, "domain": None}
+        spec = replace(base, name=source.repo, repo=source.repo, revision=found.commit, **unknown)
+        return Located(spec, found.path, found.commit, None)
+    try:
+        config_file = fetch(source, [WeightFile(CONFIG_NAME)])
+        config = SavedConfig.read(read_json(config_file.path), f"{CONFIG_NAME} of {source}")
+    except (ManifestError, NotFoundError) as error:
+        raise type(error)(f"{error} For a published layout, pass base= as well.") from error
+    # The weights of the very commit that the configuration is from, even if the branch moves meanwhile.
+    found = fetch(replace(source, revision=config_file.commit), [WeightFile(WEIGHTS_NAME)])
+    check_pair(config, found.path)
+    spec = replace(config.spec, source="hub", repo=source.repo, revision=found.commit)
+    return Located(spec, found.path, found.commit, FORMAT, config.resize)
+
+
+def _repo(spec: WeightSpec) -> str:
+    if spec.repo is None:
+        raise UnknownModelError(
+            f"{spec.name} cannot be loaded by its name: {spec.url_note} {spec.notes} Pass its path."
+        )
+    return spec.repo
+
+
+def _cached(source: HubSource, spec: WeightSpec) -> HubFile | None:
+    hits = (cached_file(source, file.name) for file in spec.candidates)
+    return next((hit for hit in hits if hit is not None), None)
+
+
+def _expected(spec: WeightSpec, source: HubSource, name: str) -> WeightFile:
+    """The file with the manifest's sha256, unless the caller asked for another revision than that."""
+    same = (source.revision or "") == (spec.revision or "")
+    return next(file if same else WeightFile(name) for file in spec.candidates if file.name == name)
+
+
+def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
+    """The tensors of the vision tower, mapped from the file, and the layout of their keys."""
+    from safetensors import SafetensorError, safe_open
+
+    from rclip_metric.encoder.state_dicts import detect, vision_keys
+
+    if path.suffix != ".safetensors":
+        pickled = _read_pickle(path)
+        layout = layout or detect(pickled)
+        return layout, {key: tensor for key, tensor in pickled.items() if vision_keys(layout, key)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            layout = layout or detect(keys)
+            return layout, {key: file.get_tensor(key) for key in keys if vision_keys(layout, key)}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    state = read_pickle(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")
+    return state
+
+
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, on the CPU and mapped where it can be; runs no code from the file.
+
+    Raises:
+        CheckpointError: The file is unreadable, or holds more than tensors and plain containers.
+    """
+    try:
+        # Only the zip form that torch.save writes since 1.6 can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # Torch's own words advise to run what the file holds.
+        raise CheckpointError(
+            f"{path} is not a file of plain tensors: it holds other objects, whose code is not run, or is damaged."
+        ) from error
+    except (EOFError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error

@@ -1,0 +1,203 @@
+"""Checkpoints in our own format, written and read.
+
+It is a folder with `model.safetensors`, in the names of `Encoder.state_dict`, and `config.json`, which
+carries architecture and preprocessing. The same configuration is in the metadata of the safetensors file, so
+that the file also loads on its own, and a config.json that was not written with its weights is noticed.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclip_metric.encoder.towers import architecture_to_dict
+from rclip_metric.errors import CheckpointError, ManifestError, StorageError
+from rclip_metric.images.preprocessing import RESIZES, Resize
+from rclip_metric.weights.manifest import WeightSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rclip_metric.encoder.encoder import Encoder
+
+FORMAT = "rclip-metric"
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+_METADATA_KEY = "rclip_metric"
+_CONFIG_FIELDS = (
+    *("format", "format_version", "name", "revision", "architecture", "preprocessing", "embedding_dim"),
+    *("mlp_hidden", "resize", "training", "license", "notes"),
+)
+_DOMAIN = "domain"  # written where there is one, so that every other model stays readable for earlier versions
+# What the tensors mean: these must be the same in config.json and in the weights' own metadata.
+_MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize")
+
+
+@dataclass(frozen=True)
+class SavedConfig:
+    """A checked config.json of our format."""
+
+    spec: WeightSpec
+    revision: str | None
+    resize: Resize
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, config: Any, where: str) -> "SavedConfig":
+        """Checks a configuration as parsed from JSON; ManifestError names `where` and the field."""
+        if not isinstance(config, Mapping) or config.get("format") != FORMAT:
+            raise ManifestError(f"{where} is not the configuration of a model in the format {FORMAT!r}.")
+        if config.get("format_version") != FORMAT_VERSION:
+            raise ManifestError(
+                f"{where}, field 'format_version': got {config.get('format_version')!r} and this version of "
+                f"rclip-metric reads {FORMAT_VERSION}: update it."
+            )
+        for field in sorted((set(config) - {_DOMAIN}) ^ set(_CONFIG_FIELDS)):
+            raise ManifestError(f"{where}, field {field!r}: is {'not known' if field in config else 'missing'}.")
+        if config["resize"] not in RESIZES:
+            raise ManifestError(f"{where}, field 'resize': expected one of {RESIZES}, got {config['resize']!r}.")
+        for field in ("name", "revision"):
+            if not isinstance(config[field], str) and (field == "name" or config[field] is not None):
+                raise ManifestError(f"{where}, field {field!r}: expected a text, got {config[field]!r}.")
+        entry = {
+            **{field: config[field] for field in ("architecture", "preprocessing", "embedding_dim")},
+            **{field: config[field] for field in ("mlp_hidden", "training", "license", "notes")},
+            **{"layout": FORMAT, "source": "local", "repo": None, "revision": None, "reported": {}},
+            "files": [{"name": WEIGHTS_NAME, "sha256": None, "size": None}],
+            **{"citation": None, "url_note": None, _DOMAIN: config.get(_DOMAIN)},
+        }
+        spec = WeightSpec.from_dict(config["name"], entry, where)
+        return cls(spec, config["revision"], config["resize"], dict(config))
+
+
+def save_encoder(
+    encoder: "Encoder",
+    folder: str | os.PathLike[str],
+    *,
+    training: Mapping[str, str | None] | None = None,
+    license: str | None = None,
+    notes: str | None = None,
+) -> Path:
+    """Writes an encoder to a folder, from which `load_encoder` gives it back bit for bit.
+
+    `model.safetensors` and `config.json` are written under other names first: each is there as a whole or not
+    at all.
+
+    Args:
+        encoder: On any device; half precision is stored as such and comes back widened to float32.
+        folder: Made if it does not exist.
+        training: method, norm, eps, data and base, as in the manifest.
+        license: Of the weights.
+        notes: Anything else that belongs to the model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+        ManifestError: `training` has other fields.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    values = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": encoder.name,
+        "revision": encoder.revision,
+        "architecture": architecture_to_dict(encoder.architecture),
+        "preprocessing": encoder.preprocessing.to_dict(),
+        "embedding_dim": encoder.embedding_dim,
+        "mlp_hidden": encoder.mlp_hidden,
+        "resize": encoder.resize,
+        "training": None if training is None else dict(training),
+        "license": license,
+        "notes": notes,
+        **({} if encoder.domain is None else {_DOMAIN: encoder.domain}),
+    }
+    config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
+    state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _written_whole(folder / WEIGHTS_NAME) as temporary:
+            save_file(state, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)})
+        with _written_whole(folder / CONFIG_NAME) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise StorageError(f"The encoder cannot be saved in {folder}: {reason.rstrip('.')}.") from error
+    return folder
+
+
+def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Copies tensors that are in memory twice, which safetensors refuses: some towers use a layer in several places."""
+    seen: set[int] = set()
+    for key, value in state.items():
+        address = value.untyped_storage().data_ptr()
+        if address in seen:
+            state[key] = value.clone()
+        seen.add(address)
+    return state
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Gives another name to write to, and moves the file to its place when it is complete."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
+        yield temporary
+        temporary.chmod(mode)  # safetensors hides its files from everybody else, also on a shared disk
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> SavedConfig | None:
+    """The configuration in a safetensors file's own metadata, None if it is not in our format."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no file {path}.") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+    if _METADATA_KEY not in metadata:
+        return None
+    try:
+        values = json.loads(metadata[_METADATA_KEY])
+    except ValueError as error:
+        raise ManifestError(f"The metadata of {path} is not JSON: {error}.") from error
+    return SavedConfig.read(values, f"The metadata of {path}")
+
+
+def check_pair(config: SavedConfig, weights: Path) -> None:
+    """Raises CheckpointError where config.json is not the configuration that the weights were saved with."""
+    own = read_metadata(weights)
+    for field in _MEANING:
+        if own is None or own.values[field] != config.values[field]:
+            raise CheckpointError(
+                f"{CONFIG_NAME} says {field} {config.values[field]!r}, and {weights} was saved with "
+                f"{own and own.values[field]!r}: they do not belong together."
+            )
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; ManifestError if it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ManifestError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, Mapping):
+        raise ManifestError(f"{path} is not a JSON object.")
+    return values
