@@ -24,13 +24,13 @@ from torch import Tensor
 from rclip_metric import RobustPerceptualDistance, load_image
 from rclip_metric.errors import WeightsError
 from rclip_metric.images import ImageError, open_image
-from rclip_metric.train.apgd import apgd
-from rclip_metric.train.objectives import two_afc_margin
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.losses import two_afc_margin
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.threat import LpBall
-from rclip_metric.train.weights_digest import weights_digest
 
 SIZE = 224  # pixels of everything that is written
 CROP = 0.8  # of the sides, for the closer option

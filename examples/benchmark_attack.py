@@ -42,9 +42,9 @@ from torch import Tensor
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.encoder import NAMED
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
-from rclip_metric.train.data.two_afc import read_nights
-from rclip_metric.train.evaluation.metric import EncoderMetric
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.robustness import (
     AttackSettings,
     RunSettings,
@@ -53,11 +53,11 @@ from rclip_metric.train.evaluation.robustness import (
     fixed_options,
 )
 from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.threat import LpBall
 
 SCENES = Path(__file__).parents[1] / "data" / "scenes" / "nights"
 SHIPPED = ("tiny-clean", "tiny")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric.cli.main import main
-from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts
+from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 
 OTHERS = "r-clip-f,r-clip-t,r-dino-f,dreamsim,lipsim-0.5,lpips-alex,r-lpips,ssim,psnr"
 MINE = "benchmark_dreamsim_lipsim:build"

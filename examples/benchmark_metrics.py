@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from rclip_metric.train.evaluation.metric import EmbeddingMetric, Facts
 from rclip_metric.train.evaluation.timing import time_metrics
+from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.runs.files import write_json, write_text
 from rclip_metric.train.runs.precision import bfloat16_is_fast
 
@@ -59,7 +59,7 @@ def lipsim_published(device: str) -> EmbeddingMetric:
     """The published formulas of LipSim, transcribed in benchmark_lipsim.py."""
     from benchmark_lipsim import published
 
-    from rclip_metric.train.baselines.lipsim_files import LipSimArchitecture, random_tensors
+    from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, random_tensors
 
     sizes = LipSimArchitecture()
     state = {key: tensor.to(device) for key, tensor in random_tensors(sizes).items()}

@@ -42,21 +42,21 @@ from torch import Tensor, nn
 from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.encoder import NAMED, ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.adversarial import AdversarialStep
+from rclip_metric.train.attacks.losses import fare
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.stream import open_stream
-from rclip_metric.train.data.two_afc import read_nights
-from rclip_metric.train.evaluation.metric import EncoderMetric
+from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
-from rclip_metric.train.inner import start_noise, start_seed
-from rclip_metric.train.objectives import fare
+from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
+from rclip_metric.train.finetuning.adversarial.inner import start_noise, start_seed
+from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
+from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.config import configured, read_recipe
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast
 from rclip_metric.train.runs.schedule import cosine_schedule
-from rclip_metric.train.settings import FinetuneConfig
-from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import load_encoder
 
 SCENES = Path(__file__).parents[1] / "data" / "scenes"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.train.apgd import apgd
-from rclip_metric.train.data.scenes import generator, render, sample_triplet
-from rclip_metric.train.threat import LpBall
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.scenes.draw import generator, render, sample_triplet
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,15 +24,15 @@ from PIL import Image, ImageFilter
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.images import ImageError, open_image
-from rclip_metric.train.apgd import apgd
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.losses import embedding_distance
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import read_classes
-from rclip_metric.train.data.scenes import edits, generator, render, sample_scene
-from rclip_metric.train.objectives import embedding_distance
+from rclip_metric.train.data.scenes.draw import edits, generator, render, sample_scene
+from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.threat import LpBall
-from rclip_metric.train.weights_digest import weights_digest
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 Pair = tuple[str, Image.Image, Image.Image]

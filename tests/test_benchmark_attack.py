@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from rclip_metric.train.apgd import apgd
-from rclip_metric.train.threat import LpBall
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.threat import LpBall
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
-from rclip_metric.train.adversarial import AdversarialStep
-from rclip_metric.train.clip import TINY_PREPROCESSING
+from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
+from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
+from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
-from rclip_metric.train.settings import FinetuneConfig
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_training.py"
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

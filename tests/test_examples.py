@@ -14,7 +14,7 @@ from PIL import Image
 import rclip_metric
 from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.data.scenes import ScenesConfig, write_scenes
+from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.weights import save_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

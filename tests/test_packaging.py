@@ -94,7 +94,7 @@ import rclip_metric
 assert rclip_metric.__file__.startswith(sys.argv[1]), rclip_metric.__file__
 pair = [f"{sys.argv[2]}/{name}.png" for name in ("reference", "closer")]
 assert 0 < rclip_metric.score(*pair, model="tiny") < 1
-import rclip_metric.train.apgd
+import rclip_metric.train.attacks.apgd
 """
     python(code, tmp_path, tmp_path, ROOT / "examples" / "images")
 

@@ -19,7 +19,7 @@ def test_planted_errors_are_found_and_told_of_the_file_they_are_in(tmp_path):
         file.write(WRONG)
     planted = tmp_path / "tests" / "planted.py"
     planted.parent.mkdir()
-    planted.write_text(f'from rclip_metric.train.threat import LpBall\n\nLpBall("linf", 0.1)\n{WRONG}')
+    planted.write_text(f'from rclip_metric.train.attacks.threat import LpBall\n\nLpBall("linf", 0.1)\n{WRONG}')
 
     # The repository's own cache knows torch, which takes most of the time.
     command = [sys.executable, ".ci/check_types.py", "--cache-dir", ROOT / ".mypy_cache", "tests/planted.py"]
@@ -31,6 +31,6 @@ def test_planted_errors_are_found_and_told_of_the_file_they_are_in(tmp_path):
     last = len((tmp_path / "train" / "threat.py").read_text().splitlines())
     assert {place: sorted(codes) for place, codes in found.items()} == {
         (Path("tests/planted.py"), 4): FOUND,
-        (Path("train/threat.py"), last): FOUND,
+        (Path("train/attacks/threat.py"), last): FOUND,
     }, result.stdout
     assert result.returncode == 1

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.eval_options import balls_of, build_parser
-from rclip_metric.train.threat import LpBall
 
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
@@ -40,8 +40,8 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
-    from rclip_metric.train.evaluation.metric import metric_precision
     from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
+    from rclip_metric.train.metrics.base import metric_precision
 
     chunk_size = options.chunk_size or chunk_size_of(metric)
     resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
@@ -86,9 +86,9 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
 
 def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     """What NIGHTS and BAPPS share."""
-    from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+    from rclip_metric.train.metrics.base import load_metric
     from rclip_metric.train.runs.distributed import join
 
     if options.check:
@@ -134,10 +134,10 @@ def _bapps(options: argparse.Namespace) -> None:
 def _things(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.odd_one_out import evaluate_odd_one_out
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import things_data
+    from rclip_metric.train.metrics.base import load_metric
     from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
@@ -168,9 +168,9 @@ def _things(options: argparse.Namespace) -> None:
 def _cue_conflict(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.cue_conflict import read_conflicts
     from rclip_metric.train.evaluation.cue_conflict import evaluate_cue_conflict
-    from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import cue_conflict_data
+    from rclip_metric.train.metrics.base import load_metric
     from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
@@ -201,9 +201,9 @@ def _sanity(options: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from rclip_metric.train.evaluation import sanity as suite
-    from rclip_metric.train.evaluation.metric import load_metric
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
+    from rclip_metric.train.metrics.base import load_metric
     from rclip_metric.train.runs.distributed import join
     from rclip_metric.train.runs.files import write_json
 
@@ -283,12 +283,12 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from rclip_metric.train.data.classes import read_classes, read_prompts
-    from rclip_metric.train.evaluation.metric import load_metric
-    from rclip_metric.train.evaluation.published import published_as
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
+    from rclip_metric.train.metrics.base import load_metric
+    from rclip_metric.train.metrics.paper import published_as
+    from rclip_metric.train.models.text_weights import load_text
     from rclip_metric.train.runs.distributed import join
-    from rclip_metric.train.text_weights import load_text
 
     _needs(options, "data")
     if options.limit:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.runs.config import count, positive, radius
-from rclip_metric.train.threat import NORMS, LpBall
 
 PAPER_RADII = {"linf": 4 / 255, "l2": 3.0}
 _ABOUT = "How well a metric agrees with people, clean and under attack."
 _EPILOG = """\
 Any other metric: --model MODULE:FUNCTION calls the function with the device and expects an object as described in
-train/evaluation/metric.py (EmbeddingMetric and DistanceMetric there wrap plain functions).
+train/metrics/base.py (EmbeddingMetric and DistanceMetric there wrap plain functions).
 
 Several processes or machines: torchrun --nproc-per-node N -m rclip_metric eval ... gives the same numbers as one
 process. With --out, an interrupted run goes on where it stopped when the same command is given again.

@@ -23,7 +23,7 @@ exit codes:
   130  interrupted; 141: nobody reads the output any more
 """
 _ELSEWHERE = {
-    "train": "rclip_metric.train.cli",
+    "train": "rclip_metric.train.commands.train.main",
     "eval": "rclip_metric.train.eval_cli",
     "benchmark": "rclip_metric.train.benchmark_cli",
 }

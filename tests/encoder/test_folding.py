@@ -11,7 +11,7 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import Encoder, timm_architecture
 from rclip_metric.encoder.folding import FoldedTower, folded
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.inner import attacked_copy, refresh
+from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh
 
 SIZE = 48
 

@@ -19,8 +19,8 @@ from rclip_metric.cli.models import list_models
 from rclip_metric.encoder import NAMED, Encoder, TimmArchitecture, architecture_to_dict, convert, detect
 from rclip_metric.errors import CheckpointError, DigestError, MissingPackageError
 from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from rclip_metric.train.base import load_base
-from rclip_metric.train.convert import conversion
+from rclip_metric.train.models.base import load_base
+from rclip_metric.train.models.convert import conversion
 from rclip_metric.weights import (
     file_digest,
     get_spec,

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from rclip_metric.train.baselines.registry import BASELINES
-from rclip_metric.train.baselines.reported import REPORTED
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.bootstrap import summary
@@ -18,11 +17,12 @@ from rclip_metric.train.evaluation.certified import certified_curve
 from rclip_metric.train.evaluation.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.labels import SCENES, Threat, data_label, interval_label, named
 from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
+from rclip_metric.train.metrics.paper import reported
+from rclip_metric.train.metrics.registry import BASELINES
+from rclip_metric.train.metrics.reported import REPORTED
 from rclip_metric.train.runs.machine import device_record, versions
-from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import get_spec, model_names
 
 Record = Mapping[str, Any]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from rclip_metric.train.evaluation.cue_conflict import CueConflictData
-from rclip_metric.train.evaluation.metric import Facts
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
 from rclip_metric.train.evaluation.two_afc import TwoAfcData
+from rclip_metric.train.metrics.base import Facts
 
 Data: TypeAlias = TwoAfcData | OddOneOutData | CueConflictData
 

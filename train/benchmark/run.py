@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rclip_metric.errors import WeightsError
-from rclip_metric.train.baselines.registry import RANDOM, is_baseline
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
@@ -22,20 +22,20 @@ from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate
 from rclip_metric.train.evaluation.direct import direct_record
 from rclip_metric.train.evaluation.examples import example_triplets
 from rclip_metric.train.evaluation.kept import kept
-from rclip_metric.train.evaluation.metric import Certified, EncoderMetric, Facts, Metric, load_metric, metric_precision
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
-from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.report import result_name
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, chunk_size_of
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.timing import time_metrics
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
+from rclip_metric.train.metrics.base import Certified, EncoderMetric, Facts, Metric, load_metric, metric_precision
+from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
+from rclip_metric.train.metrics.registry import RANDOM, is_baseline
 from rclip_metric.train.runs.distributed import Team, join
 from rclip_metric.train.runs.files import write_text
 from rclip_metric.train.runs.machine import versions
 from rclip_metric.train.runs.precision import bfloat16_is_fast
-from rclip_metric.train.threat import LpBall
 from rclip_metric.weights import get_spec, locate, model_names
 
 Value = TypeVar("Value")

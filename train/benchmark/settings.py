@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.evaluation.certified import RADII, Certificate
-from rclip_metric.train.evaluation.published import BAPPS_ATTACKED
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.threat import NORMS, LpBall
+from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
 
 FORMATS = ("nights", "bapps", "things", "cue-conflict")
 PAPER_BALLS = (LpBall("linf", 4 / 255), LpBall("l2", 3.0))

@@ -68,7 +68,7 @@ from rclip_metric.train.data.photo_changes import (
     visible,
 )
 from rclip_metric.train.data.set_folder import begin, written
-from rclip_metric.train.data.two_afc import COLUMNS, PARTS
+from rclip_metric.train.data.triplets import COLUMNS, PARTS
 from rclip_metric.train.runs.config import setting
 
 VERSION = 1  # raised whenever the same photographs and seed would give other triplets

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.data.two_afc import TripletFiles
+from rclip_metric.train.data.triplets import TripletFiles
 
 KEEP_BYTES = 2**30  # the 16,000 training triplets of NIGHTS take 7 GB at 224 pixels: they are read in every epoch
 _AHEAD = 3  # batches that are read while one is worked on

@@ -6,13 +6,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypedDict
 
-from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.outcome import Outcome
 from rclip_metric.train.evaluation.report import record
 from rclip_metric.train.evaluation.robustness import Confirmed, RunSettings
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import resolved_precision
-from rclip_metric.train.threat import LpBall
 
 
 class Attack(Protocol):

@@ -13,8 +13,8 @@ from rclip_metric.train.data.cue_conflict import ConflictTriplet
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
-from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32
 

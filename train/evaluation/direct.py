@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.apgd import apgd
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.blocks import run_blocks
-from rclip_metric.train.evaluation.dissimilarity import dissimilarity
 from rclip_metric.train.evaluation.kept import kept
-from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, fixed_options
+from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.metrics.dissimilarity import dissimilarity
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.precision import full_float32
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.threat import LpBall
 
 if TYPE_CHECKING:
     from rclip_metric.train.evaluation.two_afc import TwoAfcData

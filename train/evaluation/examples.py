@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError, open_image
-from rclip_metric.train.data.two_afc import TripletFiles
-from rclip_metric.train.evaluation.dissimilarity import dissimilarity
-from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, attack_block, fixed_options
 from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.metrics.dissimilarity import dissimilarity
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
-from rclip_metric.train.threat import LpBall
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rclip_metric.train.attacks.threat import NORMS
 from rclip_metric.train.evaluation.report import short_revision
-from rclip_metric.train.threat import NORMS
 
 Record = Mapping[str, Any]
 # Who said which option is right.

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from rclip_metric.train.evaluation.curves import plot, sweep_plot
 from rclip_metric.train.evaluation.labels import Record, Threat, data_label, interval_label, model_label, shared_words
-from rclip_metric.train.evaluation.published import reported
 from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.metrics.paper import reported
 
 __all__ = ["STYLES", "Style", "plot", "sweep_plot", "table"]
 

@@ -12,14 +12,14 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.labels import PEOPLE
-from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import DEFAULTS, AttackSettings, Decided, RunSettings, attack_block
-from rclip_metric.train.objectives import odd_one_out, odd_one_out_choice
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
-from rclip_metric.train.evaluation.published import is_published
+from rclip_metric.train.metrics.paper import is_published
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
-from rclip_metric.train.threat import LpBall
 
 SCHEMA = 1
 PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm")

@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rclip_metric.train.apgd import apgd
-from rclip_metric.train.attack import Attacked, Judge, Judged, LossFunction
-from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.base import Attacked, Judge, Judged, LossFunction
+from rclip_metric.train.attacks.square import square
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.square import square
-from rclip_metric.train.threat import LpBall
 
 ATTACKS = ("apgd", "square", "noise", "transfer")
 RESAMPLES = ("samples", "images")

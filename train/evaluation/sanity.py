@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import Outcome
 from rclip_metric.train.evaluation.robustness import AttackSettings
-from rclip_metric.train.threat import LpBall
 
 Record = Mapping[str, Any]
 # What counts as a difference: percentage points of all samples.

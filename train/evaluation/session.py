@@ -12,9 +12,9 @@ from typing import Any
 
 from rclip_metric.train.evaluation.blocks import fingerprint
 from rclip_metric.train.evaluation.collected import Attack, settings_of
-from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.report import result_name, save
 from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 
 Evaluate = Callable[[Sequence[Attack], "Path | None"], list[dict[str, Any]]]

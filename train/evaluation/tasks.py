@@ -9,13 +9,13 @@ from pathlib import Path
 from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
 from rclip_metric.train.data.photos import RECORD as PHOTOS
 from rclip_metric.train.data.things import read_things
-from rclip_metric.train.data.two_afc import BAPPS_SPLITS, read_bapps, read_nights
+from rclip_metric.train.data.triplets import BAPPS_SPLITS, read_bapps, read_nights
 from rclip_metric.train.evaluation import odd_one_out, two_afc
 from rclip_metric.train.evaluation.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.labels import CONSTRUCTION, PEOPLE, SCENES
 from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
-from rclip_metric.train.evaluation.published import BAPPS_ATTACKED, published_as
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, first_of_each_split, loader_at
+from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, published_as
 
 
 def nights_data(

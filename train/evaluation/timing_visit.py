@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rclip_metric.train.evaluation.metric import Metric
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 

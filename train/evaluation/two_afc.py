@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import Preprocessing, open_image, preprocess_pil
-from rclip_metric.train.data.two_afc import TripletFiles
+from rclip_metric.train.attacks.losses import two_afc_cross_entropy, two_afc_margin
+from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.certified import Certificate, certify, radii
 from rclip_metric.train.evaluation.collected import Block, Row, attack_cost, cost, empty_block, records_of, settings_of
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.kinds import with_kinds
 from rclip_metric.train.evaluation.labels import PEOPLE
-from rclip_metric.train.evaluation.metric import Metric
 from rclip_metric.train.evaluation.robustness import (
     DEFAULTS,
     AttackSettings,
@@ -30,7 +30,7 @@ from rclip_metric.train.evaluation.robustness import (
     RunSettings,
     attack_block,
 )
-from rclip_metric.train.objectives import two_afc_cross_entropy, two_afc_margin
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 

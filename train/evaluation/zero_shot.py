@@ -14,17 +14,24 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins, similarities
+from rclip_metric.train.attacks.classifier import (
+    FEWEST_FOR_TARGETS,
+    STAGES,
+    Embed,
+    attack_classes,
+    margins,
+    similarities,
+)
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.collected import Block, Row, cost, empty_block, records_of, settings_of
-from rclip_metric.train.evaluation.metric import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.evaluation.robustness import DEFAULTS, SLACK, RunSettings
+from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
+from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 from rclip_metric.train.runs.seeds import sample_seed
-from rclip_metric.train.text import TextModel, class_embeddings
-from rclip_metric.train.threat import LpBall
 
 PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
 USUAL_PROMPTS = "imagenet"

@@ -249,7 +249,7 @@ def count(text: str) -> int:
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Add ``--image-size`` and ``--squash``: what `rclip_metric.train.base.load_base` does to a base."""
+    """Add ``--image-size`` and ``--squash``: what `rclip_metric.train.models.base.load_base` does to a base."""
     parser.add_argument(
         "--image-size",
         type=positive,

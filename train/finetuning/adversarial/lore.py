@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rclip_metric.train.attacks.losses import excess, lore
 from rclip_metric.train.finetuning.adversarial.objectives import Embedded, Fare, Objective, needed
-from rclip_metric.train.objectives import excess, lore
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.seeds import seeded
 
 if TYPE_CHECKING:
-    from rclip_metric.train.settings import FinetuneConfig
+    from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
 
 
 class DualNetwork(nn.Module):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.objectives import fare, sim_clip, tecoa
+from rclip_metric.train.attacks.losses import fare, sim_clip, tecoa
 
 if TYPE_CHECKING:
+    from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
     from rclip_metric.train.runs.distributed import Team
-    from rclip_metric.train.settings import FinetuneConfig
 
 Inner = Callable[[Tensor, Tensor], Tensor]
 """Embeddings (B, D) of attacked images and the images' rows (B,) in their part of the batch -> losses (B,)."""

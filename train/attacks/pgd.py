@@ -1,0 +1,48 @@
+"""PGD with fixed steps and momentum: the inner problem of FARE and TeCoA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rclip_metric.train.attacks.threat import LpBall
+
+
+def pgd(
+    loss_fn: Callable[[Tensor], Tensor],
+    images: Tensor,
+    ball: LpBall,
+    steps: int,
+    step_size: float,
+    *,
+    noise: Tensor,
+    momentum: float = 0.9,
+) -> Tensor:
+    """Fixed steps with momentum on the normalised gradient, from a random start.
+
+    v <- momentum * v + ascent(gradient); point <- project(point + step_size * ascent(v)).
+
+    Args:
+        loss_fn: images (N, 3, H, W) -> losses (N,).
+        images: the clean images (N, 3, H, W) in [0, 1].
+        ball: the feasible set.
+        steps: gradient steps (10 in the paper).
+        step_size: length of one (1/255 in the paper).
+        noise: the random start, as ``LpBall.sample`` takes it.
+        momentum: 0.9 in the paper.
+
+    Returns:
+        The last point, detached (N, 3, H, W).
+    """
+    images = images.detach()
+    point = ball.sample(images, noise)
+    velocity = torch.zeros_like(images)
+    for _ in range(steps):
+        with torch.enable_grad():
+            variable = point.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss_fn(variable).sum(), variable)
+        velocity = momentum * velocity + ball.ascent(gradient)
+        point = ball.project(point + step_size * ball.ascent(velocity), images)
+    return point.detach()

@@ -1,0 +1,1 @@
+"""`rclip-metric train` and its commands."""

@@ -1,0 +1,341 @@
+"""Procedural scenes in the formats of BAPPS, THINGS and class folders: evaluations run where the real sets are not.
+
+The order of the distortions, and which image of three is the odd one, are known by construction; what the
+simulated people answer differs from that at a known rate. Everything is a function of the seed and its index,
+however many are written (an odd-one-out triplet also of the number of concepts).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from rclip_metric.train.data.scenes import draw as scenes
+from rclip_metric.train.data.scenes.draw import (
+    BACKGROUNDS,
+    COLOURS,
+    GROUNDS,
+    SHAPES,
+    Scene,
+    generator,
+    render,
+    sample_scene,
+)
+from rclip_metric.train.data.set_folder import begin, written
+from rclip_metric.train.data.things import COLUMNS
+from rclip_metric.train.data.triplets import BAPPS_SPLITS
+
+VERSION = 1  # raised, as `scenes.VERSION`, whenever the same seed would give other files
+BAPPS_SIZE = 256  # pixels; BAPPS, too, is stored so, enlarged from 64
+PEOPLE = 5  # that judge a triplet of BAPPS
+LABEL_NOISE = 0.05  # share of odd-one-out answers that are wrong
+FAMILY = 3  # concepts that share what makes them alike
+
+# Distortions of a 64x64 image, from strength 0 (hardly any) to 1.
+
+
+def _moved(image: Image.Image, x: float, y: float) -> Image.Image:
+    """Shift by parts of a pixel; what comes in repeats the border."""
+    margin = math.ceil(max(abs(x), abs(y))) + 1
+    padded = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    shift = (1.0, 0.0, x, 0.0, 1.0, y)
+    moved = Image.fromarray(padded)
+    moved = moved.transform(moved.size, Image.Transform.AFFINE, shift, Image.Resampling.BILINEAR)
+    return moved.crop((margin, margin, margin + image.width, margin + image.height))
+
+
+def _noisy(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    levels = np.asarray(image) + rng.normal(0, 75 * strength, (image.height, image.width, 3))
+    return Image.fromarray((levels.clip(0, 255) + 0.5).astype(np.uint8))
+
+
+def _blurred(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(2.5 * strength))
+
+
+def _compressed(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=round(80 - 75 * strength))
+    return Image.open(stream).convert("RGB")
+
+
+def _blocky(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    coarse = image.resize((image.width // 8, image.height // 8), Image.Resampling.BOX)
+    return Image.blend(image, coarse.resize(image.size, Image.Resampling.NEAREST), strength)
+
+
+def _cast(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    direction = rng.standard_normal(3)
+    levels = np.asarray(image) + 110 * strength * direction / np.linalg.norm(direction)
+    return Image.fromarray((levels.clip(0, 255) + 0.5).astype(np.uint8))
+
+
+def _streaked(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    angle = rng.uniform(0, math.pi)
+    steps = np.linspace(-5 * strength, 5 * strength, 11)
+    copies = [np.asarray(_moved(image, t * math.cos(angle), t * math.sin(angle)), np.float32) for t in steps]
+    return Image.fromarray((np.mean(copies, axis=0) + 0.5).astype(np.uint8))
+
+
+def _ghosted(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    angle = rng.uniform(-math.pi, math.pi)
+    x, y = 5 * strength * math.cos(angle), 5 * strength * math.sin(angle)
+    return Image.blend(_moved(image, x, y), _moved(image, -x, -y), 0.5)
+
+
+def _coarse(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    side = round(image.width * (1 - 0.85 * strength))
+    return image.resize((side, side), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+
+
+Distortion = Callable[[Image.Image, float, np.random.Generator], Image.Image]
+
+# What each part of BAPPS compares, in its simplest form.
+DISTORTIONS: Mapping[str, Mapping[str, Distortion]] = {
+    "cnn": {"blocks": _blocky},
+    "color": {"cast": _cast},
+    "deblur": {"streaks": _streaked},
+    "frameinterp": {"ghost": _ghosted},
+    "superres": {"coarse": _coarse},
+    "traditional": {"noise": _noisy, "blur": _blurred, "jpeg": _compressed},
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two distortions of one scene and what people say: uint8 images, strengths in [0, 1], votes of `PEOPLE` for p1."""
+
+    reference: Image.Image
+    images: tuple[Image.Image, Image.Image]
+    kind: str
+    strengths: tuple[float, float]
+    votes: int
+
+
+def sample_comparison(rng: np.random.Generator, split: str) -> Comparison:
+    """One triplet of a BAPPS split: the same distortion twice, once stronger.
+
+    A person prefers p1 with probability 1 / (1 + exp(-12 (s0 - s1))), s the strengths: 65 % of people find
+    the milder one at the least difference, 0.05, and 97 % at the largest, 0.3.
+    """
+    reference = Image.fromarray(render(sample_scene(rng)))
+    kinds = DISTORTIONS[split]
+    kind = sorted(kinds)[rng.integers(len(kinds))]
+    milder = rng.uniform(0.1, 0.7)
+    strengths = [milder, milder + rng.uniform(0.05, 0.3)]
+    if rng.random() < 0.5:
+        strengths.reverse()
+    votes = int(rng.binomial(PEOPLE, 1 / (1 + math.exp(-12 * (strengths[0] - strengths[1])))))
+    left, right = (kinds[kind](reference, strength, rng) for strength in strengths)
+    return Comparison(reference, (left, right), kind, (strengths[0], strengths[1]), votes)
+
+
+def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool = False) -> dict[str, Any]:
+    """Write a set in the BAPPS format below ``folder``, and return the record that is saved as ``bapps.json``.
+
+    - ``2afc/val/<split>/{ref,p0,p1}/NNNNNN.png``, 256x256, enlarged from the scenes' 64x64;
+    - ``2afc/val/<split>/judge/NNNNNN.npy``: float64 (1,), the share of five people who prefer p1;
+    - ``strengths.csv``: for each triplet its kind of distortion and the strengths in p0 and p1.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_split`` is not positive.
+    """
+    if per_split < 1:
+        raise ValueError(f"got {per_split} triplets per split, expected 1 or more")
+    record = _record(seed=seed, per_split=per_split, size=BAPPS_SIZE, people=PEOPLE)
+    if written(folder / "bapps.json", record):
+        return record
+    partial = begin(folder / "2afc", "bapps.json")
+    with (folder / "strengths.csv").open("w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["key", "kind", "p0", "p1"])
+        places = [(split, index) for split in BAPPS_SPLITS for index in range(per_split)]
+        for split, index in tqdm(places, desc="BAPPS", unit="triplet", disable=True if quiet else None):
+            comparison = sample_comparison(generator(seed, f"bapps {split}", index), split)
+            root = partial / "val" / split
+            for part, image in zip(("ref", "p0", "p1"), (comparison.reference, *comparison.images), strict=True):
+                (root / part).mkdir(parents=True, exist_ok=True)
+                larger = image.resize((BAPPS_SIZE, BAPPS_SIZE), Image.Resampling.BICUBIC)
+                larger.save(root / part / f"{index:06d}.png", compress_level=1)
+            (root / "judge").mkdir(parents=True, exist_ok=True)
+            np.save(root / "judge" / f"{index:06d}.npy", np.array([comparison.votes / PEOPLE]))
+            strengths = (f"{strength:.4f}" for strength in comparison.strengths)
+            table.writerow([f"{split}/{index:06d}", comparison.kind, *strengths])
+    partial.replace(folder / "2afc")
+    (folder / "bapps.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+# Odd one out. Concepts come in families of three, which share either the main object's shape and colour, or the
+# ground; a triplet is two of a family and one that has neither that shape, nor that colour, nor that ground.
+
+
+def sample_concept(seed: int, index: int) -> Scene:
+    """The scene of one concept, a function of the two numbers; its main object is the first one, and large."""
+    family = generator(seed, "family", index // FAMILY)
+    shape, colour, ground, paint = (_one_of(family, names) for names in (SHAPES, COLOURS, GROUNDS, BACKGROUNDS))
+    rng = generator(seed, "concept", index)
+    if _kind(index) == "object":
+        scene = sample_scene(rng, shape=shape)
+        main = replace(scene.objects[0], colour=colour)
+    else:
+        scene = replace(sample_scene(rng, shape=_one_of(rng, SHAPES)), ground=ground, ground_colour=paint)
+        main = scene.objects[0]
+    return replace(scene, objects=(main, *scene.objects[1:]))
+
+
+def _one_of(rng: np.random.Generator, names: Any) -> str:
+    return str(list(names)[rng.integers(len(names))])
+
+
+def _kind(index: int) -> str:
+    """What the family of a concept shares."""
+    return ("object", "ground")[index // FAMILY % 2]
+
+
+def _traits(scene: Scene) -> tuple[str, str, str]:
+    return scene.objects[0].shape, scene.objects[0].colour, scene.ground_colour
+
+
+def _choices(concepts: list[Scene]) -> list[tuple[int, int, list[int]]]:
+    """All pairs of a family, each with the concepts that share no trait with either of the two."""
+    traits = [_traits(scene) for scene in concepts]
+    found = []
+    for i, one in enumerate(traits):
+        for j in range(i + 1, min((i // FAMILY + 1) * FAMILY, len(concepts))):
+            others = [
+                k
+                for k, other in enumerate(traits)
+                if not any(t in (a, b) for t, a, b in zip(other, one, traits[j], strict=True))
+            ]
+            if others:
+                found.append((i, j, others))
+    return found
+
+
+def write_things(
+    folder: Path, *, seed: int = 0, concepts: int = 60, triplets: int = 1000, quiet: bool = False
+) -> dict[str, Any]:
+    """Write a set in the THINGS format below ``folder``, and return the record that is saved as ``things.json``.
+
+    - ``images/NNNN_<colour>_<shape>_on_<colour>.png``, 64x64, one per concept, in order;
+    - ``triplets.csv``: tab-separated, indices from 1, choice 1 to 3 is the odd one; further columns say what the
+      other two share ("object" or "ground") and whether this answer is one of the wrong ones.
+
+    An answer is wrong, at random, at the rate `LABEL_NOISE`: a perfect metric scores 95 %.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or the numbers allow no triplet.
+    """
+    if triplets < 1 or concepts > 10_000:  # four digits: the order of the names is that of the concepts
+        raise ValueError(f"got {triplets} triplets of {concepts} concepts, expected 1 or more of at most 10,000")
+    record = _record(seed=seed, concepts=concepts, triplets=triplets, size=scenes.SIZE, label_noise=LABEL_NOISE)
+    if written(folder / "things.json", record):
+        return record
+    drawn = [sample_concept(seed, index) for index in range(concepts)]
+    choices = _choices(drawn)
+    if not choices:
+        raise ValueError(f"{concepts} concepts allow no triplet with an odd one: ask for more, such as 60")
+    partial = begin(folder / "images", "things.json")
+    bar = tqdm(total=concepts + triplets, desc="THINGS", disable=True if quiet else None)
+    for index, scene in enumerate(drawn):
+        shape, colour, paint = _traits(scene)
+        path = partial / f"{index:04d}_{colour}_{shape}_on_{paint}.png"
+        Image.fromarray(render(scene)).save(path, compress_level=1)
+        bar.update()
+    with (folder / "triplets.csv").open("w", newline="") as handle:
+        table = csv.writer(handle, delimiter="\t", lineterminator="\n")
+        table.writerow([*COLUMNS, "shared", "wrong"])
+        for index in range(triplets):
+            rng = generator(seed, "odd one out", index)
+            one, other, strangers = choices[rng.integers(len(choices))]
+            shown = [strangers[rng.integers(len(strangers))], one, other]  # the odd one first
+            order = rng.permutation(3)
+            wrong = bool(rng.random() < LABEL_NOISE)
+            odd = [int(i) for i in order].index(int(rng.integers(1, 3)) if wrong else 0)
+            table.writerow([*(shown[i] + 1 for i in order), odd + 1, _kind(one), int(wrong)])
+            bar.update()
+    bar.close()
+    partial.replace(folder / "images")
+    (folder / "things.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
+    """Write a class-per-folder set, ``<folder>/<colour of the ground>/NNNNN.png``, and return its ``grounds.json``.
+
+    For zero-shot classification: the shipped CLIP knows the colours of grounds well, and shapes hardly at all.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+    """
+    if per_class < 1:
+        raise ValueError(f"got {per_class} images per class, expected 1 or more")
+    record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=list(scenes.BACKGROUNDS))
+    if written(folder / "grounds.json", record):
+        return record
+    partial = begin(folder, "grounds.json")
+    left = dict.fromkeys(scenes.BACKGROUNDS, per_class)
+    with tqdm(total=sum(left.values()), desc="grounds", disable=True if quiet else None) as bar:
+        for index in itertools.count():
+            if not any(left.values()):
+                break
+            scene = sample_scene(generator(seed, "ground", index))
+            if left[scene.ground_colour]:
+                left[scene.ground_colour] -= 1
+                path = partial / scene.ground_colour / f"{index:05d}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(render(scene)).save(path, compress_level=1)
+                bar.update()
+    (partial / "grounds.json").write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder)
+    return record
+
+
+def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
+    """Write a class-per-folder set, ``<folder>/<colour>-on-<ground colour>/NNNNN.png``, and return its ``pairs.json``.
+
+    80 classes for supervised fine-tuning (TeCoA). Every scene shows one object, of any shape, size, texture and place.
+
+    Raises:
+        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+    """
+    if per_class < 1:
+        raise ValueError(f"got {per_class} images per class, expected 1 or more")
+    record = _record(seed=seed, per_class=per_class, size=scenes.SIZE, classes=len(COLOURS) * len(BACKGROUNDS))
+    if written(folder / "pairs.json", record):
+        return record
+    partial = begin(folder, "pairs.json")
+    with tqdm(total=record["classes"] * per_class, desc="pairs", disable=True if quiet else None) as bar:
+        for colour, paint in itertools.product(COLOURS, BACKGROUNDS):
+            place = partial / f"{colour}-on-{paint}"
+            place.mkdir()
+            for index in range(per_class):
+                scene = sample_scene(generator(seed, f"pair {colour} on {paint}", index))
+                one = replace(scene.objects[0], colour=colour)
+                scene = replace(scene, objects=(one,), ground_colour=paint)
+                Image.fromarray(render(scene)).save(place / f"{index:05d}.png", compress_level=1)
+                bar.update()
+    (partial / "pairs.json").write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder)
+    return record
+
+
+def _record(**settings: Any) -> dict[str, Any]:
+    return {
+        "generator": "rclip_metric.train.data.scenes.formats",
+        "version": VERSION,
+        "scenes_version": scenes.VERSION,
+        **settings,
+    }

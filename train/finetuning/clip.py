@@ -1,0 +1,195 @@
+"""Contrastive pre-training of a small CLIP on captioned scenes: where ``tiny-clean`` comes from.
+
+The model is OpenCLIP's CLIP class with our image encoder as its visual tower; the loss is CLIP's symmetric
+cross-entropy over the batch (Radford et al. 2021, Figure 3).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from rclip_metric.encoder import NAMED, Architecture, Encoder
+from rclip_metric.images import Preprocessing
+from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
+from rclip_metric.train.data.scenes.draw import SIZE, VOCABULARY
+from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training
+from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.files import provenance, write_json
+from rclip_metric.train.runs.machine import device_record, versions
+from rclip_metric.train.runs.schedule import cosine_schedule
+from rclip_metric.weights import save_encoder
+
+CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
+TINY = NAMED["tiny_convnext"]
+TINY_PREPROCESSING = Preprocessing(
+    mode="squash",
+    resize=SIZE,
+    crop=SIZE,
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Settings of a contrastive run; the defaults are those of the shipped ``tiny-clean``."""
+
+    seed: int = setting(0, "seed of the weights and of the order of images")
+    steps: int = setting(750, "optimiser steps")
+    warmup_steps: int = setting(50, "steps of linear warm-up")
+    batch_size: int = setting(256, "image-caption pairs per step")
+    learning_rate: float = setting(1e-3, "peak AdamW learning rate")
+    weight_decay: float = setting(0.05, "AdamW weight decay of matrices")
+    text_width: int = setting(128, "width of the text tower")
+    text_layers: int = setting(2, "layers of the text tower")
+    save_every: int = setting(50, "steps between checkpoints")
+
+
+class WordTokenizer:
+    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (highest id), zeros."""
+
+    def __init__(self) -> None:
+        """Number the words of the scenes' vocabulary from 1."""
+        self.ids = {word: number for number, word in enumerate(VOCABULARY, start=1)}
+        self.start, self.end = len(self.ids) + 1, len(self.ids) + 2
+        self.size = self.end + 1
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """Tokenise; returns int64 (N, 40).
+
+        Raises:
+            ValueError: for a word outside the vocabulary or a caption that is too long.
+        """
+        tokens = torch.zeros(len(captions), CONTEXT, dtype=torch.long)
+        for row, text in enumerate(captions):
+            words = text.lower().split()
+            unknown = [word for word in words if word not in self.ids]
+            if unknown or len(words) > CONTEXT - 2:
+                problem = f"the word {unknown[0]!r}" if unknown else f"{len(words)} words"
+                raise ValueError(f"caption {text!r} has {problem}: use at most {CONTEXT - 2} words of the scenes' own")
+            numbers = [self.start, *(self.ids[word] for word in words), self.end]
+            tokens[row, : len(numbers)] = torch.tensor(numbers)
+        return tokens
+
+
+def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Module:
+    """A small OpenCLIP CLIP with random weights (seeded by the config) and our encoder as its visual tower."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(config.seed)
+    assert architecture.projection is not None
+    text = CLIPTextCfg(
+        context_length=CONTEXT,
+        vocab_size=WordTokenizer().size,
+        width=config.text_width,
+        heads=config.text_width // 32,
+        layers=config.text_layers,
+    )
+    # The smallest visual tower that the constructor takes: it is replaced in the next line.
+    placeholder = CLIPVisionCfg(layers=1, width=64, patch_size=SIZE, image_size=SIZE)
+    model: nn.Module = CLIP(embed_dim=architecture.projection, vision_cfg=placeholder, text_cfg=text)
+    encoder = Encoder(architecture, TINY_PREPROCESSING, name="tiny-clean", domain="drawn scenes")
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(".gamma"):
+            # ConvNeXt starts its layer scale at 1e-6, for depth; this tower is shallow and trains for minutes.
+            nn.init.constant_(parameter, 0.1)
+    model.visual = encoder
+    return model
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two AdamW groups: matrices are decayed; gains, biases and single numbers are not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss for unit-norm embeddings (N, D): mean of the cross-entropies along rows and columns."""
+    logits = scale * image @ text.T  # (N, N)
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images below ``folder/images`` and their captions, from captions.csv."""
+    with (folder / "images" / "captions.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return [folder / "images" / row["path"] for row in rows], [row["caption"] for row in rows]
+
+
+def train_clip(
+    scenes: Path,
+    out: Path,
+    config: ClipConfig = ClipConfig(),
+    *,
+    architecture: Architecture = TINY,
+    quiet: bool = False,
+) -> Encoder:
+    """Train a small CLIP on ``scenes`` and write its image encoder to ``out`` (our format), resuming where it stopped.
+
+    ``out/state.safetensors`` is the resumable state (text tower included), ``out/log.jsonl`` one line per
+    10 steps, ``out/model.safetensors`` and ``config.json`` the encoder when the last step is done.
+    """
+    paths, captions = read_captions(scenes)
+    tokens = WordTokenizer()(captions)
+    model = build_clip(config, architecture).train()
+    encoder: Any = model.visual
+    logit_scale: Any = model.logit_scale
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+    )
+    schedule = cosine_schedule(config.steps, config.warmup_steps)
+    state = load_training(out / "state.safetensors", config)
+    start = 0
+    if state is not None:
+        restore_training(state, model, optimizer)
+        start = state.step
+
+    out.mkdir(parents=True, exist_ok=True)
+    sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
+    progress = tqdm(
+        loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None
+    )
+    begun = time.perf_counter()
+    for step, (indices, images, _) in enumerate(progress, start=start):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step)
+        output = model(images, tokens[indices])
+        loss = contrastive_loss(output[0], output[1], output[2])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            logit_scale.clamp_(0, math.log(100))  # as CLIP does: the temperature stays above 0.01
+        if (step + 1) % 10 == 0:
+            with torch.no_grad():
+                hit = ((output[0] @ output[1].T).argmax(1) == torch.arange(len(images))).float().mean()
+            seconds = time.perf_counter() - begun
+            line = {"step": step + 1, "loss": loss.item(), "retrieval": hit.item(), "seconds": seconds}
+            line["images_per_second"] = (step + 1 - start) * config.batch_size / seconds
+            with (out / "log.jsonl").open("a") as handle:
+                handle.write(json.dumps(line) + "\n")
+            progress.set_postfix_str(f"loss {loss.item():.3f}, caption found {hit.item():.0%}")
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save_training(out / "state.safetensors", model, optimizer, step + 1, config)
+    trained: Encoder = encoder.eval()
+    made = {"versions": versions(), "device": device_record(torch.device("cpu"))}
+    write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config), **made})
+    save_encoder(trained, out, training=provenance("CLIP", "scenes"), license="MIT")
+    return trained

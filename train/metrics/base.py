@@ -1,0 +1,295 @@
+"""What an evaluation asks of a metric, and adapters: ours, a function to embeddings, a function to distances."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rclip_metric import RobustPerceptualDistance
+from rclip_metric.distance import unit
+from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, open_image, preprocess_pil
+from rclip_metric.train.metrics.paper import is_published
+from rclip_metric.train.metrics.registry import RANDOM, is_baseline, load_baseline
+from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
+from rclip_metric.weights import get_spec
+
+if TYPE_CHECKING:
+    from rclip_metric.images import ImageSource
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a table says of a metric besides its numbers; None where nobody has said.
+
+    Attributes:
+        label: how people call it, e.g. "DreamSim (ensemble)".
+        parameters: numbers that were learned, of which an image's score depends on.
+        licence: of the weights.
+        source: the paper, or where the weights are from, in one clause.
+    """
+
+    label: str | None = None
+    parameters: int | None = None
+    licence: str | None = None
+    source: str | None = None
+
+
+class Metric(Protocol):
+    """An image metric that can be judged and attacked.
+
+    Images are float (N, 3, H, W) in [0, 1], as `preprocess` makes them. What is fixed during an attack (the options of
+    a triplet) goes through `fix` once, and `similarities` compares images with it again and again: for embeddings
+    that is a dot product, for a pairwise distance the other images themselves.
+
+    A metric with an ``embed`` besides states that `fix` gives unit embeddings (N, D) and that similarities are their
+    dot products: evaluations then embed each image once, in however many samples it stands.
+    """
+
+    name: str
+    revision: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the numbers depend on, for the record: JSON."""
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """Read one image: (3, S, S) in [0, 1]; raises `ImageError` when it cannot be read."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, ...), without a graph."""
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Images (N, 3, H, W) against K fixed ones each, (N, K, ...) -> (N, K), float32, higher is more alike.
+
+        Differentiable in the images; the smallest difference decides, so nothing may be rounded to half precision.
+        """
+
+    def in_bfloat16(self) -> Metric:
+        """The same metric with a backbone in bfloat16, for the attack's own passes."""
+
+
+@runtime_checkable
+class Certified(Protocol):
+    """A metric that can prove how far the reference may move before a 2AFC decision changes."""
+
+    def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Images (N, 3, H, W) and what `Metric.fix` keeps of two options each, (N, 2, ...) -> l_2 radii (N,), float32.
+
+        In the scale of [0, 1] images of the metric's own size; 0 at a tie. Within its radius no perturbation changes
+        which option is closer, whether that is the right one or not.
+        """
+
+
+class EncoderMetric:
+    """A `RobustPerceptualDistance` as the evaluations see it; its similarity is the cosine."""
+
+    def __init__(self, metric: RobustPerceptualDistance) -> None:
+        """Wrap; nothing is copied."""
+        self.metric = metric
+        self.name, self.revision = metric.encoder.name, metric.encoder.revision
+        self.image_size = metric.encoder.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """The encoder's."""
+        return self.metric.device
+
+    @property
+    def facts(self) -> Facts:
+        """Parameters as they are; the manifest's licence and citation, for a model of its."""
+        parameters = sum(parameter.numel() for parameter in self.metric.encoder.parameters())
+        if not is_published({"name": self.name, "revision": self.revision}):
+            return Facts(parameters=parameters)
+        spec = get_spec(self.name)
+        return Facts(parameters=parameters, licence=spec.license, source=spec.citation)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, revision and preprocessing."""
+        encoder = self.metric.encoder
+        p = encoder.preprocessing
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "resize": encoder.resize,
+            "preprocessing": {"mode": p.mode, "resize": p.resize, "crop": p.crop, "interpolation": p.interpolation},
+            "similarity": "cosine",
+        }
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """As for the published numbers, or squashed if the metric was built so: (3, S, S)."""
+        return self.metric.encoder.preprocess(image)
+
+    def fix(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D)."""
+        with torch.no_grad():
+            return self.metric.embed(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D), differentiable."""
+        return unit(self.metric.encoder(images))
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        return (self.embed(images)[:, None] * fixed).sum(2)
+
+    def in_bfloat16(self) -> EncoderMetric:
+        """A copy in bfloat16; images, mean and head stay float32."""
+        return EncoderMetric(copy.deepcopy(self.metric).to(torch.bfloat16))
+
+
+class _FunctionMetric:
+    """What the two adapters of plain functions share: squash to one size, and a name."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        image_size: int,
+        *,
+        name: str,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        autocast: bool = True,
+        facts: Facts | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Judge ``function``, frozen by the caller.
+
+        Args:
+            function: differentiable; see the class.
+            image_size: side S of the square that images are squashed to (bicubic, by Pillow).
+            name: as it will stand in tables.
+            revision: which weights.
+            device: where the images go.
+            autocast: whether the attack may run the function under bfloat16 autocast.
+            facts: what a table says of it (default: nothing).
+            details: whatever else the numbers depend on, JSON, for `describe`.
+        """
+        self.function, self.image_size, self.name, self.revision = function, image_size, name, revision
+        self._device, self._autocast = torch.device(device), autocast
+        self._half = False
+        self.facts, self._details = facts or Facts(), dict(details or {})
+        # Only its size and interpolation count here: mean and standard deviation are the function's own business.
+        self._preprocessing = Preprocessing("squash", image_size, image_size, "bicubic", CLIP_MEAN, CLIP_STD)
+
+    @property
+    def device(self) -> torch.device:
+        """As given."""
+        return self._device
+
+    def describe(self) -> dict[str, Any]:
+        """Name, revision and size."""
+        how = {"mode": "squash", "resize": self.image_size, "crop": self.image_size, "interpolation": "bicubic"}
+        kind = "cosine" if isinstance(self, EmbeddingMetric) else "minus the distance"
+        about = {"name": self.name, "revision": self.revision, "preprocessing": how, "similarity": kind}
+        return about | self._details
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """The whole image, squashed: (3, S, S)."""
+        return preprocess_pil(open_image(image), self._preprocessing, "squash")
+
+    def _call(self, *images: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            return self.function(*images).float()
+
+    def in_bfloat16(self) -> Any:
+        """The same function under autocast."""
+        if not self._autocast:
+            raise ValueError(f"{self.name} does not run in bfloat16: attack it with precision float32")
+        other = copy.copy(self)
+        other._half = True
+        return other
+
+
+class EmbeddingMetric(_FunctionMetric):
+    """Any function from images (N, 3, S, S) in [0, 1] to embeddings (N, D); the similarity is their cosine."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D)."""
+        with torch.no_grad():
+            return unit(self._call(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings (N, D), differentiable."""
+        return unit(self._call(images))
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        return (self.embed(images)[:, None] * fixed).sum(2)
+
+
+class DistanceMetric(_FunctionMetric):
+    """Any function of two batches (N, 3, S, S) in [0, 1] to distances (N,); the similarity is minus the distance."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        """The images themselves."""
+        return images.detach()
+
+    def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """Minus the distances (N, K) to images (N, K, 3, S, S)."""
+        n, k = fixed.shape[:2]
+        distance = self._call(images.repeat_interleave(k, 0), fixed.flatten(0, 1))  # (N * K,)
+        if distance.numel() != n * k:
+            raise ValueError(f"{self.name} must give one distance per pair, {n * k}, and gave {tuple(distance.shape)}")
+        return -distance.view(n, k)
+
+
+def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bfloat16"]:
+    """Resolve "auto" for the passes of an attack on a metric: of ours by `encoder_precision`, else by the device."""
+    if isinstance(metric, EncoderMetric):
+        return encoder_precision(precision, metric.metric.encoder)
+    return resolved_precision(precision, metric.device)
+
+
+def load_metric(
+    name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default", image_size: int = 224
+) -> Metric:
+    """Build the metric of a name.
+
+    Args:
+        name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.models.base.load_base` takes it
+            (``open_clip:...``, ``timm:...``), a metric of `rclip_metric.train.metrics`, or ``module:function``, a
+            function that is called with the device and returns a `Metric` (how any other metric is judged). With
+            ``@random``, any but the last with seeded random weights.
+        device: cpu, cuda, cuda:1, ...
+        resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
+        image_size: side that images are squashed to, for metrics that leave it open.
+
+    Raises:
+        ValueError: if the module, the function or the metric is not what it should be.
+        WeightsError: as `RobustPerceptualDistance` and `load_baseline` raise it.
+    """
+    if is_baseline(name):
+        return load_baseline(name, device=device, image_size=image_size)
+    if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
+        from rclip_metric.train.models.base import load_base
+
+        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
+    module, colon, function = name.partition(":")
+    if colon and not os.path.exists(name):
+        return _user_metric(name, module, function, device)
+    return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+
+
+def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # the console script, other than python -m, does not look where the user stands
+    try:
+        built: Metric = getattr(importlib.import_module(module), function)(device)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
+    missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
+               if not hasattr(built, part)]  # fmt: skip
+    if missing:
+        raise ValueError(f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.metrics.base")
+    return built

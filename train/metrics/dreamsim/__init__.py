@@ -1,0 +1,1 @@
+"""DreamSim and its published weights."""

@@ -1,0 +1,1 @@
+"""LipSim, whose distance is certified, and its published weights."""

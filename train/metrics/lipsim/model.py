@@ -1,0 +1,217 @@
+"""LipSim (Ghazanfari et al. 2023, arXiv 2310.18274): the cosine of a 1-Lipschitz network's embeddings, certified.
+
+RGB in [0, 1] is zero-padded to 45 channels; 20 convolutional SLL layers; AvgPool2d(4, divisor 4) twice, which is sums
+over squares of 16 pixels, divided by 16; 7 linear SLL layers; the first 1,792 dimensions. The published code computes
+the layers' constraint in every forward pass; here it is folded into the weights once (`sll`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rclip_metric.errors import CheckpointError
+from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
+from rclip_metric.train.metrics.lipsim import sll
+from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, check, convert, folded, random_tensors
+from rclip_metric.train.metrics.registry import BASELINES, RANDOM
+from rclip_metric.train.metrics.weight_files import Request, read_stored, weights_path
+
+__all__ = ["LipSim", "LipSimArchitecture", "LipSimMetric", "build", "convert"]
+
+# What rounding may add, see `LipSimMetric.certified_radius`.
+_LIPSCHITZ = 1 + 2**-12
+_FORWARD_ERROR = 2**-19
+_SIMILARITY_ERROR = 2**-19
+
+
+class LipSim(nn.Module):
+    """Images (N, 3, S, S) in [0, 1] to embeddings (N, D), not normalised, 1-Lipschitz in l_2.
+
+    The weights are buffers: trained as they are, they would leave the constraint that is folded into them.
+    """
+
+    kernels: Tensor
+    kernel_biases: Tensor
+    weights: Tensor
+    weight_biases: Tensor
+
+    def __init__(self, architecture: LipSimArchitecture, tensors: Mapping[str, Tensor], *, bias: bool = False) -> None:
+        """Hold folded tensors.
+
+        Args:
+            architecture: the sizes.
+            tensors: exactly those of `LipSimArchitecture.shapes`.
+            bias: append a constant 1 to the embedding, as the authors' package can; the paper's numbers are without.
+
+        Raises:
+            CheckpointError: names the keys, or the tensor whose shape is another.
+        """
+        super().__init__()
+        check(tensors, architecture.shapes)
+        self.architecture, self.bias = architecture, bias
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed, with a gradient to the images (no second one); float32 or wider, whatever the weights are in."""
+        embedding: Tensor
+        if torch.is_grad_enabled() and images.requires_grad:
+            embedding = _Embedding.apply(images.to(self.kernels.dtype), self)
+        else:
+            embedding = self.run(images.to(self.kernels.dtype))
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+        return torch.cat([embedding, torch.ones_like(embedding[:, :1])], 1) if self.bias else embedding
+
+    def run(self, images: Tensor, gates: tuple[list[Tensor], list[Tensor]] | None = None) -> Tensor:
+        """The embedding (N, D) without the constant; ``gates`` get what `run_backward` needs."""
+        if images.shape[1:] != (3, self.architecture.image_size, self.architecture.image_size):
+            size = self.architecture.image_size
+            raise ValueError(f"LipSim takes images (N, 3, {size}, {size}), and they are {tuple(images.shape)}")
+        of_kernels, of_weights = gates or (None, None)
+        pooled = sll.convolutions(images, self.kernels, self.kernel_biases, POOL, of_kernels)  # (N, C, S / 16, S / 16)
+        last = sll.linears(pooled.flatten(1), self.weights, self.weight_biases, of_weights)
+        return last[:, : self.architecture.embedding]
+
+    def run_backward(self, gradient: Tensor, gates: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+        """From the gradient (N, D) of what `run` gave to that of the images (N, 3, S, S)."""
+        side = self.architecture.image_size // POOL
+        last = torch.nn.functional.pad(gradient, (0, self.architecture.features - self.architecture.embedding))
+        pooled = sll.linears_backward(last, self.weights, gates[1]).unflatten(1, (-1, side, side))
+        return sll.convolutions_backward(pooled, self.kernels, 3, POOL, gates[0])
+
+
+class _Embedding(torch.autograd.Function):
+    """`LipSim.run` with `LipSim.run_backward`; what stays in between is one bit (a byte of memory) per ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, network: LipSim) -> Tensor:
+        ctx.network, ctx.gates = network, ([], [])
+        return network.run(images, ctx.gates)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.network.run_backward(gradient, ctx.gates), None
+
+
+class LipSimMetric(EmbeddingMetric):
+    """LipSim as the evaluations see it."""
+
+    function: LipSim
+
+    def in_bfloat16(self) -> LipSimMetric:
+        """A copy with weights and activations in bfloat16; embeddings and head stay float32."""
+        other = copy.copy(self)
+        other.function = copy.deepcopy(self.function).to(torch.bfloat16)
+        return other
+
+    def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """How far the reference may move in l_2 before the 2AFC decision changes: (N,), float32.
+
+        The decision is the sign of <phi(x), w>, w = v_0 - v_1 the difference of the options' unit embeddings: dividing
+        phi(x) by its length changes no sign. phi is 1-Lipschitz: the layers are (see `sll`, borders included); padding
+        with zeros, dropping dimensions and pooling (each output is the sum of 16 inputs / 4, a product with a vector
+        of length 1, and no input is used twice) are. So |<phi(x'), w> - <phi(x), w>| <= ||x' - x|| ||w||, and
+
+            R = |<phi(x), w>| / ||w|| = ||phi(x)|| times `published_radius`
+
+        holds for embeddings of any length; for one of length 0 it is 0, and so it is at a tie. With the appended 1,
+        ||w|| is without the last entry, which no image moves.
+
+        What rounding takes off it: the folded weights are float32, whose error of at most 2^-24 each makes a layer at
+        most (1 + 7.6e-6)-Lipschitz, and 27 layers less than 1 + 2^-12 (published sizes); the two dot products of unit
+        vectors may be wrong by 2^-19 together; and a forward pass in float32 by 2^-19 times the longest that an
+        activation can get, ||x|| plus what the biases add. The last is no worst case, but twice what was measured (of
+        float32 without TF32, as evaluations run).
+
+        Raises:
+            ValueError: in bfloat16, which proves nothing.
+        """
+        if self.function.kernels.dtype != torch.float32:
+            raise ValueError(f"{self.name} in {self.function.kernels.dtype} certifies nothing: use it in float32")
+        embedding, w, moving = self._decision(images, fixed)
+        score, length = (embedding * w).sum(1).abs(), embedding.norm(dim=1)
+        forward = _FORWARD_ERROR * (images.flatten(1).cpu().double().norm(dim=1) + self._bias_lengths())
+        # The embedding that is judged in the end is at most R longer than this one.
+        left = score - _SIMILARITY_ERROR * length - 2 * forward * moving
+        radius = left / (_LIPSCHITZ * (moving + _SIMILARITY_ERROR))
+        return torch.where(moving > 0, radius.clamp(min=0), 0.0).to(images)
+
+    def published_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
+        """The authors' radius (N,): the difference of the two cosines, over ||v_0 - v_1||; 0 at a tie.
+
+        Their theorem takes the unit embedding for 1-Lipschitz. Normalising is 1/||phi(x)||-Lipschitz, so it is a
+        guarantee where ||phi(x)|| >= 1 only (always with the appended 1, without which their table is made). Elsewhere
+        it is too large by the factor 1 / ||phi(x)||, and a network that is the identity attains that.
+        """
+        embedding, w, _ = self._decision(images, fixed)
+        length, apart = embedding.norm(dim=1), w.norm(dim=1)
+        there = (length > 0) & (apart > 0)
+        radius = (embedding * w).sum(1).abs() / torch.where(there, length * apart, 1.0)
+        return torch.where(there, radius, 0.0).to(images)
+
+    def _decision(self, images: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(x) (N, D), w (N, D), and the length (N,) of what of w an image can move; float64."""
+        with torch.no_grad():
+            embedding = self._call(images).cpu().double()
+        w = fixed[:, 0].cpu().double() - fixed[:, 1].cpu().double()
+        return embedding, w, w[:, : self.function.architecture.embedding].norm(dim=1)
+
+    def _bias_lengths(self) -> float:
+        """What the biases can add to an activation's length: ||V^T relu(c)|| <= sqrt(2) ||relu(c)||, all layers."""
+        of_pixels = self.function.kernel_biases.relu().norm(dim=1).sum().item() * self.function.architecture.image_size
+        return math.sqrt(2) * (of_pixels + self.function.weight_biases.relu().norm(dim=1).sum().item())
+
+
+def build(name: str, request: Request, *, bias: bool = False) -> LipSimMetric:
+    """Build a variant.
+
+    Args:
+        name: lipsim-pretrained, lipsim-0.2 or lipsim-0.5.
+        request: where and from which weights.
+        bias: as for `LipSim`.
+
+    Raises:
+        UnknownModelError: its converted file is not there.
+        CheckpointError: the file is damaged or another one: names the keys or shapes.
+    """
+    revision = None
+    if request.random:
+        architecture = LipSimArchitecture()
+        network = LipSim(architecture, folded(architecture, random_tensors(architecture)), bias=bias)
+    else:
+        path = weights_path(name, request)
+        stored = read_stored(name, path)
+        revision = stored.revision
+        try:
+            architecture = LipSimArchitecture(**stored.config["architecture"])
+            network = LipSim(architecture, stored.tensors, bias=bias)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not LipSim: {error}") from error
+    return LipSimMetric(
+        network.eval().to(request.device),
+        architecture.image_size,
+        name=name + RANDOM if request.random else name,
+        revision=revision,
+        device=request.device,
+        facts=Facts(
+            label=BASELINES[name].label,
+            # The q of a convolution cancels: no image's score depends on it.
+            parameters=sum(
+                math.prod(shape)
+                for key, shape in architecture.published_shapes.items()
+                if not (key.startswith("base.1.") and key.endswith(".q"))
+            ),
+            source="Ghazanfari et al. 2023, arXiv 2310.18274",
+        ),
+        details={
+            "embedding": f"first {architecture.embedding} dimensions{', and a constant 1' if bias else ''}",
+            "certificate": "|<phi(x), v_0 - v_1>| / ||v_0 - v_1||, phi not normalised, less rounding",
+        },
+    )

@@ -1,0 +1,1 @@
+"""Encoders from other libraries and files, their text towers, and adapters."""
