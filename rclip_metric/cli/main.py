@@ -252,6 +252,7 @@ def _each(args: argparse.Namespace, names: Sequence[str], work: Callable[[str], 
 
 
 def _manifest(args: argparse.Namespace) -> int:
+    from rclip_metric.files import written_whole
     from rclip_metric.weights.loading import refresh_manifest
     from rclip_metric.weights.manifest import format_manifest, load_manifest, manifest_path
 
@@ -267,10 +268,8 @@ def _manifest(args: argparse.Namespace) -> int:
     for line in failed:
         complain(line)
     if args.write and changes:
-        path = manifest_path()
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_text(format_manifest(refreshed), encoding="utf-8")
-        os.replace(beside, path)
+        with written_whole(manifest_path()) as partial:
+            partial.write_text(format_manifest(refreshed), encoding="utf-8")
     if args.json:
         print(json.dumps({"changes": changes, "failed": failed, "written": bool(args.write and changes)}))
     else:

@@ -10,12 +10,11 @@ to the cache.
 import contextlib
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from rclip_metric.errors import DigestError
+from rclip_metric.files import written_whole
 
 
 def file_digest(path: Path, digits: int = 64) -> str:
@@ -78,12 +77,6 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 
 def _remember(path: Path, digest: str, record: Path) -> None:
-    temporary = record.with_name(f".{record.name}.{uuid.uuid4().hex}.tmp")
     # A shared cache may be read-only: the digest is then simply computed every time.
-    with contextlib.suppress(OSError):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps({"digest": digest, **_stamp(path)}), encoding="utf-8")
-            os.replace(temporary, record)  # so that a process that starts meanwhile never reads half of it
-        finally:
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), written_whole(record) as partial:
+        partial.write_text(json.dumps({"digest": digest, **_stamp(path)}), encoding="utf-8")

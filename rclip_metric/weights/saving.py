@@ -5,17 +5,16 @@ carries architecture and preprocessing. The same configuration is in the metadat
 that the file also loads on its own, and a config.json that was not written with its weights is noticed.
 """
 
-import contextlib
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclip_metric.encoder.towers import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
+from rclip_metric.files import written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
 from rclip_metric.weights.manifest import WeightSpec
 
@@ -125,11 +124,10 @@ def save_encoder(
     state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _written_whole(folder / WEIGHTS_NAME) as temporary:
-            save_file(state, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)})
-        with _written_whole(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with written_whole(folder / WEIGHTS_NAME) as partial:
+            save_file(state, partial, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)})
+        with written_whole(folder / CONFIG_NAME) as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise StorageError(f"The encoder cannot be saved in {folder}: {reason.rstrip('.')}.") from error
@@ -145,20 +143,6 @@ def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
             state[key] = value.clone()
         seen.add(address)
     return state
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Gives another name to write to, and moves the file to its place when it is complete."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode & 0o777
-        yield temporary
-        temporary.chmod(mode)  # safetensors hides its files from everybody else, also on a shared disk
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_metadata(path: Path) -> SavedConfig | None:

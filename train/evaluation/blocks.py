@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.files import append_line, whole_lines
 
 Block = TypeVar("Block")
 Result = TypeVar("Result", bound=Mapping[str, Any])
@@ -57,7 +57,7 @@ def run_blocks(
     done: dict[int, Result] = {}
     if journal is not None:
         for path in sorted(journal.glob(f"{name}-*.jsonl")):
-            done |= _read(path)
+            done |= {line["block"]: line["result"] for line in whole_lines(path)}
     everywhere: dict[int, Result] = {}
     for found in team.gather(done):
         everywhere |= found
@@ -72,7 +72,7 @@ def run_blocks(
             try:
                 finished[index] = evaluate(blocks[index])
                 if journal is not None:
-                    _append(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
+                    append_line(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
             except Exception as error:
                 failure = error  # told once the others, which wait for this process, know of it
                 break
@@ -85,24 +85,3 @@ def run_blocks(
     for found in team.gather(finished):
         everywhere |= found
     return [everywhere[index] for index in range(len(blocks))]
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
-    with path.open("a") as handle:
-        # After a line that was cut short, begin a new one.
-        handle.write(("" if whole else "\n") + json.dumps(line) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _read(path: Path) -> dict[int, Any]:
-    found = {}
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            found[int(entry["block"])] = entry["result"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # cut short by a crash: the block is done again
-    return found

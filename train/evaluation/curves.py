@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rclip_metric.files import written_whole
 from rclip_metric.train.evaluation.labels import Record, Threat, data_label, model_label, norm_order, shared_words
 
 if TYPE_CHECKING:
@@ -225,7 +225,5 @@ def _write(drawn: Figure, path: Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} names no format for a plot: end it in {', '.join(SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    drawn.savefig(partial, format=path.suffix[1:].lower(), dpi=DPI)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        drawn.savefig(partial, format=path.suffix[1:].lower(), dpi=DPI)

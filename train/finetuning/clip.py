@@ -7,7 +7,6 @@ cross-entropy over the batch (Radford et al. 2021, Figure 3).
 from __future__ import annotations
 
 import csv
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -25,7 +24,8 @@ from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.scenes.draw import SIZE, VOCABULARY
 from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training
 from rclip_metric.train.runs.config import setting
-from rclip_metric.train.runs.files import provenance, write_json
+from rclip_metric.train.runs.files import append_line, provenance, write_json
+from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.weights import save_encoder
@@ -183,8 +183,7 @@ def train_clip(
             seconds = time.perf_counter() - begun
             line = {"step": step + 1, "loss": loss.item(), "retrieval": hit.item(), "seconds": seconds}
             line["images_per_second"] = (step + 1 - start) * config.batch_size / seconds
-            with (out / "log.jsonl").open("a") as handle:
-                handle.write(json.dumps(line) + "\n")
+            append_line(out / LOG_NAME, line)
             progress.set_postfix_str(f"loss {loss.item():.3f}, caption found {hit.item():.0%}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save_training(out / "state.safetensors", model, optimizer, step + 1, config)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.runs import tensor_file
-from rclip_metric.train.runs.files import storing
 from rclip_metric.weights import file_digest
 
 FOLDER_VARIABLE = "RCLIP_METRIC_BASELINES"
@@ -93,8 +92,7 @@ def write_stored(name: str, converted: Converted, path: Path) -> None:
         "config": json.dumps(dict(converted.config)),
         "sources": json.dumps(sources),
     }
-    with storing(path.name, path.parent):
-        tensor_file.write(path, tensor_file.pack({"tensors": dict(converted.tensors)}), metadata)
+    tensor_file.write(path, {"tensors": dict(converted.tensors)}, metadata)
 
 
 def read_stored(name: str, path: Path) -> Stored:

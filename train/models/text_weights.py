@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rclip_metric
 from rclip_metric.errors import CheckpointError
+from rclip_metric.files import written_whole
 from rclip_metric.train.models.text import NOT_TEXT, TextConfig, TextModel, build_text
 from rclip_metric.weights import WeightFile, WeightSpec, check_file, get_spec, locate, model_names
 
@@ -187,12 +188,7 @@ def export_text(state_path: Path, out: Path) -> Path:
         "training": asdict(config),
     }
     half = {key: tensor.half().contiguous() for key, tensor in tower.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    # One entry: the order of several is not the same from one process to the next.
-    partial.touch()
-    mode = partial.stat().st_mode & 0o777
-    save_file(half, partial, {_METADATA_KEY: json.dumps(about)})
-    partial.chmod(mode)  # safetensors hides its files from everybody else
-    os.replace(partial, out)
+    with written_whole(out) as partial:
+        # One entry: the order of several is not the same from one process to the next.
+        save_file(half, partial, {_METADATA_KEY: json.dumps(about)})
     return out

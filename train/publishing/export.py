@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shutil
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.errors import StorageError
+from rclip_metric.files import written_whole
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.publishing.card import CardFacts, model_card
@@ -174,8 +174,9 @@ def push_export(
         commit_message=commit_message or f"{name}, exported by rclip-metric",
     )
     try:
-        _write_whole(folder / CARD_NAME, card)
-        _write_whole(folder / ENTRY_NAME, _entry_text(name, {**entry, "revision": commit}))
+        for file, text in ((CARD_NAME, card), (ENTRY_NAME, _entry_text(name, {**entry, "revision": commit}))):
+            with written_whole(folder / file) as partial:
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(
             f"{repo_id} is now at {commit}, and that could not be noted in {folder}: {error.strerror}."
@@ -258,12 +259,3 @@ def _put_in_place(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from typing import Any
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.runs.config import read_settings
 from rclip_metric.train.runs.files import states
+from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.weights import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, load_encoder, read_json
 
 RECORD_NAME = "run.json"
-_LOG_NAME = "log.jsonl"
 # What a record says besides its recipe.
 _FACTS = (
     "method", "base", "data", "recipe", "run", "seed", "versions", "device", "seconds", "made", "epochs", "best_epoch",
@@ -101,13 +101,13 @@ def read_run(folder: Path) -> FinishedRun:
     if not isinstance(record.get("method", 0), str | None):
         raise ValueError(f"{folder / RECORD_NAME} does not say by which method the encoder was made: run it again")
     saved = SavedConfig.read(read_json(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
-    return FinishedRun(folder, load_encoder(folder), saved, record, _last_line(folder / _LOG_NAME))
+    return FinishedRun(folder, load_encoder(folder), saved, record, _last_line(folder / LOG_NAME))
 
 
 def _what_is_missing(folder: Path, missing: list[str]) -> str:
     names = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     newest = [*folder.glob("state.safetensors"), *states(folder)][-1:]
-    if not newest and not (folder / _LOG_NAME).exists():
+    if not newest and not (folder / LOG_NAME).exists():
         return f"{folder} is no training run, {names}: pass the --out of a `rclip-metric train` command"
     where = f" from {newest[0].name}" if newest else ""
     return f"the run in {folder} is not finished, {names}: give its command again, it goes on{where}"

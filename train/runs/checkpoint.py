@@ -139,15 +139,14 @@ def _write_state(
     facts: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> None:
-    packed = tensor_file.pack({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra})
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra}
     metadata = {
         "version": str(VERSION),
         "step": str(step),
         "config": json.dumps(_plain(config)),
         "facts": json.dumps(dict(facts)),
     }
-    with storing(f"the state after step {step}", path.parent, packed.size):
-        tensor_file.write(path, packed, metadata)
+    tensor_file.write(path, parts, metadata, what=f"the state after step {step}")
 
 
 def read_state(path: Path) -> TrainingState:
@@ -263,9 +262,7 @@ def save_batch(folder: Path, step: int, images: Tensor, *, rank: int = 0, **tens
     path = folder / f"failed-step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"
     values = {"images": images, **tensors}
     try:
-        packed = tensor_file.pack(values)
-        with storing(f"the batch of step {step}", folder, packed.size):
-            tensor_file.write(path, packed, {"step": str(step)})
+        tensor_file.write(path, values, {"step": str(step)}, what=f"the batch of step {step}")
     except StorageError as error:
         return str(error).rstrip(".")
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())

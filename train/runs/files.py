@@ -8,13 +8,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from rclip_metric.errors import StorageError
+from rclip_metric.files import written_whole
 
 _STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -109,16 +110,38 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    with storing(path.name, path.parent), written_whole(path) as partial:
+        partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file, which is on the disk when this returns.
+
+    A line before it that a crash or a full disk cut short stays a line of its own.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
     with storing(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as handle:
+            if handle.tell() > 0:
+                handle.seek(-1, os.SEEK_END)
+                handle.write(b"" if handle.read(1) == b"\n" else b"\n")
+            handle.write(json.dumps(record).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in the lines of a file; lines that were cut short are left out."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                partial.unlink(missing_ok=True)
-            raise
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
 
 
 def provenance(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
-from rclip_metric.train.runs.files import storing
+from rclip_metric.files import written_whole
+from rclip_metric.train.runs.files import append_line, storing, whole_lines
 
 LOG_NAME = "log.jsonl"
 
@@ -75,14 +75,12 @@ class TrainingLog:
         self._steps: deque[tuple[float, int]] = deque(maxlen=_WINDOW)  # seconds, images
         self._working = self._resting = 0.0
         self._before = 0.0
-        self._file: BinaryIO | None = None
-        self._cut = False  # the last line in the file is not whole: the disk was full
+        self._open = True
         self._board: Any = None
         if self._writes:
             self._board = _summary_writer(folder / "tensorboard", start) if tensorboard else None
             with storing(LOG_NAME, folder):
                 self._before = _resume(folder / LOG_NAME, start)
-                self._file = (folder / LOG_NAME).open("ab", buffering=0)
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -184,9 +182,7 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
             self._board = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._open = False
 
     def _show(self, step: int) -> None:
         if self._bar.disable:
@@ -199,15 +195,9 @@ class TrainingLog:
         self._bar.update(step - self._bar.n)
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
+        if not self._open:
             raise ValueError("the log is closed: write into it inside its with block")
-        with storing(LOG_NAME, self.folder):
-            left = (("\n" if self._cut else "") + json.dumps(line) + "\n").encode()
-            self._cut = True
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-            self._cut = False
+        append_line(self.folder / LOG_NAME, line)
 
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
@@ -218,25 +208,14 @@ class TrainingLog:
 def _resume(path: Path, start: int) -> float:
     """Keep the lines of the first ``start`` steps, and give back the seconds that the last of them tells."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return 0.0
-    written = path.read_text(errors="replace")
-    kept, seconds = [], 0.0
-    for line in written.splitlines():
-        try:
-            entry = json.loads(line)
-            # A run that begins anew writes everything again.
-            if start and int(entry["step"]) <= start:
-                kept.append(line)
-                seconds = float(entry["seconds"]) if "images_per_second" in entry else seconds
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
-    text = "".join(f"{line}\n" for line in kept)
-    if text != written:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        os.replace(partial, path)
-    return seconds
+    path.touch()
+    # A run that begins anew writes everything again.
+    kept = [entry for entry in whole_lines(path) if start and entry.get("step", math.inf) <= start]
+    text = "".join(f"{json.dumps(entry)}\n" for entry in kept)
+    if text != path.read_text(errors="replace"):
+        with written_whole(path) as partial:
+            partial.write_text(text)
+    return next((float(entry["seconds"]) for entry in reversed(kept) if "images_per_second" in entry), 0.0)
 
 
 def _summary_writer(folder: Path, start: int) -> Any:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +14,39 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rclip_metric.errors import CheckpointError
+from rclip_metric.files import remove_unfinished, written_whole
+from rclip_metric.train.runs.files import storing
 
 _STRUCTURE, _CHECKSUM = "structure", "crc32"  # keys of the metadata
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Values on their way into a file: ``tensors`` under the path of their keys, and JSON that says where they go."""
+def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], what: str | None = None) -> None:
+    """Write a file that is on the disk, under its name, as a whole when this returns.
 
-    tensors: dict[str, Tensor]
-    structure: Any
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-def pack(values: Mapping[str, Any]) -> Packed:
-    """Take values apart; tensors come to the CPU, and each gets memory of its own if it shares some.
+    What an earlier process left there when it was killed is removed.
 
     Args:
+        path: its folder is made if it does not exist.
         values: dicts, lists and tuples of tensors, numbers, texts, booleans and None; a tensor at
-            ``values["model"]["conv.weight"]`` gets the name ``model.conv.weight``.
+            ``values["model"]["conv.weight"]`` gets the name ``model.conv.weight``. Tensors come from any device, and
+            may share memory.
+        metadata: more texts to go with them.
+        what: is written, as the subject of a sentence; the file's name by default.
 
     Raises:
-        ValueError: for anything else, with its place.
+        ValueError: for values of any other kind, with their place.
+        StorageError: the disk is full or the folder cannot be written; nothing is left behind.
     """
+    tensors, structure = _taken_apart(values)
+    about = {**metadata, _STRUCTURE: json.dumps(structure), _CHECKSUM: _checksum(tensors)}
+    with storing(what or path.name, path.parent, sum(tensor.nbytes for tensor in tensors.values())):
+        remove_unfinished(path)
+        with written_whole(path, flush=True) as partial:
+            save_file(tensors, partial, about)
+
+
+def _taken_apart(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+    """Tensors under the path of their keys, each with memory of its own, and JSON that says where they go."""
     tensors: dict[str, Tensor] = {}
     owners: set[int] = set()
 
@@ -72,57 +74,7 @@ def pack(values: Mapping[str, Any]) -> Packed:
         raise ValueError(f"a state holds tensors and plain values, and {name} is a {type(value).__name__}")
 
     structure = {"dict": [[key, taken(value, key)] for key, value in values.items()]}
-    return Packed(tensors, structure)
-
-
-def _unpacked(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(structure, dict):
-        return structure
-    ((kind, held),) = structure.items()
-    if kind == "tensor":
-        return tensors[held]
-    if kind == "dict":
-        return {key: _unpacked(item, tensors) for key, item in held}
-    items = [_unpacked(item, tensors) for item in held]
-    return items if kind == "list" else tuple(items)
-
-
-def write(path: Path, packed: Packed, metadata: Mapping[str, str]) -> None:
-    """Write a file that is on the disk, under its name, as a whole when this returns.
-
-    It is made in a hidden folder beside its place (safetensors may use further names on its way), flushed, and renamed.
-    What an earlier process left there when it was killed is removed.
-
-    Raises:
-        OSError: or SafetensorError, as the disk and safetensors have it; nothing is left behind.
-    """
-    about = {**metadata, _STRUCTURE: json.dumps(packed.structure), _CHECKSUM: _checksum(packed.tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workshop = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(workshop, ignore_errors=True)
-    try:
-        workshop.mkdir()
-        save_file(packed.tensors, workshop / path.name, about)
-        # safetensors hides its files from everybody else; these are as readable as any new file of this user.
-        (workshop / "plain").touch()
-        os.chmod(workshop / path.name, (workshop / "plain").stat().st_mode & 0o777)
-        _flush(workshop / path.name)
-        os.replace(workshop / path.name, path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)  # if this fails too, the first error is the one to tell
-
-
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise  # some network file systems have nothing to flush for a folder
-    finally:
-        os.close(handle)
+    return tensors, structure
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -143,7 +95,19 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path} is not a file that this version of rclip-metric wrote.")
     if metadata.pop(_CHECKSUM) != _checksum(tensors):
         raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
-    return _unpacked(json.loads(metadata.pop(_STRUCTURE)), tensors), metadata
+    return _put_together(json.loads(metadata.pop(_STRUCTURE)), tensors), metadata
+
+
+def _put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(structure, dict):
+        return structure
+    ((kind, held),) = structure.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "dict":
+        return {key: _put_together(item, tensors) for key, item in held}
+    items = [_put_together(item, tensors) for item in held]
+    return items if kind == "list" else tuple(items)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rclip_metric import files
 from rclip_metric.errors import CheckpointError, StorageError
 from rclip_metric.train.runs import tensor_file
 from rclip_metric.train.runs.checkpoint import (
@@ -36,7 +37,7 @@ from rclip_metric.train.runs.checkpoint import (
 )
 from rclip_metric.train.runs.files import states, system_error, write_json
 from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
-from rclip_metric.train.runs.tensor_file import pack, read, write
+from rclip_metric.train.runs.tensor_file import read, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ def test_values_of_every_kind_come_back_as_they_were(tmp_path):
         "turned": torch.arange(6).view(2, 3).T,
         "flags": torch.tensor([True, False]),
     }
-    write(tmp_path / "v.safetensors", pack(values), {"about": "x"})
+    write(tmp_path / "v.safetensors", values, {"about": "x"})
     back, metadata = read(tmp_path / "v.safetensors")
     assert metadata["about"] == "x"
     one, other = flat(values), flat(back)
@@ -161,7 +162,7 @@ def test_values_of_every_kind_come_back_as_they_were(tmp_path):
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "v.safetensors").stat().st_mode) == 0o666 & ~umask
     with pytest.raises(ValueError, match=r"a state holds tensors and plain values, and a\.b is a object"):
-        pack({"a": {"b": object()}})
+        write(tmp_path / "w.safetensors", {"a": {"b": object()}}, {})
 
 
 def a_state(folder, step, keep=2, size=1, **extra):
@@ -237,7 +238,7 @@ def test_a_damaged_state_is_told_and_the_one_before_is_used(damage, tmp_path):
 
 
 def test_the_checksum_is_of_all_bytes_by_name(tmp_path):
-    write(tmp_path / "v.safetensors", pack({"b": torch.tensor([1.0]), "a": torch.tensor([2], dtype=torch.uint8)}), {})
+    write(tmp_path / "v.safetensors", {"b": torch.tensor([1.0]), "a": torch.tensor([2], dtype=torch.uint8)}, {})
     with safe_open(tmp_path / "v.safetensors", framework="pt") as handle:
         stored = handle.metadata()["crc32"]
     assert stored == f"{zlib.crc32(b'a' + bytes([2]) + b'b' + bytes([0, 0, 128, 63])):08x}"  # 1.0, little-endian
@@ -394,7 +395,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     a_state(tmp_path, 1)
 
     def killed():
-        tensor_file._flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        files.flush_to_disk = lambda path: os.kill(os.getpid(), signal.SIGKILL)
         a_state(tmp_path, 2)
 
     assert in_a_child(killed) == -signal.SIGKILL

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +47,12 @@ def _run_text(options: argparse.Namespace) -> None:
 
 
 def _run_pack(options: argparse.Namespace) -> None:
+    from rclip_metric.files import written_whole
     from rclip_metric.weights import WEIGHTS_NAME, SavedConfig, load_encoder, read_json, save_encoder
 
     encoder = copy.deepcopy(load_encoder(options.run_folder)).half()
     saved = SavedConfig.read(read_json(options.run_folder / "config.json"), str(options.run_folder)).values
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
-        save_encoder(encoder, folder, training=saved["training"], license=saved["license"], notes=saved["notes"])
-        os.replace(shutil.move(Path(folder) / WEIGHTS_NAME, options.out.with_suffix(".partial")), options.out)
+    about = {field: saved[field] for field in ("training", "license", "notes")}
+    with written_whole(options.out) as partial:
+        (save_encoder(encoder, partial.parent / "whole", **about) / WEIGHTS_NAME).replace(partial)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")

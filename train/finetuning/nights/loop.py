@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.finetuning.nights.step import Forward, Judged, Loss, Source, judge, sides, update
 from rclip_metric.train.runs.checkpoint import TrainingState, restore_training, save_state
+from rclip_metric.train.runs.files import append_line
 from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
 from rclip_metric.train.runs.seeds import mixed_seed, seeded, temporary_seed
 
@@ -75,8 +75,7 @@ class TuningLog:
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Append a line."""
-        with self.path.open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
+        append_line(self.path, line)
 
     def unreadable(self) -> None:
         """Name the triplets that were found to be unreadable since the last time."""

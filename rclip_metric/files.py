@@ -1,0 +1,58 @@
+"""Files that are on the disk as a whole or not at all."""
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
+    """Gives another place to write a file to, and moves it to `path` when it is complete, over what was there.
+
+    The place is a hidden folder of its own beside `path`, for whoever writes under further names on the way. Whatever
+    goes wrong, nothing of it is left, and `path` is as it was. The file gets the permissions of any new file, which
+    safetensors takes from everybody else.
+
+    Args:
+        path: Its folder is made if it does not exist.
+        flush: Whether the bytes and the name have to be on the disk when this returns, and not on their way there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workshop = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        workshop.mkdir()
+        written = workshop / "unfinished"  # under no name that anybody looks for
+        written.touch()
+        mode = written.stat().st_mode & 0o777
+        yield written
+        written.chmod(mode)
+        if flush:
+            flush_to_disk(written)
+        os.replace(written, path)
+        if flush:
+            flush_to_disk(path.parent)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)  # if this fails too, the first error is the one to tell
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what processes that were killed in the midst of `written_whole` left beside `path`."""
+    for workshop in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Has a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # some network file systems have nothing to flush for a folder
+    finally:
+        os.close(handle)
