@@ -20,10 +20,13 @@ DATA = [
     "rclip_metric/models/tiny-text.safetensors",
     "rclip_metric/models/tiny.safetensors",
     "rclip_metric/py.typed",
-    "rclip_metric/train/benchmark/assets/page.css",
-    "rclip_metric/train/benchmark/assets/page.js",
+    *(
+        f"rclip_metric/train/benchmark/page/templates/{p.name}"
+        for p in (ROOT / "train/benchmark/page/templates").iterdir()
+    ),
     *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
     *(f"rclip_metric/train/recipes/{path.name}" for path in (ROOT / "train/recipes").glob("*.json")),
+    *(f"rclip_metric/train/html/{name}" for name in ("base.html", "page.css", "page.js")),
     "rclip_metric/weights_manifest.json",
 ]
 

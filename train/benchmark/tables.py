@@ -9,9 +9,10 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.benchmark.page.reading import ranked, timed
 from rclip_metric.train.benchmark.reading import SHARE, is_judged
+from rclip_metric.train.checkpoint import write_json, write_text
 from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
-from rclip_metric.train.runs.files import write_json, write_text
 
 Board = Mapping[str, Any]
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -37,7 +38,7 @@ def markdown(board: Board) -> str:
     """A table of all data sets where there are several, one of each, the most robust metric first, and what failed."""
     parts = [_glance(board)] if len(board["data"]) > 1 else []
     for data in board["data"]:
-        rows = [metric for metric in _ranked(board, data) if data["id"] in metric["results"]]
+        rows = [metric for metric in ranked(board, data) if data["id"] in metric["results"]]
         attacks = sorted({threat["words"] for threat in board["threats"]})
         told = data.get("intervals") or "95 % bootstrap intervals"  # a board of before they could differ has none
         caption = f"{data['label']}, {data['samples']} samples; percent, with {told}."
@@ -56,7 +57,7 @@ def _glance(board: Board) -> str:
     for data in board["data"]:
         columns += [(f"{data['id']} {title}", show) for title, show in _scores(board, data, attrgetter("accuracy"))]
     caption = "All sets at a glance, in the order of the first: percent; intervals and numbers of samples are below."
-    return _drawn(_ranked(board, board["data"][0]), columns + _speeds(board), caption)
+    return _drawn(ranked(board, board["data"][0]), columns + _speeds(board), caption)
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption: str) -> str:
@@ -74,17 +75,6 @@ def _name(metric: Mapping[str, Any]) -> str:
     return metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "")
 
 
-def _ranked(board: Board, data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The metrics, the most robust on a data set first, then the best clean one; those without a result last."""
-
-    def rank(metric: Mapping[str, Any]) -> tuple[float, ...]:
-        result = metric["results"].get(data["id"]) or {"robust": {}, "clean": None}
-        robust = [result["robust"].get(threat["id"]) for threat in board["threats"]]
-        return tuple(-found["accuracy"] if found else 1.0 for found in (*robust[:1], result["clean"]))
-
-    return sorted(board["metrics"], key=rank)
-
-
 def _columns(board: Board, data: Mapping[str, Any]) -> list[Column]:
     """Heading and cell of every column in which a metric has something to show."""
     columns = _scores(board, data)
@@ -93,7 +83,7 @@ def _columns(board: Board, data: Mapping[str, Any]) -> list[Column]:
         title = f"certified l2 {points[0]['eps_text']}"
         columns.append(_score(title, data, "certified", _first_proven))
     columns += _speeds(board)
-    if _timed(board):
+    if timed(board):
         columns.append(("MB", lambda metric: _memory(metric)))
     columns.append(("parameters", lambda metric: _millions(metric["parameters"])))
     columns.append(("licence", lambda metric: metric["licence"] or "?"))
@@ -132,25 +122,10 @@ def _score(
 def _speeds(board: Board) -> list[Column]:
     """Pairs per second, of every type of number and batch size that was timed."""
     columns: list[Column] = []
-    for precision, size in _timed(board):
+    for precision, size in timed(board):
         short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
         columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
     return columns
-
-
-def _timed(board: Board) -> list[tuple[str, str]]:
-    """Precisions and batch sizes that were timed."""
-    found = {
-        (precision, size): None
-        for metric in board["metrics"]
-        for precision in ("float32", "bfloat16")
-        for size in _batches((metric["timing"] or {}).get(precision))
-    }
-    return sorted(found, key=lambda key: (key[0] != "float32", int(key[1])))
-
-
-def _batches(cells: Mapping[str, Any] | None) -> list[str]:
-    return [size for size in cells or {} if size.isdecimal()]
 
 
 def _speed(metric: Mapping[str, Any], precision: str, size: str) -> str:

@@ -75,7 +75,7 @@ def test_everything_is_there_and_what_failed_is_told(done, capsys):
     assert len(board["examples"]) == 2 and set(board["examples"][0]["metrics"]) == {"tiny", "tiny-clean", "l2"}
     assert not board["data"][0]["comparable"] and board["paper"][0]["nights"]["linf"] == 87.2
     page = (out / "benchmark.html").read_text()
-    assert "sides with the scenes&#x27; own rule" in page and "Scenes are drawn by a program" in page
+    assert "sides with the scenes&#39; own rule" in page and "Scenes are drawn by a program" in page
     assert page.count("rclip-metric train baseline dreamsim FILE") == 1
 
 

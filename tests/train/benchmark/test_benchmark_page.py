@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rclip_metric.train.benchmark import charts, label_places
-from rclip_metric.train.benchmark.page import page
+from rclip_metric.train.benchmark.page import charts, label_places, page
+from rclip_metric.train.benchmark.page.reading import COLOURS, Look
 
 ROOT = Path(__file__).parents[3]
 
@@ -645,7 +645,7 @@ def test_points_are_where_their_numbers_say() -> None:
     names = ["a", "b", "c"]
     places = [(60.0, 20.0), (70.0, 40.0), (95.0, 85.0)]
     points = [
-        charts.Point(name, charts.Look(1), x, y, (x - 1, x + 1), (y - 2, y + 2))
+        charts.Point(name, Look(1), x, y, (x - 1, x + 1), (y - 2, y + 2))
         for name, (x, y) in zip(names, places, strict=True)
     ]
     picture = charts.scatter(points, "clean accuracy, %", "robust accuracy, %")
@@ -701,7 +701,7 @@ def test_levels_are_spread_apart() -> None:
 
 
 def test_the_radius_axis() -> None:
-    look = charts.Look(0)
+    look = Look(0)
 
     def line(*radii: float, certified: Any = ()) -> charts.Line:
         return charts.Line("a", look, [(radius, 50.0, 40.0, 60.0) for radius in radii], certified)
@@ -719,9 +719,7 @@ def test_the_radius_axis() -> None:
 
 def test_curves_are_where_their_numbers_say() -> None:
     lines = [
-        charts.Line(
-            "a", charts.Look(1), [(0, 90, 88, 92), (2, 40, 37, 43), (4, 0, 0, 1)], [(0, 90.0), (1, 45.0), (9, 0.0)]
-        )
+        charts.Line("a", Look(1), [(0, 90, 88, 92), (2, 40, 37, 43), (4, 0, 0, 1)], [(0, 90.0), (1, 45.0), (9, 0.0)])
     ]
     picture = charts.curves(lines, "radius", "accuracy, %", 50.0)
     x = {0: 38.0, 4: 400 - charts.text_width("a") - 22}
@@ -752,8 +750,10 @@ def test_histograms_count_all() -> None:
 
 
 def test_bars_and_looks() -> None:
-    assert 'd="M0 4H27"' in charts.meter(50.0) and 'd="M24.3 4H32.4"' in charts.meter(50.0, (45.0, 60.0))
-    assert len({(look.style, look.drawn((0, 0))) for look in map(charts.Look, range(35))}) == 35
+    board = make_board(1, 1, 0)
+    board["metrics"][0]["results"]["nights"] = {"clean": {"accuracy": 50.0, "interval_95": [45.0, 60.0]}}
+    assert '<path d="M0 4H27"/><path d="M24.3 4H32.4"/></svg><b>50.0</b>' in page(board)
+    assert len({(look.style, charts.marked(look, (0, 0))) for look in map(Look, range(35))}) == 35
     assert charts.percent_domain([96.2, 57.3]) == (50, 100) and charts.percent_domain([0.0, 0.5]) == (0, 20)
     assert charts.percent_domain([99.0]) == (80, 100)
     assert charts.elided("abc", 100) == "abc"
@@ -769,7 +769,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_seen(theme: str) -> None:
-    style = (ROOT / "train" / "benchmark" / "assets" / "page.css").read_text(encoding="utf-8")
+    style = (ROOT / "train" / "html" / "page.css").read_text(encoding="utf-8")
     found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", style)
     colours = {name: light if theme == "light" else dark for name, light, dark in found}
 
@@ -780,7 +780,7 @@ def test_colours_can_be_seen(theme: str) -> None:
     for name in ("ink", "quiet", "accent", "bad", "good"):  # text: WCAG AA
         assert all(contrast(name, ground) >= 4.5 for ground in ("page", "card")), name
     assert contrast("ink", "best") >= 7 and contrast("quiet", "best") >= 4.5
-    assert all(contrast(f"k{n}", "card") >= 3 for n in range(charts.COLOURS))  # graphics
+    assert all(contrast(f"k{n}", "card") >= 3 for n in range(COLOURS))  # graphics
 
 
 def tool() -> ModuleType:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from rclip_metric.train.data.scenes import draw as scenes
 from rclip_metric.train.data.scenes.draw import (
     BACKGROUNDS,
     COLOURS,
@@ -31,7 +32,6 @@ from rclip_metric.train.data.scenes.draw import (
     render,
     sample_scene,
 )
-from rclip_metric.train.data.scenes import draw as scenes
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.things import COLUMNS
 from rclip_metric.train.data.triplets import BAPPS_SPLITS

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
-
-from rclip_metric.train.benchmark import charts
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 Entry = Mapping[str, Any]
 SHARE = "share for shape, %"
 OWN = ("ours", "yours")  # kinds that are marked; what is left are baselines
+COLOURS, SHAPES = 7, 5  # of the style sheet and of the charts: 35 looks that differ
 _LISTS = {"data": "id", "threats": "id", "metrics": "id", "examples": "key", "paper": "label"}
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a metric is drawn on the whole page: a colour, a shape, filled where it is not a baseline."""
+
+    index: int
+    filled: bool = True
+
+    @property
+    def style(self) -> str:
+        """Classes of the style sheet."""
+        return f"k{self.index % COLOURS}" + ("" if self.filled else " o")
+
+    @property
+    def shape(self) -> int:
+        """The number of its shape."""
+        return self.index % SHAPES
 
 
 def whole_board(board: Entry) -> dict[str, Any]:
@@ -23,8 +42,9 @@ def whole_board(board: Entry) -> dict[str, Any]:
     for n, metric in enumerate(whole["metrics"]):
         for key in ("results", "sweep", "direct", "timing"):
             metric[key] = {name: found for name, found in (metric.get(key) or {}).items() if found}
+        metric |= {key: metric.get(key) for key in ("failures", "image_size", "kind")}
         metric["label"] = str(metric.get("label") or metric["id"])
-        metric["look"] = charts.Look(n, metric.get("kind") in OWN)
+        metric["look"] = Look(n, metric.get("kind") in OWN)
     results = [result for metric in whole["metrics"] for result in metric["results"].values()]
     for key, lists in (
         ("data", [metric[part] for metric in whole["metrics"] for part in ("results", "sweep")]),
@@ -56,6 +76,11 @@ def certified_points(metric: Entry, data: Entry) -> list[Entry]:
 def measured_sets(board: Entry) -> list[Entry]:
     """The data sets that any metric was measured on, all of them if there are no numbers yet."""
     return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
+
+
+def data_name(data: Entry) -> str:
+    """The label of a data set."""
+    return str(data.get("label") or data["id"])
 
 
 def is_judged(data: Entry) -> bool:
@@ -100,3 +125,18 @@ def interval_of(summary: Entry) -> tuple[float, float] | None:
     """The bounds of a summary: of an accuracy, or of a number of pairs per second."""
     bounds = numbers_of(summary.get("interval_95") or (summary.get("low"), summary.get("high")))
     return (bounds[0], bounds[1]) if len(bounds) == 2 else None
+
+
+def per_set(board: Entry, draw: Callable[[Entry], Part]) -> list[tuple[str | None, Part]]:
+    """What is drawn of each data set, with its name where there are several; empty where nothing is drawn of any."""
+    sets = measured_sets(board) or [{"id": None, "label": "no data yet"}]
+    parts = [draw(data) for data in sets]
+    names = [data_name(data) for data in sets] if len(sets) > 1 else [None]
+    return list(zip(names, parts, strict=True)) if any(parts) else []
+
+
+def timed(board: Entry) -> list[tuple[str, str]]:
+    """Types of number and batch sizes that any metric was timed with, float32 first."""
+    times = [(metric.get("timing") or {}) for metric in board["metrics"]]
+    found = {(kind, size) for time in times for kind, cells in time.items() for size in cells or () if size.isdecimal()}
+    return sorted(found, key=lambda cell: (cell[0] != "float32", cell[0], int(cell[1])))

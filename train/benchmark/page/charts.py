@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from rclip_metric.train.benchmark.label_places import Box, Place, anchored, grown, leader, place_labels, spread
+from markupsafe import Markup
 
-COLOURS = 7  # --k0 to --k6 of the style sheet
+from rclip_metric.train.benchmark.page.label_places import Box, Place, anchored, grown, leader, place_labels, spread
+from rclip_metric.train.benchmark.page.reading import Look
+
 # Where each starts from the middle of a point, and how it goes on; with the colours 35 looks that differ.
 SHAPES = (
     (-3.5, 0, "a3.5 3.5 0 1 0 7 0 3.5 3.5 0 1 0-7 0"),
@@ -21,7 +23,6 @@ SHAPES = (
 )
 LETTER = 10.5  # font size of all charts, in units of their viewBox
 PANEL = (400.0, 340.0)
-METER = (0.0, 54.0)
 SMALL = (170.0, 82.0)
 EDGE, FLOOR, TALL, BIN, BINS = 5, 64, 56, 5, 32  # of a histogram: its left, bottom, height, width of a bin, bins
 SYMLOG = 6  # a ratio of the largest to the smallest radius beyond which the axis is logarithmic
@@ -29,22 +30,10 @@ SYMLOG = 6  # a ratio of the largest to the smallest radius beyond which the axi
 _NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] -"), frozenset("mwMW@%")
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a metric is drawn on the whole page: a colour, a shape, filled where it is not a baseline."""
-
-    index: int
-    filled: bool = True
-
-    @property
-    def style(self) -> str:
-        """Classes of the style sheet."""
-        return f"k{self.index % COLOURS}" + ("" if self.filled else " o")
-
-    def drawn(self, middle: Place) -> str:
-        """The shape around a point, as a path."""
-        across, down, rest = SHAPES[self.index % len(SHAPES)]
-        return f"M{_pair((middle[0] + across, middle[1] + down))}{rest}"
+def marked(look: Look, middle: Place) -> str:
+    """The shape of a metric around a point, as a path."""
+    across, down, rest = SHAPES[look.shape]
+    return f"M{_pair((middle[0] + across, middle[1] + down))}{rest}"
 
 
 @dataclass(frozen=True)
@@ -104,25 +93,13 @@ def elided(text: str, width: float) -> str:
     return text.rstrip(" ,(-") + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def meter(value: float, interval: tuple[float, float] | None = None) -> str:
-    """A bar from 0 to 100 with the interval at its end, for a cell of the table; in pixels, `METER` for the 100."""
-    x, middle = Scale((0.0, 100.0), METER), 4
-    end = f'<path d="M{short(x(interval[0]))} {middle}H{short(x(interval[1]))}"/>' if interval else ""
-    return f'<svg class="m"><path d="M0 {middle}H{short(x(value))}"/>{end}</svg>'
-
-
-def symbols() -> str:
+def symbols() -> Markup:
     """The shapes, once per page, for `glyph`."""
     shapes = (
-        f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="{Look(n).drawn((0, 0))}"/></symbol>'
+        f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="{marked(Look(n), (0, 0))}"/></symbol>'
         for n in range(len(SHAPES))
     )
-    return f'<svg class="say" aria-hidden="true">{"".join(shapes)}</svg>'
-
-
-def glyph(look: Look) -> str:
-    """A metric's mark, in a line of text."""
-    return f'<svg class="g {look.style}"><use href="#s{look.index % len(SHAPES)}"/></svg>'
+    return Markup(f'<svg class="say" aria-hidden="true">{"".join(shapes)}</svg>')
 
 
 def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float, float]:
@@ -134,7 +111,7 @@ def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float,
     return low, high
 
 
-def scatter(points: Sequence[Point], x_words: str, y_words: str) -> str:
+def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
     """Points with whiskers, each with its label beside it: no label covers another or a point while there is room.
 
     Args:
@@ -166,13 +143,13 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> str:
         told = f"{point.label}: {point.x:.1f} {x_words.split()[0]}, {point.y:.1f} {y_words.split()[0]}"
         parts.append(
             f'<g class="p {point.look.style}"><title>{html.escape(told)}</title>{line}'
-            f'<path class="w" d="{cross}"/><path class="g" d="{point.look.drawn(middle)}"/>'
+            f'<path class="w" d="{cross}"/><path class="g" d="{marked(point.look, middle)}"/>'
             f'<text {anchored(middle, box)} y="{box[3] - 2.5:.0f}">{html.escape(label)}</text></g>'
         )
     return _svg(PANEL, f"{y_words} against {x_words}, {len(points)} metrics", parts)
 
 
-def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | None = None) -> str:
+def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | None = None) -> Markup:
     """Percent against the radius: a line with its band per metric, dashes for what is certified, labels at the right.
 
     Args:
@@ -206,7 +183,7 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
             parts.append(f'<path class="b" d="{_path(edges)}z"/><path class="c" d="{_path(points)}"/>')
         if len(dashes) > 1:
             parts.append(f'<path class="c d" d="{_path(dashes)}"/>')
-        parts.append(f'<path class="g" d="{"".join(line.look.drawn(point) for point in points)}"/>')
+        parts.append(f'<path class="g" d="{"".join(marked(line.look, point) for point in points)}"/>')
         bend = (area[2] + 6, end[1]), (area[2] + 14, level)
         if abs(level - end[1]) > 3 or end[0] < area[2] - 1:
             parts.append(f'<path class="l" d="{_path((end, *bend))}"/>')
@@ -229,7 +206,7 @@ def radius_scale(lines: Sequence[Line], span: tuple[float, float]) -> Scale:
     return Scale((0.0, radii[-1]), span, lambda r: r / first if r < first else 1 + math.log(r / first))
 
 
-def histogram(values: Sequence[float], others: Sequence[float], top: float) -> str:
+def histogram(values: Sequence[float], others: Sequence[float], top: float) -> Markup:
     """How often each value comes, filled, and each of ``others``, as an outline; each as high as its own peak.
 
     Args:
@@ -248,7 +225,7 @@ def histogram(values: Sequence[float], others: Sequence[float], top: float) -> s
     return _svg(SMALL, "", [*parts, '<use href="#axis"/>'])
 
 
-def histogram_axis(top: float, more: bool) -> str:
+def histogram_axis(top: float, more: bool) -> Markup:
     """The axis of all histograms, once per page, with a mark at 1; ``more``: the last bin holds what is beyond."""
     end = EDGE + BIN * BINS
     one = short(EDGE + BIN * BINS / top)
@@ -257,7 +234,7 @@ def histogram_axis(top: float, more: bool) -> str:
         f'<text x="{x}" y="{FLOOR + 14}" text-anchor="{anchor}">{words}</text>' for x, anchor, words in texts
     )
     lines = f'<path class="ax" d="M{EDGE} {FLOOR}H{end}"/><path class="one" d="M{one} 4V{FLOOR + 4}"/>'
-    return f'<svg class="say" aria-hidden="true"><g id="axis">{lines}{numbers}</g></svg>'
+    return Markup(f'<svg class="say" aria-hidden="true"><g id="axis">{lines}{numbers}</g></svg>')
 
 
 def bin_counts(values: Sequence[float], top: float, bins: int) -> list[int]:
@@ -340,7 +317,8 @@ def _path(places: Sequence[Sequence[float]]) -> str:
     return f"M{whole[0][0]} {whole[0][1]}l" + " ".join(f"{a} {b}" for a, b in steps).replace(" -", "-")
 
 
-def _svg(size: Place, words: str, parts: Sequence[str]) -> str:
+def _svg(size: Place, words: str, parts: Sequence[str]) -> Markup:
     """The picture, with what it shows in words; without any where the text beside it says it all."""
     label = f' role="img" aria-label="{html.escape(words)}"' if words else ""
-    return f'<svg class="chart" viewBox="0 0 {short(size[0])} {short(size[1])}"{label}>{"".join(parts)}</svg>'
+    box = f"0 0 {short(size[0])} {short(size[1])}"
+    return Markup(f'<svg class="chart" viewBox="{box}"{label}>{"".join(parts)}</svg>')

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from typing import Any
 
-from rclip_metric.train.benchmark import charts
-from rclip_metric.train.benchmark.markup import (
-    NO_BREAK,
-    NORMS,
-    ball_name,
-    element,
-    figure,
-    glyph_and_label,
-    norm_name,
-    per_set,
-    titled,
-)
-from rclip_metric.train.benchmark.reading import (
+from markupsafe import Markup
+
+from rclip_metric.train.benchmark.page import charts
+from rclip_metric.train.benchmark.page.reading import (
     Entry,
     interval_of,
     numbers_of,
+    per_set,
     ranked,
     result_of,
     rows_of,
     score_of,
     tried_threats,
 )
+from rclip_metric.train.benchmark.page.table import CHANCE
+from rclip_metric.train.benchmark.page.words import NORMS, ball_name, figure, norm_name
 
-CHANCE = {"2afc": 50.0}
 TOP_RATIO = 4.0  # where the axis of the histograms ends at the latest
+Panels = list[tuple[Markup, Markup]]  # charts side by side: their names and pictures
 
 
-def _panels(figures: Sequence[tuple[str, str]]) -> str:
-    """Charts side by side, each under its name."""
-    parts = [element("figure", element("figcaption", name) + picture) for name, picture in figures]
-    return element("div", "".join(parts), class_="panels") if parts else ""
-
-
-def scatter_section(board: Entry) -> str:
+def scatter_section(board: Entry) -> list[tuple[str | None, Panels]]:
     """Clean against robust accuracy, a panel per threat."""
 
-    def draw(data: Entry) -> str:
+    def draw(data: Entry) -> Panels:
         panels = []
         for threat in tried_threats(board, data):
             points = []
@@ -53,20 +41,15 @@ def scatter_section(board: Entry) -> str:
                     points.append(charts.Point(metric["label"], metric["look"], *place))
             if points:
                 panels.append((ball_name(threat), charts.scatter(points, "clean accuracy, %", "robust accuracy, %")))
-        return _panels(panels)
+        return panels
 
-    lede = (
-        "Top right is better: further right is right more often on clean images, further up under attack. "
-        "On the dotted line the attack costs nothing. Filled marks are ours or yours, hollow ones baselines; "
-        f"bars are 95{NO_BREAK}% intervals."
-    )
-    return titled("Clean against robust accuracy", lede, per_set(board, draw))
+    return per_set(board, draw)
 
 
-def radius_section(board: Entry) -> str:
+def radius_section(board: Entry) -> dict[str, Any]:
     """Accuracy against the radius, a panel per norm."""
 
-    def draw(data: Entry) -> str:
+    def draw(data: Entry) -> Panels:
         norms = dict.fromkeys(norm for m in board["metrics"] for norm in m["sweep"].get(data["id"]) or ())
         curves = {
             m["id"]: rows_of((result_of(m, data).get("certified") or {}).get("curve"), 2) for m in board["metrics"]
@@ -85,17 +68,14 @@ def radius_section(board: Entry) -> str:
             if lines:
                 chance = CHANCE.get(data.get("task") or "")
                 panels.append((norm_name(norm), charts.curves(lines, words, "accuracy, %", chance)))
-        return _panels(panels)
+        return panels
 
-    lede = f"Higher is better; bands are 95{NO_BREAK}% intervals, the dotted line is chance. "
-    lede += "Lines may be of fewer samples than the table. "
-    if any(result_of(m, data).get("certified") for m in board["metrics"] for data in board["data"]):
-        lede += f"A dashed line is certified: no attack of that {norm_name('l2')} radius, known or not, gets below it. "
-    lede += element("span", "Point at a line to see it alone.", class_="js")
-    return titled("Accuracy against the radius of the attack", lede, per_set(board, draw))
+    found = per_set(board, draw)
+    certified = any(result_of(m, data).get("certified") for m in board["metrics"] for data in board["data"])
+    return {"sets": found, "certified": certified} if found else {}
 
 
-def distance_section(board: Entry) -> str:
+def distance_section(board: Entry) -> dict[str, Any]:
     """Histograms of d(x, x + delta), a card per threat and metric."""
     ratios: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for metric in board["metrics"]:
@@ -105,26 +85,19 @@ def distance_section(board: Entry) -> str:
             if values and scale > 0:
                 ratios[metric["id"], name] = [v / scale for v in values], [v / scale for v in others]
     if not ratios:
-        return ""
+        return {}
     every = [values for pair in ratios.values() for values in pair]
     most = max(sorted(values)[int(0.98 * (len(values) - 1))] for values in every)
     top = min(TOP_RATIO, max(1.5, math.ceil(2 * most) / 2))
-    parts = [charts.histogram_axis(top, any(value > top for values in every for value in values))]
+    groups = []
     for threat in board["threats"]:
         cards = []
         for metric in ranked(board):
             if (metric["id"], threat["id"]) in ratios:
                 values, others = ratios[metric["id"], threat["id"]]
-                past = f"{100 * sum(value > 1 for value in values) / len(values):.0f}{NO_BREAK}%"
-                words = element("p", f"median {figure(statistics.median(values))}, {element('b', past)} past 1")
-                inner = element("figcaption", glyph_and_label(metric)) + charts.histogram(values, others, top) + words
-                cards.append(element("figure", inner, class_=f"small {metric['look'].style}"))
+                past = f"{100 * sum(value > 1 for value in values) / len(values):.0f}"
+                cards.append((metric, charts.histogram(values, others, top), figure(statistics.median(values)), past))
         if cards:
-            parts.append(element("h3", ball_name(threat)) + element("div", "".join(cards), class_="cards"))
-    lede = (
-        "Here the attack makes d(x,\u202fx\u202f+\u202f\u03b4), the distance between an image and its own attacked "
-        "copy, as large as it can. It is divided by the median distance between two different images, so that 1, the "
-        "line, means: to this metric the copy is as far away as another image. Further left is better. "
-        "Outlined: other images."
-    )
-    return titled("How far the attack moves an image from itself", lede, "".join(parts))
+            groups.append((ball_name(threat), cards))
+    more = any(value > top for values in every for value in values)
+    return {"axis": charts.histogram_axis(top, more), "groups": groups}

@@ -1,0 +1,60 @@
+"""The words and numbers that the parts of the page are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from markupsafe import Markup, escape
+
+from rclip_metric.train.benchmark.page.reading import Entry, known
+from rclip_metric.train.evaluation.labels import PEOPLE
+
+DASH, NO_BREAK = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
+NORMS = {"linf": Markup("\u2113<sub>\N{INFINITY}</sub>"), "l2": Markup("\u2113<sub>2</sub>")}
+NORMS["l1"] = Markup("\u2113<sub>1</sub>")
+
+
+def figure(value: float) -> str:
+    """Three digits, or two: 1,230, 123, 12.3, 1.23, 0.123, 0.0123, 0.0012, 1.2e-4."""
+    if 0 < abs(value) < 1e-3:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits}e{int(exponent)}"
+    power = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(4, 2 - power)}f}" if power < 2 else f"{round(value, 2 - power):,.0f}"
+
+
+def count_words(value: float) -> str:
+    """A number of parameters: 0, 640, 12 k, 1.9 M, 198 M."""
+    if value < 1e6:
+        return f"{value:.0f}" if value < 1e3 else f"{value / 1e3:.0f}{NO_BREAK}k"
+    return f"{value / 1e6:.{1 if value < 1e8 else 0}f}{NO_BREAK}M"
+
+
+def percent(value: float) -> str:
+    """E.g. 92.4 %, which no line ends within."""
+    return f"{value:.1f}{NO_BREAK}%"
+
+
+def norm_name(norm: str) -> Markup:
+    """A norm as HTML."""
+    return NORMS.get(norm) or escape(norm)
+
+
+def ball_name(threat: Entry) -> Markup:
+    """E.g. l_inf 4/255, as HTML; the name of the threat where it does not say its norm."""
+    if not threat.get("norm"):
+        return escape(threat["id"])
+    eps = known(threat.get("eps"))
+    return norm_name(threat["norm"]) + f" {threat.get('eps_text') or ('' if eps is None else f'{eps:g}')}"
+
+
+def judges_of(data: Entry) -> str:
+    """Who said which option is right: people, unless the data says otherwise."""
+    return str(data.get("judges") or PEOPLE)
+
+
+def joined(words: Iterable[str]) -> Markup:
+    """A, B and C, each once, as HTML."""
+    *most, last = dict.fromkeys(words)
+    return Markup(", ").join(most) + Markup(" and ") + last if most else escape(last)
