@@ -9,10 +9,9 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import ranked, timed
-from rclip_metric.train.benchmark.reading import SHARE, is_judged
-from rclip_metric.train.checkpoint import write_json, write_text
+from rclip_metric.train.benchmark.page.reading import SHARE, is_judged, ranked, timed
 from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
+from rclip_metric.train.runs.files import write_json, write_text
 
 Board = Mapping[str, Any]
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
