@@ -12,7 +12,7 @@ import torch
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
 from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
-from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING
+from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_training.py"

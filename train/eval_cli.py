@@ -88,7 +88,7 @@ def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
     """What NIGHTS and BAPPS share."""
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
-    from rclip_metric.train.metrics.base import load_metric
+    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
     if options.check:
@@ -137,7 +137,7 @@ def _things(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation.odd_one_out import evaluate_odd_one_out
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import things_data
-    from rclip_metric.train.metrics.base import load_metric
+    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
@@ -170,7 +170,7 @@ def _cue_conflict(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation.cue_conflict import evaluate_cue_conflict
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import cue_conflict_data
-    from rclip_metric.train.metrics.base import load_metric
+    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
@@ -203,7 +203,7 @@ def _sanity(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation import sanity as suite
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
-    from rclip_metric.train.metrics.base import load_metric
+    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
     from rclip_metric.train.runs.files import write_json
 
@@ -285,8 +285,8 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.classes import read_classes, read_prompts
     from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
-    from rclip_metric.train.metrics.base import load_metric
     from rclip_metric.train.metrics.paper import published_as
+    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.models.text_weights import load_text
     from rclip_metric.train.runs.distributed import join
 

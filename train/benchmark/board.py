@@ -19,9 +19,8 @@ from rclip_metric.train.evaluation.labels import SCENES, Threat, data_label, int
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import short_revision
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
-from rclip_metric.train.metrics.paper import reported
+from rclip_metric.train.metrics.paper import REPORTED, reported
 from rclip_metric.train.metrics.registry import BASELINES
-from rclip_metric.train.metrics.reported import REPORTED
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.weights import get_spec, model_names
 

@@ -29,9 +29,9 @@ from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.timing import time_metrics
 from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
-from rclip_metric.train.metrics.base import Certified, EncoderMetric, Facts, Metric, load_metric, metric_precision
+from rclip_metric.train.metrics.base import Certified, EncoderMetric, Facts, Metric, metric_precision
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
-from rclip_metric.train.metrics.registry import RANDOM, is_baseline
+from rclip_metric.train.metrics.registry import RANDOM, is_baseline, load_metric
 from rclip_metric.train.runs.distributed import Team, join
 from rclip_metric.train.runs.files import write_text
 from rclip_metric.train.runs.machine import versions

@@ -23,8 +23,7 @@ from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.kept import kept
 from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings, fixed_options
-from rclip_metric.train.metrics.base import Metric
-from rclip_metric.train.metrics.dissimilarity import dissimilarity
+from rclip_metric.train.metrics.base import Metric, dissimilarity
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.precision import full_float32

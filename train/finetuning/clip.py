@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,95 +18,16 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from rclip_metric.encoder import NAMED, Architecture, Encoder
-from rclip_metric.images import Preprocessing
+from rclip_metric.encoder import Architecture, Encoder
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
-from rclip_metric.train.data.scenes.draw import SIZE, VOCABULARY
+from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
+from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training
-from rclip_metric.train.runs.config import setting
 from rclip_metric.train.runs.files import append_line, provenance, write_json
 from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.weights import save_encoder
-
-CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
-TINY = NAMED["tiny_convnext"]
-TINY_PREPROCESSING = Preprocessing(
-    mode="squash",
-    resize=SIZE,
-    crop=SIZE,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-)
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """Settings of a contrastive run; the defaults are those of the shipped ``tiny-clean``."""
-
-    seed: int = setting(0, "seed of the weights and of the order of images")
-    steps: int = setting(750, "optimiser steps")
-    warmup_steps: int = setting(50, "steps of linear warm-up")
-    batch_size: int = setting(256, "image-caption pairs per step")
-    learning_rate: float = setting(1e-3, "peak AdamW learning rate")
-    weight_decay: float = setting(0.05, "AdamW weight decay of matrices")
-    text_width: int = setting(128, "width of the text tower")
-    text_layers: int = setting(2, "layers of the text tower")
-    save_every: int = setting(50, "steps between checkpoints")
-
-
-class WordTokenizer:
-    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (highest id), zeros."""
-
-    def __init__(self) -> None:
-        """Number the words of the scenes' vocabulary from 1."""
-        self.ids = {word: number for number, word in enumerate(VOCABULARY, start=1)}
-        self.start, self.end = len(self.ids) + 1, len(self.ids) + 2
-        self.size = self.end + 1
-
-    def __call__(self, captions: list[str]) -> torch.Tensor:
-        """Tokenise; returns int64 (N, 40).
-
-        Raises:
-            ValueError: for a word outside the vocabulary or a caption that is too long.
-        """
-        tokens = torch.zeros(len(captions), CONTEXT, dtype=torch.long)
-        for row, text in enumerate(captions):
-            words = text.lower().split()
-            unknown = [word for word in words if word not in self.ids]
-            if unknown or len(words) > CONTEXT - 2:
-                problem = f"the word {unknown[0]!r}" if unknown else f"{len(words)} words"
-                raise ValueError(f"caption {text!r} has {problem}: use at most {CONTEXT - 2} words of the scenes' own")
-            numbers = [self.start, *(self.ids[word] for word in words), self.end]
-            tokens[row, : len(numbers)] = torch.tensor(numbers)
-        return tokens
-
-
-def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Module:
-    """A small OpenCLIP CLIP with random weights (seeded by the config) and our encoder as its visual tower."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    torch.manual_seed(config.seed)
-    assert architecture.projection is not None
-    text = CLIPTextCfg(
-        context_length=CONTEXT,
-        vocab_size=WordTokenizer().size,
-        width=config.text_width,
-        heads=config.text_width // 32,
-        layers=config.text_layers,
-    )
-    # The smallest visual tower that the constructor takes: it is replaced in the next line.
-    placeholder = CLIPVisionCfg(layers=1, width=64, patch_size=SIZE, image_size=SIZE)
-    model: nn.Module = CLIP(embed_dim=architecture.projection, vision_cfg=placeholder, text_cfg=text)
-    encoder = Encoder(architecture, TINY_PREPROCESSING, name="tiny-clean", domain="drawn scenes")
-    for name, parameter in encoder.named_parameters():
-        if name.endswith(".gamma"):
-            # ConvNeXt starts its layer scale at 1e-6, for depth; this tower is shallow and trains for minutes.
-            nn.init.constant_(parameter, 0.1)
-    model.visual = encoder
-    return model
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -135,7 +56,7 @@ def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
 def train_clip(
     scenes: Path,
     out: Path,
-    config: ClipConfig = ClipConfig(),
+    config: ClipConfig = ClipConfig(),  # noqa: B008 (frozen)
     *,
     architecture: Architecture = TINY,
     quiet: bool = False,

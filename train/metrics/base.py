@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -15,9 +12,8 @@ from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.distance import unit
-from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, Resize, open_image, preprocess_pil
+from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.metrics.paper import is_published
-from rclip_metric.train.metrics.registry import RANDOM, is_baseline, load_baseline
 from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
 from rclip_metric.weights import get_spec
 
@@ -251,45 +247,36 @@ def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bflo
     return resolved_precision(precision, metric.device)
 
 
-def load_metric(
-    name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default", image_size: int = 224
-) -> Metric:
-    """Build the metric of a name.
+def dissimilarity(
+    metric: Metric, images: Tensor, fixed: Tensor, clean: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """A metric's distances on its own scale, by which an image is less alike than a clean one is to itself.
+
+    s(x, x) - s(z, y): 1 - cos for cosines, the distance itself where the similarity is minus a distance, 1 - SSIM for
+    SSIM. In float64, so that what a float32 similarity tells apart stays apart.
 
     Args:
-        name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.models.base.load_base` takes it
-            (``open_clip:...``, ``timm:...``), a metric of `rclip_metric.train.metrics`, or ``module:function``, a
-            function that is called with the device and returns a `Metric` (how any other metric is judged). With
-            ``@random``, any but the last with seeded random weights.
-        device: cpu, cuda, cuda:1, ...
-        resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
-        image_size: side that images are squashed to, for metrics that leave it open.
+        metric: has the similarity s.
+        images: z, (N, 3, S, S).
+        fixed: what the metric keeps of K images y for each, (N, K, ...).
+        clean: x, (N, 3, S, S): the images themselves, or what they were before an attack.
+        chunk_size: images per forward pass.
+
+    Returns:
+        (N, K), float64.
 
     Raises:
-        ValueError: if the module, the function or the metric is not what it should be.
-        WeightsError: as `RobustPerceptualDistance` and `load_baseline` raise it.
+        ValueError: if the metric gives a similarity that is not finite, as PSNR does for an image and itself.
     """
-    if is_baseline(name):
-        return load_baseline(name, device=device, image_size=image_size)
-    if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
-        from rclip_metric.train.models.base import load_base
-
-        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
-    module, colon, function = name.partition(":")
-    if colon and not os.path.exists(name):
-        return _user_metric(name, module, function, device)
-    return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
-
-
-def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # the console script, other than python -m, does not look where the user stands
-    try:
-        built: Metric = getattr(importlib.import_module(module), function)(device)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
-    missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
-               if not hasattr(built, part)]  # fmt: skip
-    if missing:
-        raise ValueError(f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.metrics.base")
-    return built
+    found = []
+    with torch.no_grad():
+        for part in torch.arange(len(images), device=images.device).split(chunk_size or max(1, len(images))):
+            itself = metric.similarities(clean[part], metric.fix(clean[part])[:, None]).double()  # (n, 1)
+            found.append(itself - metric.similarities(images[part], fixed[part]).double())
+    apart = torch.cat(found) if found else torch.zeros(fixed.shape[:2], dtype=torch.float64, device=images.device)
+    if not bool(apart.isfinite().all()):
+        raise ValueError(
+            f"{metric.name} gives similarities that are not finite, of an image to itself or to another: "
+            "a distance needs a metric that is bounded where images are identical"
+        )
+    return apart

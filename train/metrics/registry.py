@@ -1,18 +1,20 @@
-"""Which metrics of others there are, by name; nothing of a metric is imported before it is asked for."""
+"""Which metrics there are, by name: ours, those of others, yours; nothing of one is imported before it is asked for."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from rclip_metric.errors import UnknownModelError
+from rclip_metric.images import Resize
+from rclip_metric.metric import RobustPerceptualDistance
+from rclip_metric.train.metrics.base import EncoderMetric, Metric
 from rclip_metric.train.metrics.weight_files import Converted, Request
-
-if TYPE_CHECKING:
-    from rclip_metric.train.metrics.base import Metric
 
 RANDOM = "@random"
 _DREAMSIM = "from the release page of ssundaram21/dreamsim on GitHub"
@@ -86,9 +88,55 @@ def load_baseline(name: str, *, device: str = "cpu", image_size: int = 224, weig
     """
     short = name.removesuffix(RANDOM)
     baseline = require_baseline(short)
-    request = Request(device, image_size if baseline.free_size else 224, weights, name.endswith(RANDOM))
+    request = Request(
+        device, image_size if baseline.free_size else 224, weights, name.endswith(RANDOM), baseline.published
+    )
     metric: Metric = _family(baseline).build(short, request)
     return metric
+
+
+def load_metric(
+    name: str, *, device: str = "cpu", resize: Resize | Literal["default"] = "default", image_size: int = 224
+) -> Metric:
+    """Build the metric of a name.
+
+    Args:
+        name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.models.base.load_base` takes it
+            (``open_clip:...``, ``timm:...``), a metric of `rclip_metric.train.metrics`, or ``module:function``, a
+            function that is called with the device and returns a `Metric` (how any other metric is judged). With
+            ``@random``, any but the last with seeded random weights.
+        device: cpu, cuda, cuda:1, ...
+        resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
+        image_size: side that images are squashed to, for metrics that leave it open.
+
+    Raises:
+        ValueError: if the module, the function or the metric is not what it should be.
+        WeightsError: as `RobustPerceptualDistance` and `load_baseline` raise it.
+    """
+    if is_baseline(name):
+        return load_baseline(name, device=device, image_size=image_size)
+    if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
+        from rclip_metric.train.models.base import load_base
+
+        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
+    module, colon, function = name.partition(":")
+    if colon and not os.path.exists(name):
+        return _user_metric(name, module, function, device)
+    return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+
+
+def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # the console script, other than python -m, does not look where the user stands
+    try:
+        built: Metric = getattr(importlib.import_module(module), function)(device)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
+    missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
+               if not hasattr(built, part)]  # fmt: skip
+    if missing:
+        raise ValueError(f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.metrics.base")
+    return built
 
 
 def convert_baseline(name: str, source: Path, *, backbone: str | None = None) -> Converted:

@@ -28,12 +28,14 @@ class Request:
         image_size: side of the square that images are squashed to, in pixels; for metrics that leave it open.
         weights: the converted file; None for its place in `weights_folder`.
         random: seeded random weights instead of a file, for tests and for what a metric costs.
+        published: where its published file is from, in words, for who has not got it.
     """
 
     device: str = "cpu"
     image_size: int = 224
     weights: Path | None = None
     random: bool = False
+    published: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,10 @@ def weights_path(name: str, request: Request) -> Path:
     Raises:
         UnknownModelError: it is not there; one sentence says where to get it and which command converts it.
     """
-    from rclip_metric.train.metrics.registry import BASELINES
-
     path = request.weights or weights_folder() / f"{name}.safetensors"
     if not path.is_file():
         raise UnknownModelError(
-            f"{name} needs its published weights, and {path} is not there: get {BASELINES[name].published}, then run: "
+            f"{name} needs its published weights, and {path} is not there: get {request.published}, then run: "
             f"rclip-metric train baseline {name} FILE"
         )
     return path

@@ -138,7 +138,7 @@ def _byte_pair_tokenizer(config: TextConfig) -> Callable[[list[str]], Tensor]:
 
 
 def _read_exported(path: Path, name: str) -> TextModel:
-    from rclip_metric.train.finetuning.clip import WordTokenizer
+    from rclip_metric.train.models.tokenizer import WordTokenizer
 
     state, metadata = _open_tensors(path)
     about = json.loads(metadata[_METADATA_KEY])
@@ -165,7 +165,8 @@ def export_text(state_path: Path, out: Path) -> Path:
     Raises:
         ValueError: if the file is not the state of such a run.
     """
-    from rclip_metric.train.finetuning.clip import ClipConfig, WordTokenizer, build_clip
+    from rclip_metric.train.models.clip import ClipConfig, build_clip
+    from rclip_metric.train.models.tokenizer import WordTokenizer
 
     if not state_path.is_file():
         raise ValueError(f"there is no {state_path}: pass the state.safetensors of a run of `train clip`")

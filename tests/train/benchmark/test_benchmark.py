@@ -22,7 +22,8 @@ from rclip_metric.train.evaluation.bootstrap import summary
 from rclip_metric.train.evaluation.certified import certified_radii
 from rclip_metric.train.evaluation.report import load_results, unpack
 from rclip_metric.train.evaluation.tasks import nights_data
-from rclip_metric.train.metrics.base import EmbeddingMetric, Facts, load_metric
+from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
+from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.runs.config import radius
 
 

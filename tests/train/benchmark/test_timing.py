@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 METRICS = """
 import os, signal, time
 import torch
-from rclip_metric.train.metrics.base import DistanceMetric, load_metric
+from rclip_metric.train.metrics.base import DistanceMetric
+from rclip_metric.train.metrics.registry import load_metric
 
 HELD = []
 

@@ -7,9 +7,8 @@ import torch
 
 from rclip_metric.cli.main import main
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
-from rclip_metric.train.metrics.base import load_metric
 from rclip_metric.train.metrics.lpips import LpipsMetric
-from rclip_metric.train.metrics.registry import BASELINES, load_baseline
+from rclip_metric.train.metrics.registry import BASELINES, load_baseline, load_metric
 from rclip_metric.train.metrics.weight_files import FOLDER_VARIABLE, weights_folder
 
 

@@ -13,9 +13,9 @@ from rclip_metric.train.data.classes import read_classes, read_prompts
 from rclip_metric.train.data.scenes import draw as s
 from rclip_metric.train.data.scenes.formats import write_pairs
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.finetuning.clip import CONTEXT, WordTokenizer
 from rclip_metric.train.models.text import class_embeddings
 from rclip_metric.train.models.text_weights import load_text
+from rclip_metric.train.models.tokenizer import CONTEXT, WordTokenizer
 from rclip_metric.weights import load_encoder
 
 SMALL = s.ScenesConfig(seed=3, images=12, triplets=(4, 4, 40), pool=2, queries=1)

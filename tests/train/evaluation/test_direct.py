@@ -15,8 +15,7 @@ from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.direct import direct_attack, direct_record
 from rclip_metric.train.evaluation.robustness import RunSettings
 from rclip_metric.train.evaluation.two_afc import TwoAfcData
-from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
-from rclip_metric.train.metrics.dissimilarity import dissimilarity
+from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric, dissimilarity
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.seeds import sample_seed
 

@@ -22,8 +22,8 @@ from rclip_metric.train.evaluation.two_afc import (
     first_of_each_split,
     loader_at,
 )
-from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING
 from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
+from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.precision import bfloat16_is_fast, resolved_precision
 
 ARCHITECTURE = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

@@ -20,10 +20,11 @@ from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.report import result_name
 from rclip_metric.train.evaluation.robustness import RunSettings
 from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot, zero_shot_block
-from rclip_metric.train.finetuning.clip import WordTokenizer
-from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric, load_metric
+from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
+from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.models.text_weights import load_text
+from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.seeds import seeded
 
 PER_CLASS = 3

@@ -15,7 +15,7 @@ from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refre
 from rclip_metric.train.finetuning.adversarial.lore import DualNetwork
 from rclip_metric.train.finetuning.adversarial.objectives import Embedded
 from rclip_metric.train.finetuning.adversarial.step import AdversarialStep, NonFiniteLoss
-from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING
+from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 
 CONVNEXT = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

@@ -23,7 +23,7 @@ from rclip_metric.train.data.scenes.formats import write_pairs
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig
 from rclip_metric.train.finetuning.adversarial.run import finetune
 from rclip_metric.train.finetuning.adversarial.step import NonFiniteLoss
-from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING
+from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.models.text_weights import load_text
 from rclip_metric.train.runs.checkpoint import latest_state
 from rclip_metric.train.runs.config import configured, read_recipe, recipe_names

@@ -12,7 +12,9 @@ from rclip_metric.train.data.images import StepSampler
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.eval_cli import main as evaluate
 from rclip_metric.train.evaluation.report import load_results, unpack
-from rclip_metric.train.finetuning.clip import ClipConfig, WordTokenizer, build_clip, contrastive_loss, train_clip
+from rclip_metric.train.finetuning.clip import contrastive_loss, train_clip
+from rclip_metric.train.models.clip import ClipConfig, build_clip
+from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.train.runs.seeds import seeded
 

@@ -6,8 +6,8 @@ from statistics import fmean
 
 import pytest
 
+from rclip_metric.train.metrics.paper import REPORTED, reported_of
 from rclip_metric.train.metrics.registry import BASELINES
-from rclip_metric.train.metrics.reported import REPORTED, reported_of
 
 # Table XIV: cnn, color, deblur, frameinterp, superres, traditional.
 CLEAN = {

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric, load_metric
+from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
+from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.runs.seeds import seeded
 
 

@@ -18,9 +18,10 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.data.scenes.draw import SHAPES, caption, generator, render, sample_scene
-from rclip_metric.train.finetuning.clip import TINY_PREPROCESSING, ClipConfig, WordTokenizer, build_clip
+from rclip_metric.train.models.clip import TINY_PREPROCESSING, ClipConfig, build_clip
 from rclip_metric.train.models.text import TextModel, build_text, class_embeddings
 from rclip_metric.train.models.text_weights import export_text, load_text
+from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.checkpoint import save_training
 from rclip_metric.train.runs.files import provenance
 from rclip_metric.train.runs.seeds import seeded

@@ -1,0 +1,64 @@
+"""The small CLIP that learns from captioned scenes: OpenCLIP's class with our image encoder as its visual tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rclip_metric.encoder import NAMED, Architecture, Encoder
+from rclip_metric.images import Preprocessing
+from rclip_metric.train.data.scenes.draw import SIZE
+from rclip_metric.train.models.tokenizer import CONTEXT, WordTokenizer
+from rclip_metric.train.runs.config import setting
+
+TINY = NAMED["tiny_convnext"]
+TINY_PREPROCESSING = Preprocessing(
+    mode="squash",
+    resize=SIZE,
+    crop=SIZE,
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Settings of a contrastive run; the defaults are those of the shipped ``tiny-clean``."""
+
+    seed: int = setting(0, "seed of the weights and of the order of images")
+    steps: int = setting(750, "optimiser steps")
+    warmup_steps: int = setting(50, "steps of linear warm-up")
+    batch_size: int = setting(256, "image-caption pairs per step")
+    learning_rate: float = setting(1e-3, "peak AdamW learning rate")
+    weight_decay: float = setting(0.05, "AdamW weight decay of matrices")
+    text_width: int = setting(128, "width of the text tower")
+    text_layers: int = setting(2, "layers of the text tower")
+    save_every: int = setting(50, "steps between checkpoints")
+
+
+def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Module:
+    """A small OpenCLIP CLIP with random weights (seeded by the config) and our encoder as its visual tower."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(config.seed)
+    assert architecture.projection is not None
+    text = CLIPTextCfg(
+        context_length=CONTEXT,
+        vocab_size=WordTokenizer().size,
+        width=config.text_width,
+        heads=config.text_width // 32,
+        layers=config.text_layers,
+    )
+    # The smallest visual tower that the constructor takes: it is replaced in the next line.
+    placeholder = CLIPVisionCfg(layers=1, width=64, patch_size=SIZE, image_size=SIZE)
+    model: nn.Module = CLIP(embed_dim=architecture.projection, vision_cfg=placeholder, text_cfg=text)
+    encoder = Encoder(architecture, TINY_PREPROCESSING, name="tiny-clean", domain="drawn scenes")
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(".gamma"):
+            # ConvNeXt starts its layer scale at 1e-6, for depth; this tower is shallow and trains for minutes.
+            nn.init.constant_(parameter, 0.1)
+    model.visual = encoder
+    return model
