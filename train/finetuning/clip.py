@@ -22,7 +22,7 @@ from rclip_metric.encoder import Architecture, Encoder
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer
-from rclip_metric.train.runs.checkpoint import load_training, restore_training, save_training
+from rclip_metric.train.runs.checkpoint import read_state, restore_training, write_state
 from rclip_metric.train.runs.files import append_line, provenance, write_json
 from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.train.runs.machine import device_record, versions
@@ -75,13 +75,12 @@ def train_clip(
         parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
     schedule = cosine_schedule(config.steps, config.warmup_steps)
-    state = load_training(out / "state.safetensors", config)
-    start = 0
-    if state is not None:
+    state_path, start = out / "state.safetensors", 0
+    if state_path.exists():
+        state = read_state(state_path, config)
         restore_training(state, model, optimizer)
         start = state.step
 
-    out.mkdir(parents=True, exist_ok=True)
     sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
     progress = tqdm(
         loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None
@@ -107,7 +106,7 @@ def train_clip(
             append_line(out / LOG_NAME, line)
             progress.set_postfix_str(f"loss {loss.item():.3f}, caption found {hit.item():.0%}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_training(out / "state.safetensors", model, optimizer, step + 1, config)
+            write_state(state_path, step + 1, config, model=model, optimizer=optimizer)
     trained: Encoder = encoder.eval()
     made = {"versions": versions(), "device": device_record(torch.device("cpu"))}
     write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config), **made})

@@ -43,32 +43,53 @@ class TrainingState:
     path: Path = Path()
 
 
-def save_state(
-    folder: Path,
+def write_state(
+    path: Path,
     step: int,
     config: Any,
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any] | None = None,
-    keep: int = 2,
     **extra: Any,
-) -> Path:
-    """Write everything that a restart needs after ``step`` steps to ``folder/state-STEP.safetensors``.
+) -> None:
+    """Write everything that a restart needs after ``step`` steps to one file, over the state that was there.
 
-    The file is written under another name, flushed to the disk and renamed; only then are older ones removed. Whatever
-    happens meanwhile, the last good state stays.
+    The file is written under another name, flushed to the disk and renamed. Whatever happens meanwhile, the last good
+    state stays.
 
     Args:
-        folder: of the run; made if it does not exist.
+        path: its folder is made if it does not exist.
         step: steps that are done.
         config: a dataclass or mapping: what a state must agree in to be continued.
         model: without DDP's or torch.compile's wrapper.
         optimizer: any of torch.optim.
         facts: what JSON holds: the position in the data, how the run was started.
+        extra: more to restore: tensors and plain values, in dicts, lists and tuples (``scaler=scaler.state_dict()``,
+            ``dual=dual.state_dict()``).
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; it names the state that is still good.
+    """
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra}
+    metadata = {
+        "version": str(VERSION),
+        "step": str(step),
+        "config": json.dumps(_plain(config)),
+        "facts": json.dumps(dict(facts or {})),
+    }
+    tensor_file.write(path, parts, metadata, what=f"the state after step {step}")
+
+
+def save_state(folder: Path, step: int, config: Any, *, keep: int = 2, **state: Any) -> Path:
+    """Write ``folder/state-STEP.safetensors`` with `write_state`, and only then remove older ones.
+
+    Args:
+        folder: of the run.
+        step: steps that are done.
+        config: as for `write_state`.
         keep: states to keep, this one included; 0 for all. States of later steps do not count and stay.
-        extra: more to restore: tensors and plain values, in dicts, lists and tuples (``rng=random_state()``,
-            ``scaler=scaler.state_dict()``, ``dual=dual.state_dict()``).
+        state: model, optimizer and the rest, as for `write_state`.
 
     Returns:
         The file.
@@ -80,7 +101,7 @@ def save_state(
     if keep < 0:
         raise ValueError(f"--keep must be 0 (all states) or more, and it is {keep}")
     path = state_path(folder, step)
-    _write_state(path, step, config, model, optimizer, facts or {}, extra)
+    write_state(path, step, config, **state)
     older = [other for other in states(folder) if step_of(other) <= step]
     with storing(f"the states before {path.name}, which are not needed any more,", folder, doing="removed from"):
         for other in older[:-keep] if keep else []:
@@ -105,7 +126,7 @@ def latest_state(
     damaged = []
     for path in reversed(states(folder)):
         try:
-            state = read_state(path)
+            state = read_state(path, config)
         except CheckpointError as error:
             damaged.append(f"{error} The state before it is used.")
             continue
@@ -114,8 +135,6 @@ def latest_state(
                 warnings.warn(sentence, RuntimeWarning, stacklevel=2)
             else:
                 report(sentence)
-        if config is not None:
-            _check_config(state, config)
         return state
     if damaged:
         raise ValueError(
@@ -125,48 +144,30 @@ def latest_state(
     return None
 
 
-def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Any) -> None:
-    """Write the state of a run after ``step`` steps into one file that is replaced every time, as `save_state` does."""
-    _write_state(path, step, config, model, optimizer, {}, {})
+def read_state(path: Path, config: Any = None) -> TrainingState:
+    """Read one file of `write_state`.
 
-
-def _write_state(
-    path: Path,
-    step: int,
-    config: Any,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
-    extra: Mapping[str, Any],
-) -> None:
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra}
-    metadata = {
-        "version": str(VERSION),
-        "step": str(step),
-        "config": json.dumps(_plain(config)),
-        "facts": json.dumps(dict(facts)),
-    }
-    tensor_file.write(path, parts, metadata, what=f"the state after step {step}")
-
-
-def read_state(path: Path) -> TrainingState:
-    """Read one file of `save_state` or `save_training`.
+    Args:
+        path: the file.
+        config: what the state must have been written with; None for anything.
 
     Raises:
         CheckpointError: if it is damaged, or no such file.
-        ValueError: if a newer version wrote it.
+        ValueError: if a newer version wrote it, or it was written with another config (it names the fields).
     """
     parts, metadata = tensor_file.read(path)
     try:
         version, step = int(metadata["version"]), int(metadata["step"])
-        config, facts = json.loads(metadata["config"]), json.loads(metadata["facts"])
+        stored, facts = json.loads(metadata["config"]), json.loads(metadata["facts"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not the state of a training run.") from error
     if version > VERSION:
         raise ValueError(
             f"{path} has version {version} of the format, and this rclip-metric reads {VERSION}: update it"
         )
-    return TrainingState(step, config, parts, facts, path)
+    if config is not None:
+        _check_config(path, stored, _plain(config))
+    return TrainingState(step, stored, parts, facts, path)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -176,29 +177,15 @@ def _plain(config: Any) -> dict[str, Any]:
     return plain
 
 
-def _check_config(state: TrainingState, config: Any) -> None:
-    stored, wanted = state.config, _plain(config)
+def _check_config(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     absent = object()
     differing = [name for name in sorted({*stored, *wanted}) if stored.get(name, absent) != wanted.get(name, absent)]
     if differing:
         told = ", ".join(f"{name} ({stored.get(name)!r}, and now {wanted.get(name)!r})" for name in differing)
         raise ValueError(
-            f"{state.path} was written with another setting of {told}: continue with the same settings, or choose "
+            f"{path} was written with another setting of {told}: continue with the same settings, or choose "
             "another output folder"
         )
-
-
-def load_training(path: Path, config: Any) -> TrainingState | None:
-    """Read a state, or None when there is none.
-
-    Raises:
-        ValueError: if the state was written under another config, with the fields that differ, or is damaged.
-    """
-    if not path.exists():
-        return None
-    state = read_state(path)
-    _check_config(state, config)
-    return state
 
 
 def restore_training(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -229,21 +216,6 @@ def restore_training(state: TrainingState, model: nn.Module, optimizer: torch.op
         for name, value in slots.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The states of torch's own generators, of the CPU and, if it is one, of a CUDA device: uint8."""
-    found = {"cpu": torch.get_rng_state()}
-    if torch.device(device).type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    return found
-
-
-def restore_random_state(states: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-    """Put back what `random_state` gave; a CUDA state is left where the run goes on without CUDA."""
-    torch.set_rng_state(states["cpu"])
-    if torch.device(device).type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def save_batch(folder: Path, step: int, images: Tensor, *, rank: int = 0, **tensors: Tensor) -> str:

@@ -91,15 +91,15 @@ def stop_after(out, step, run):
 
     import rclip_metric.train.finetuning.clip as clip
 
-    saved = clip.save_training
+    saved = clip.write_state
 
-    def save_and_crash(path, model, optimizer, done, config):
-        saved(path, model, optimizer, done, config)
+    def save_and_crash(path, done, config, **state):
+        saved(path, done, config, **state)
         if done == step:
             raise LostMachine
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip, "save_training", save_and_crash)
+        patch.setattr(clip, "write_state", save_and_crash)
         with pytest.raises(LostMachine):
             run(out)
 

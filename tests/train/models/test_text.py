@@ -22,7 +22,7 @@ from rclip_metric.train.models.clip import TINY_PREPROCESSING, ClipConfig, build
 from rclip_metric.train.models.text import TextModel, build_text, class_embeddings
 from rclip_metric.train.models.text_weights import export_text, load_text
 from rclip_metric.train.models.tokenizer import WordTokenizer
-from rclip_metric.train.runs.checkpoint import save_training
+from rclip_metric.train.runs.checkpoint import write_state
 from rclip_metric.train.runs.files import provenance
 from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.weights import save_encoder
@@ -195,7 +195,8 @@ def test_a_runs_text_tower_is_exported_and_found_beside_its_encoder(tmp_path: Pa
     with torch.random.fork_rng():
         model: Any = build_clip(config)
     run = tmp_path / "run"
-    save_training(run / "state.safetensors", model, torch.optim.AdamW(model.parameters()), 3, config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    write_state(run / "state.safetensors", 3, config, model=model, optimizer=optimizer)
     before = torch.random.get_rng_state()
     export_text(run / "state.safetensors", run / "text.safetensors")
     assert torch.equal(before, torch.random.get_rng_state())
