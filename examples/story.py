@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclip_metric.cli.main import main as rclip_metric
+from rclip_metric.files import written_whole
 from rclip_metric.train.evaluation.curves import COLOURS, DPI
 from rclip_metric.train.evaluation.report import load_results
-from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.files import write_json, write_text
 from rclip_metric.weights import file_digest, get_spec, model_names, read_json
 
 if TYPE_CHECKING:
@@ -419,10 +420,9 @@ def figure(story: Mapping[str, Any]) -> "Figure":
 def render(story: dict[str, Any], folder: Path) -> None:
     """Write story.json, README.md and story.png."""
     write_json(folder / "story.json", story)
-    (folder / "README.md").write_text(page(story), encoding="utf-8")
-    partial = folder / "story.png.partial"
-    figure(story).savefig(partial, format="png", dpi=DPI)
-    partial.replace(folder / "story.png")
+    write_text(folder / "README.md", page(story))
+    with written_whole(folder / "story.png") as partial:
+        figure(story).savefig(partial, format="png", dpi=DPI)
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 import os
 import platform
@@ -70,6 +69,7 @@ from rclip_metric.train.data.photo_changes import (
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.triplets import COLUMNS, PARTS
 from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.files import write_json
 
 VERSION = 1  # raised whenever the same photographs and seed would give other triplets
 RECORD = "photos.json"
@@ -529,7 +529,7 @@ def write_photos(
         writer.writerow([*COLUMNS, *MORE_COLUMNS])
         writer.writerows(rows)
     record |= {"versions": _versions(), "left_out": left_out}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(partial / RECORD, record)
     partial.replace(folder)
     return record
 

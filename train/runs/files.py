@@ -1,4 +1,4 @@
-"""The folder of a training run: the names of its states, and what is said when the disk refuses."""
+"""The files of a run: the names of its states, JSON and lines of it, and what is said when the disk refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from rclip_metric.errors import StorageError
 from rclip_metric.files import written_whole
 
-_STATE = re.compile(r"state-(\d{8,})\.safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,14 +26,13 @@ def state_path(folder: Path, step: int) -> Path:
 
 def states(folder: Path) -> list[Path]:
     """The numbered states in a folder, by step; none where there is no such folder."""
-    return sorted((path for path in folder.glob("state-*.safetensors") if _STATE.fullmatch(path.name)), key=step_of)
+    named = (path for path in folder.glob("state-*.safetensors") if path.stem.removeprefix("state-").isdecimal())
+    return sorted(named, key=step_of)
 
 
 def step_of(path: Path) -> int:
     """The step in the name of a state."""
-    found = _STATE.fullmatch(path.name)
-    assert found is not None
-    return int(found[1])
+    return int(path.stem.removeprefix("state-"))
 
 
 @contextlib.contextmanager

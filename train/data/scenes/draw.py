@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from rclip_metric.files import written_whole
 from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.files import write_json
 
 SIZE = 64
 VERSION = 1  # raised whenever the same seed would give other pixels, captions or triplets
@@ -454,9 +456,8 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
                 f"{folder} holds scenes of other settings (see {done}): choose another folder or delete it"
             )
         return record
-    folder.mkdir(parents=True, exist_ok=True)
 
-    with (folder / "captions.csv.partial").open("w", newline="") as handle:
+    with written_whole(folder / "images" / "captions.csv") as partial, partial.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["path", "caption"])
         for index in _counted(config.images, "images", quiet):
@@ -465,8 +466,6 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
             path = Path("train") / label / f"{index:06d}.png"
             _save(scene, folder / "images" / path)
             writer.writerow([path.as_posix(), caption(scene)])
-    (folder / "images").mkdir(exist_ok=True)
-    (folder / "captions.csv.partial").replace(folder / "images" / "captions.csv")
 
     _write_nights(folder / "nights", config, quiet)
     for part, count in (("pool", config.pool), ("query", config.queries)):
@@ -474,7 +473,7 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
             for index in range(count):
                 scene = sample_scene(generator(config.seed, f"{part} {label}", index), shape=label)
                 _save(scene, folder / "classes" / part / label / f"{index:04d}.png")
-    done.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(done, record)
     return record
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from rclip_metric.train.data.scenes.draw import (
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.things import COLUMNS
 from rclip_metric.train.data.triplets import BAPPS_SPLITS
+from rclip_metric.train.runs.files import write_json
 
 VERSION = 1  # raised, as `scenes.VERSION`, whenever the same seed would give other files
 BAPPS_SIZE = 256  # pixels; BAPPS, too, is stored so, enlarged from 64
@@ -173,7 +173,7 @@ def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool
             strengths = (f"{strength:.4f}" for strength in comparison.strengths)
             table.writerow([f"{split}/{index:06d}", comparison.kind, *strengths])
     partial.replace(folder / "2afc")
-    (folder / "bapps.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "bapps.json", record)
     return record
 
 
@@ -268,7 +268,7 @@ def write_things(
             bar.update()
     bar.close()
     partial.replace(folder / "images")
-    (folder / "things.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "things.json", record)
     return record
 
 
@@ -298,7 +298,7 @@ def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bo
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(render(scene)).save(path, compress_level=1)
                 bar.update()
-    (partial / "grounds.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(partial / "grounds.json", record)
     partial.replace(folder)
     return record
 
@@ -327,7 +327,7 @@ def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool
                 scene = replace(scene, objects=(one,), ground_colour=paint)
                 Image.fromarray(render(scene)).save(place / f"{index:05d}.png", compress_level=1)
                 bar.update()
-    (partial / "pairs.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(partial / "pairs.json", record)
     partial.replace(folder)
     return record
 
