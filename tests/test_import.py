@@ -10,8 +10,10 @@ import rclip_metric
 
 HEAVY = [
     "torch", "torchvision", "PIL", "numpy", "timm", "open_clip", "huggingface_hub", "safetensors", "transformers",
-    "torchmetrics", "rclip_metric.train",
+    "torchmetrics", "torch._dynamo", "rclip_metric.train",
 ]  # fmt: skip
+IMAGE = str(Path(__file__).parents[1] / "examples" / "images" / "reference.png")
+QUIET = "import contextlib, io; from rclip_metric.cli.main import main; error = io.StringIO()"
 PROBE = "import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.modules], file=sys.stderr)"
 
 
@@ -33,9 +35,13 @@ def test_a_public_name_pulls_in_torch_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "no.png", "no.png"]])
 def test_the_command_line_answers_without_torch(tmp_path, arguments):
-    quiet = "import contextlib, io; from rclip_metric.cli.main import main; error = io.StringIO()"
-    code = f"{quiet}\nwith contextlib.redirect_stderr(error): main({arguments})"
-    assert loaded_by(code, tmp_path) == []
+    assert loaded_by(f"{QUIET}\nwith contextlib.redirect_stderr(error): main({arguments})", tmp_path) == []
+
+
+def test_a_score_with_a_native_tower_imports_no_library_of_models(tmp_path):
+    """Which takes longer than the score."""
+    score = f"{QUIET}\nassert main(['score', {IMAGE!r}, {IMAGE!r}, '--model', 'tiny']) == 0"
+    assert set(loaded_by(score, tmp_path)) == {"torch", "numpy", "PIL", "safetensors"}
 
 
 def test_what_is_not_there_is_said_as_python_says_it():
@@ -47,6 +53,8 @@ def test_what_is_not_there_is_said_as_python_says_it():
 def test_the_probe_would_notice(tmp_path):
     assert "PIL" in loaded_by("import rclip_metric, PIL", tmp_path)
     assert "rclip_metric.train" in loaded_by("import rclip_metric.train", tmp_path)
+    library_tower = f"{QUIET}\nassert main(['score', {IMAGE!r}, {IMAGE!r}, '--model', 'r-lite-f']) == 0"
+    assert {"timm", "torch._dynamo"} <= set(loaded_by(library_tower, tmp_path))
 
 
 @pytest.mark.parametrize("name", rclip_metric.__all__)

@@ -1,8 +1,7 @@
-"""Vision towers: the modules that compute an architecture, built from timm's parts.
+"""Vision towers: the modules that compute an architecture.
 
-Every native ViT is timm's `VisionTransformer`, whatever library trained it. Its attention is F.linear and
-scaled_dot_product_attention; nn.MultiheadAttention, on which OpenCLIP's own ViT is built, takes a path that
-is 15 times slower on a CPU with AMX when its weights are frozen bfloat16, and ours always are frozen.
+Attention is F.linear and scaled_dot_product_attention; nn.MultiheadAttention, on which OpenCLIP's own ViT is built,
+takes a path that is 15 times slower on a CPU with AMX when its weights are frozen bfloat16, and ours always are frozen.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from rclip_metric.encoder.architectures import (
 )
 from rclip_metric.encoder.library_towers import LibraryTower, linear_projection
 from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_vision_architecture
+from rclip_metric.encoder.trunks import ConvNeXtTrunk, ViTTrunk
 
 __all__ = [
     "NAMED",
@@ -48,21 +48,10 @@ __all__ = [
     "architecture_to_dict",
     "build_tower",
     "embedding_dim",
-    "import_timm",
     "open_clip_architecture",
     "open_clip_vision_architecture",
     "without_weights",
 ]
-
-
-def import_timm() -> None:
-    """Import the modules that `build_tower` takes, while no default device is set.
-
-    Importing timm computes tensors (in torchvision and torch.compile), which fails under `torch.device("meta")`.
-    """
-    import timm.layers
-    import timm.models.convnext
-    import timm.models.vision_transformer  # noqa: F401
 
 
 def build_tower(architecture: Architecture) -> Tower:
@@ -93,7 +82,6 @@ def without_weights(architecture: Architecture) -> Iterator[None]:
     numbers stay as they were.
     """
     if not isinstance(architecture, LIBRARY_KINDS):
-        import_timm()
         with torch.device("meta"):
             yield
         return
@@ -102,7 +90,7 @@ def without_weights(architecture: Architecture) -> Iterator[None]:
 
 
 class ViTTower(nn.Module):
-    """timm's ViT (`trunk`) and a linear map without bias (`projection`; None if there is none).
+    """A ViT (`trunk`) and a linear map without bias (`projection`; None if there is none).
 
     The last block computes only the class token, the one token that is read: 7 % less work for a ViT-B/16.
 
@@ -115,33 +103,14 @@ class ViTTower(nn.Module):
     def __init__(self, architecture: ViTArchitecture) -> None:
         """Build with random weights."""
         super().__init__()
-        from timm.layers import get_act_layer
-        from timm.models.vision_transformer import VisionTransformer
-
         self.embedding_dim = embedding_dim(architecture)
-        width = architecture.width
-        self.trunk = VisionTransformer(
-            img_size=architecture.image_size,
-            patch_size=architecture.patch_size,
-            num_classes=0,
-            embed_dim=width,
-            depth=architecture.depth,
-            num_heads=architecture.heads,
-            mlp_ratio=architecture.mlp_ratio,
-            init_values=1e-5 if architecture.layer_scale else None,
-            pre_norm=architecture.pre_norm,
-            norm_layer=partial(nn.LayerNorm, eps=architecture.norm_eps),
-            act_layer=get_act_layer(architecture.activation),
-        )
-        if architecture.patch_bias is architecture.pre_norm:  # timm ties the bias to the lack of a pre-norm
-            patch = architecture.patch_size
-            self.trunk.patch_embed.proj = nn.Conv2d(3, width, patch, stride=patch, bias=architecture.patch_bias)
-        self.projection = linear_projection(width, architecture.projection)
+        self.trunk = ViTTrunk(architecture)
+        self.projection = linear_projection(architecture.width, architecture.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed normalised pixels (N, 3, S, S), S = image_size, as (N, D)."""
-        trunk: Any = self.trunk  # timm's types make room for towers without class token or position embedding
-        patches = trunk.patch_embed(pixels)  # (N, T, width)
+        trunk = self.trunk
+        patches = trunk.patch_embed(pixels).transpose(1, 2)  # (N, T, width)
         tokens = torch.cat([trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)  # (N, 1 + T, width)
         tokens = trunk.norm_pre(tokens + trunk.pos_embed)
         *blocks, last = trunk.blocks
@@ -152,7 +121,7 @@ class ViTTower(nn.Module):
 
 
 class ConvNeXtTower(nn.Module):
-    """timm's ConvNeXt (`trunk`) and a linear map without bias (`projection`; None if there is none).
+    """A ConvNeXt (`trunk`) and a linear map without bias (`projection`; None if there is none).
 
     Attributes:
         checkpointing: See `Encoder.checkpointing`.
@@ -163,26 +132,19 @@ class ConvNeXtTower(nn.Module):
     def __init__(self, architecture: ConvNeXtArchitecture) -> None:
         """Build with random weights."""
         super().__init__()
-        from timm.models.convnext import ConvNeXt
-
         self.embedding_dim = embedding_dim(architecture)
-        self.trunk = ConvNeXt(
-            num_classes=0,
-            depths=architecture.depths,
-            dims=architecture.widths,
-            norm_eps=architecture.norm_eps,
-        )
+        self.trunk = ConvNeXtTrunk(architecture)
         self.projection = linear_projection(architecture.widths[-1], architecture.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed normalised pixels (N, 3, S, S), S >= 32, as (N, D)."""
-        trunk: Any = self.trunk
-        features = trunk.stem(pixels)
-        for stage in trunk.stages:
+        features = self.trunk.stem(pixels)
+        stages: Any = self.trunk.stages
+        for stage in stages:
             features = stage.downsample(features)
             for block in stage.blocks:
                 features = _run(self, block, features)
-        embedding = trunk.forward_head(trunk.norm_pre(features))  # (N, widths[-1])
+        embedding = self.trunk.head(features.mean((2, 3)))  # (N, widths[-1])
         return embedding if self.projection is None else self.projection(embedding)
 
 
@@ -201,31 +163,22 @@ def _run(tower: ViTTower | ConvNeXtTower, block: Callable[[Tensor], Tensor], fea
 class _SkipMetaInitialisation(TorchFunctionMode):
     """Leave out random initialisation on the meta device.
 
-    There it writes nothing, yet each call runs through Python reference kernels: 0.25 s for a ConvNeXt-B.
+    There it writes nothing, yet in some versions of torch each call runs through Python reference kernels.
     """
-
-    _NAMES = frozenset(
-        [
-            *("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_", "zeros_", "ones_", "constant_"),  # nn.init
-            *("erfinv_", "mul_", "div_", "add_", "clamp_", "zero_", "fill_"),  # tensor methods
-        ]
-    )
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in self._NAMES:
+        if func.__name__ in ("kaiming_uniform_", "normal_", "uniform_"):
             target = args[0] if args else kwargs["tensor"]  # torch.nn.init passes it by name
             if target.is_meta:
                 return target
-        if func is torch.linspace:  # timm before 1.0.20 reads its rates of stochastic depth back from a tensor
-            kwargs.setdefault("device", "cpu")
         return func(*args, **kwargs)
 
 
 def _class_token(block: Any, tokens: Tensor) -> Tensor:
-    """Run a timm block for the first token alone: (N, T, width) -> (N, width)."""
+    """Run a block for the first token alone: (N, T, width) -> (N, width)."""
     attention = block.attn
     normed = block.norm1(tokens)
     count, _, width = tokens.shape

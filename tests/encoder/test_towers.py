@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,12 +53,86 @@ def pixels(side: int = 32) -> Tensor:
     return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
+def timms(architecture: Architecture) -> Any:
+    """The trunk as timm builds it, with random weights."""
+    if isinstance(architecture, ConvNeXtArchitecture):
+        from timm.models.convnext import ConvNeXt
+
+        shape: Any = {"depths": architecture.depths, "dims": architecture.widths}
+        return ConvNeXt(num_classes=0, norm_eps=architecture.norm_eps, **shape)
+    assert isinstance(architecture, ViTArchitecture)
+    from timm.layers import get_act_layer
+    from timm.models.vision_transformer import VisionTransformer
+
+    trunk = VisionTransformer(
+        img_size=architecture.image_size,
+        patch_size=architecture.patch_size,
+        num_classes=0,
+        embed_dim=architecture.width,
+        depth=architecture.depth,
+        num_heads=architecture.heads,
+        mlp_ratio=architecture.mlp_ratio,
+        init_values=1e-5 if architecture.layer_scale else None,
+        pre_norm=architecture.pre_norm,
+        norm_layer=partial(nn.LayerNorm, eps=architecture.norm_eps),
+        act_layer=get_act_layer(architecture.activation),
+    )
+    if architecture.patch_bias is architecture.pre_norm:  # timm ties the bias to the lack of a pre-norm
+        patch = architecture.patch_size
+        convolution = nn.Conv2d(3, architecture.width, patch, stride=patch, bias=architecture.patch_bias)
+        trunk.patch_embed.proj = convolution
+    return trunk
+
+
+def timms_with_the_weights_of(tower: Any, architecture: Architecture) -> Any:
+    trunk = timms(architecture).eval()
+    trunk.load_state_dict(tower.trunk.state_dict())
+    return trunk
+
+
+@pytest.mark.parametrize("name", ["clip", "quick-gelu", "dino", "dinov2", "convnext"])
+def test_the_same_seed_draws_timms_weights_under_timms_keys(name: str) -> None:
+    torch.manual_seed(3)
+    expected = timms(ARCHITECTURES[name]).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    ours = build_tower(replace(ARCHITECTURES[name], projection=None)).trunk.state_dict()  # type: ignore[arg-type]
+    assert torch.equal(torch.rand(1), after)
+    assert list(ours) == list(expected)
+    assert all(torch.equal(value, ours[key]) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convnext_is_timms_to_the_bit(dtype: torch.dtype, memory: torch.memory_format) -> None:
+    tower: Any = randomised(build_tower(replace(CONVNEXT, projection=None))).to(dtype=dtype)
+    trunk = timms_with_the_weights_of(tower, CONVNEXT).to(dtype=dtype)
+    weights, outputs, gradients = torch.randn(3, 32), [], []
+    for model in (tower, trunk):
+        images = pixels(64).to(dtype, memory_format=memory).requires_grad_()
+        outputs.append(model(images))
+        gradients.append(torch.autograd.grad((outputs[-1] * weights).sum(), [images, *model.parameters()]))
+    assert torch.equal(*outputs)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["clip", "quick-gelu", "dino", "dinov2", "patch-bias-and-pre-norm", "neither"])
+def test_the_blocks_of_a_vit_are_timms_to_the_bit(name: str) -> None:
+    tower: Any = randomised(build_tower(ARCHITECTURES[name]))
+    trunk = timms_with_the_weights_of(tower, ARCHITECTURES[name])
+    tokens = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        for ours, theirs in zip(tower.trunk.blocks, trunk.blocks, strict=True):
+            assert torch.equal(ours(tokens), theirs(tokens))
+
+
 @pytest.mark.parametrize("name", ["clip", "quick-gelu", "dino", "dinov2", "patch-bias-and-pre-norm", "neither"])
 def test_class_token_alone_equals_timms_whole_forward(name: str) -> None:
     tower = randomised(build_tower(ARCHITECTURES[name]))
     assert isinstance(tower, ViTTower)
     with torch.inference_mode():
-        expected = tower.trunk(pixels())
+        expected = timms_with_the_weights_of(tower, ARCHITECTURES[name])(pixels())
         if tower.projection is not None:
             expected = expected @ tower.projection.weight.T
         result = tower(pixels())
@@ -76,12 +151,14 @@ def test_last_block_computes_one_token_and_all_gradients() -> None:
     assert lengths == [17, 17, 1]
     for hook in hooks:
         hook.remove()
-    parameters = [images, *tower.parameters()]
+    trunk = timms_with_the_weights_of(tower, CLIP_VIT)
     weights = torch.randn(3, 24, generator=torch.Generator().manual_seed(2))
+    parameters = [images, *tower.trunk.parameters(), tower.projection.weight]
     gradients = torch.autograd.grad((result * weights).sum(), parameters)
-    whole = torch.nn.functional.linear(tower.trunk(images), tower.projection.weight)
-    for ours, timms in zip(gradients, torch.autograd.grad((whole * weights).sum(), parameters), strict=True):
-        torch.testing.assert_close(ours, timms, atol=1e-4, rtol=1e-4)
+    whole = torch.nn.functional.linear(trunk(images), tower.projection.weight)
+    parameters = [images, *trunk.parameters(), tower.projection.weight]
+    for ours, theirs in zip(gradients, torch.autograd.grad((whole * weights).sum(), parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_adapter_in_place_of_the_last_qkv_is_used() -> None:
