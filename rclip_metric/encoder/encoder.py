@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import LIBRARY_KINDS
 from rclip_metric.encoder.towers import Architecture, ConvNeXtArchitecture, Tower, build_tower, without_weights
-from rclip_metric.errors import CheckpointError
 from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ class Encoder(nn.Module):
         architecture: Architecture,
         preprocessing: Preprocessing,
         *,
+        layout: str = "rclip-metric",
         mlp_hidden: int | None = None,
         resize: Resize = "published",
         name: str = "custom",
@@ -115,10 +115,10 @@ class Encoder(nn.Module):
         A library's tower comes in eval mode; for a native one, which has neither BatchNorm nor dropout, it is the same.
 
         Args:
-            state: Our layout (see `layouts`). Half precision, as stored to save space, is widened to
-                float32.
+            state: Half precision, as stored to save space, is widened to float32.
             architecture: As for the constructor.
             preprocessing: As for the constructor.
+            layout: How the keys of `state` are named, see `state_dicts.LAYOUTS`; our own by default.
             mlp_hidden: As for the constructor.
             resize: As for the constructor.
             name: As for the constructor.
@@ -128,9 +128,8 @@ class Encoder(nn.Module):
         Raises:
             CheckpointError: Names the missing and unexpected keys, or the key whose shape is wrong.
         """
-        from rclip_metric.encoder import state_dicts
+        from rclip_metric.encoder.state_dicts import fit
 
-        state_dicts.check(state, architecture, mlp_hidden)
         with without_weights(architecture):
             encoder = cls(
                 architecture,
@@ -141,11 +140,9 @@ class Encoder(nn.Module):
                 revision=revision,
                 domain=domain,
             )
-        try:
-            floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-            encoder.load_state_dict(floats, strict=True, assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(f"The weights of {name} do not fit its architecture: {error}") from error
+        fitting = fit(encoder.state_dict(), state, layout, architecture)
+        floats = {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
+        encoder.load_state_dict(floats, strict=True, assign=True)
         encoder._place_constants(next(encoder.parameters()).device)
         if isinstance(architecture, LIBRARY_KINDS):
             # What is not in the state dict was made on the CPU. A BatchNorm that trains mixes the images of a batch.

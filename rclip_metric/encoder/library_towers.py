@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +14,6 @@ from torch import Tensor, nn
 from rclip_metric.encoder.architectures import OpenClipArchitecture, TimmArchitecture, embedding_dim
 from rclip_metric.encoder.open_clip_configs import open_clip_flag
 from rclip_metric.errors import UnknownModelError
-
-
-@dataclass(frozen=True)
-class ExpectedTensor:
-    """Shape and dtype of one entry of a state dict; the counters of a BatchNorm are integers."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class LibraryTower(nn.Module):
@@ -74,21 +65,6 @@ def linear_projection(width: int, size: int | None) -> nn.Linear | None:
     projection = nn.Linear(width, size, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)
     return projection
-
-
-@functools.cache
-def expected_tensors(architecture: TimmArchitecture | OpenClipArchitecture) -> dict[str, ExpectedTensor]:
-    """Return the tower's state dict without its values; not to be written to."""
-    try:
-        with torch.device("meta"):
-            tower = LibraryTower(architecture)
-    except UnknownModelError:
-        raise
-    except (NotImplementedError, RuntimeError):  # some models read values back while they are built
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            tower = LibraryTower(architecture)
-    state = tower.state_dict()
-    return {f"tower.{key}": ExpectedTensor(tuple(value.shape), value.dtype) for key, value in state.items()}
 
 
 def require_known(library: str, name: str, known: Iterable[str]) -> None:

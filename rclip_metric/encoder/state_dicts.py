@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder.architectures import (
-    LIBRARY_KINDS,
     Architecture,
     ConvNeXtArchitecture,
     TimmArchitecture,
     ViTArchitecture,
     embedding_dim,
 )
-from rclip_metric.encoder.library_towers import expected_tensors
-from rclip_metric.errors import CheckpointError
+from rclip_metric.encoder.towers import build_tower
+from rclip_metric.errors import CheckpointError, UnknownModelError
 
 _Shape = tuple[int, ...]
 _Transform = Callable[[list[Tensor], _Shape], Tensor]
@@ -53,19 +52,28 @@ class Layout:
     source: Callable[[str, Architecture], tuple[tuple[str, ...], _Transform] | None]
 
 
-def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
-    """Return the keys of an encoder's state dict and the shapes of their tensors."""
-    if isinstance(architecture, ViTArchitecture):
-        shapes = _vit_shapes(architecture)
-    elif isinstance(architecture, ConvNeXtArchitecture):
-        shapes = _convnext_shapes(architecture)
-    else:
-        shapes = {key: expected.shape for key, expected in expected_tensors(architecture).items()}
+@functools.cache
+def expected_tensors(architecture: Architecture, mlp_hidden: int | None = None) -> Mapping[str, Tensor]:
+    """Return an encoder's state dict without its values, on the meta device."""
+    try:
+        with torch.device("meta"):
+            tower = build_tower(architecture)
+    except UnknownModelError:
+        raise
+    except (NotImplementedError, RuntimeError):  # some models read values back while they are built
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            tower = build_tower(architecture)
+    state = {f"tower.{key}": value.to("meta") for key, value in tower.state_dict().items()}
     if mlp_hidden is not None:
         dim = embedding_dim(architecture)
         head = ((mlp_hidden, dim), (mlp_hidden,), (dim, mlp_hidden), (dim,))
-        shapes.update(zip(_HEAD, head, strict=True))
-    return shapes
+        state |= {key: torch.empty(shape, device="meta") for key, shape in zip(_HEAD, head, strict=True)}
+    return MappingProxyType(state)
+
+
+def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
+    """Return the keys of an encoder's state dict and the shapes of their tensors."""
+    return {key: tuple(tensor.shape) for key, tensor in expected_tensors(architecture, mlp_hidden).items()}
 
 
 def detect(keys: Iterable[str]) -> str:
@@ -107,12 +115,18 @@ def convert(
     Raises:
         CheckpointError: Names the keys that are missing or unexpected, or the key whose shape is wrong.
     """
+    return fit(expected_tensors(architecture, mlp_hidden), state, layout, architecture)
+
+
+def fit(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str, architecture: Architecture
+) -> dict[str, Tensor]:
+    """Do as `convert` does, for an encoder that is built: `expected` is its state dict, with or without values."""
     source = _layout(layout).source
     result: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
-    integers = _integers(architecture)
-    for key, shape in expected_shapes(architecture, mlp_hidden).items():
+    for key, own in expected.items():
         found = ((key,), _as_is) if key in _HEAD else source(key.removeprefix("tower."), architecture)
         if found is None:
             raise CheckpointError(f"A checkpoint in the layout {layout} cannot hold the tensor {key}.")
@@ -121,7 +135,7 @@ def convert(
         if absent := [name for name in names if name not in state]:
             missing += absent
             continue
-        result[key] = _transformed([state[name] for name in names], names, transform, shape, integers.get(key))
+        result[key] = _transformed([state[name] for name in names], names, transform, own)
     unexpected = [key for key in state if key not in used and vision_keys(layout, key)]
     if missing or unexpected:
         raise CheckpointError(
@@ -129,11 +143,6 @@ def convert(
             f"{key_report(missing, unexpected)}."
         )
     return result
-
-
-def check(state: Mapping[str, Tensor], architecture: Architecture, mlp_hidden: int | None = None) -> None:
-    """Raise CheckpointError unless `state`, in our layout, has exactly the encoder's keys and shapes."""
-    convert(state, "rclip-metric", architecture, mlp_hidden)
 
 
 def key_report(missing: Iterable[str], unexpected: Iterable[str]) -> str:
@@ -160,18 +169,8 @@ def _describe(architecture: Architecture) -> str:
     return f"a ConvNeXt of widths {architecture.widths} and depths {architecture.depths}"
 
 
-def _integers(architecture: Architecture) -> dict[str, torch.dtype]:
-    """The tensors that are not floating point: in a library's tower, the counters of a BatchNorm and the like."""
-    if not isinstance(architecture, LIBRARY_KINDS):
-        return {}
-    tensors = expected_tensors(architecture).items()
-    return {key: expected.dtype for key, expected in tensors if not expected.dtype.is_floating_point}
-
-
-def _transformed(
-    tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, shape: _Shape, integer: torch.dtype | None
-) -> Tensor:
-    label = ", ".join(names)
+def _transformed(tensors: list[Tensor], names: tuple[str, ...], transform: _Transform, own: Tensor) -> Tensor:
+    label, shape = ", ".join(names), tuple(own.shape)
     try:
         tensor = transform(tensors, shape)
     except (RuntimeError, ValueError) as error:
@@ -180,10 +179,11 @@ def _transformed(
         raise CheckpointError(
             f"The shape of {label} is {_shapes(tensors)}, which gives {tuple(tensor.shape)}, expected {shape}."
         )
-    if integer is not None and tensor.dtype != integer:
-        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected {integer}.")
-    if integer is None and not tensor.is_floating_point():
-        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected floating point.")
+    # In a library's tower the counters of a BatchNorm, and the like, are integers.
+    floating = own.is_floating_point()
+    if not (tensor.is_floating_point() if floating else tensor.dtype == own.dtype):
+        kind = "floating point" if floating else own.dtype
+        raise CheckpointError(f"The tensor {label} is {tensor.dtype}, expected {kind}.")
     return tensor
 
 
@@ -399,61 +399,3 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "timm": Layout("any model of timm without its classifier", None, None, _timm),
     }
 )
-
-
-def _vit_shapes(architecture: ViTArchitecture) -> dict[str, _Shape]:
-    width, patch = architecture.width, architecture.patch_size
-    hidden = int(width * architecture.mlp_ratio)
-    tokens = 1 + (architecture.image_size // patch) ** 2
-    shapes: dict[str, _Shape] = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, tokens, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-    }
-    if architecture.patch_bias:
-        shapes["patch_embed.proj.bias"] = (width,)
-    if architecture.pre_norm:
-        shapes |= _affine("norm_pre", width)
-    for index in range(architecture.depth):
-        block = f"blocks.{index}"
-        shapes |= _affine(f"{block}.norm1", width) | _linear(f"{block}.attn.qkv", 3 * width, width)
-        shapes |= _linear(f"{block}.attn.proj", width, width) | _affine(f"{block}.norm2", width)
-        shapes |= _linear(f"{block}.mlp.fc1", hidden, width) | _linear(f"{block}.mlp.fc2", width, hidden)
-        if architecture.layer_scale:
-            shapes |= {f"{block}.ls1.gamma": (width,), f"{block}.ls2.gamma": (width,)}
-    shapes |= _affine("norm", width)
-    return _in_tower(shapes, architecture.projection, width)
-
-
-def _convnext_shapes(architecture: ConvNeXtArchitecture) -> dict[str, _Shape]:
-    widths = architecture.widths
-    shapes = {"stem.0.weight": (widths[0], 3, 4, 4), "stem.0.bias": (widths[0],)} | _affine("stem.1", widths[0])
-    before = widths[0]
-    for stage, (depth, width) in enumerate(zip(architecture.depths, widths, strict=True)):
-        if stage > 0 or before != width:
-            name = f"stages.{stage}.downsample"
-            shapes |= _affine(f"{name}.0", before)
-            shapes |= {f"{name}.1.weight": (width, before, 2, 2), f"{name}.1.bias": (width,)}
-        for index in range(depth):
-            block = f"stages.{stage}.blocks.{index}"
-            shapes |= {f"{block}.gamma": (width,), f"{block}.conv_dw.weight": (width, 1, 7, 7)}
-            shapes |= {f"{block}.conv_dw.bias": (width,)} | _affine(f"{block}.norm", width)
-            shapes |= _linear(f"{block}.mlp.fc1", 4 * width, width) | _linear(f"{block}.mlp.fc2", width, 4 * width)
-        before = width
-    shapes |= _affine("head.norm", before)
-    return _in_tower(shapes, architecture.projection, before)
-
-
-def _in_tower(trunk: dict[str, _Shape], projection: int | None, width: int) -> dict[str, _Shape]:
-    shapes = {f"tower.trunk.{key}": shape for key, shape in trunk.items()}
-    if projection is not None:
-        shapes["tower.projection.weight"] = (projection, width)
-    return shapes
-
-
-def _affine(name: str, width: int) -> dict[str, _Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _linear(name: str, out: int, inside: int) -> dict[str, _Shape]:
-    return {f"{name}.weight": (out, inside), f"{name}.bias": (out,)}

@@ -145,7 +145,6 @@ def load_encoder(
         WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
     """
     from rclip_metric.encoder.encoder import Encoder
-    from rclip_metric.encoder.state_dicts import convert
 
     found = locate(
         model,
@@ -158,19 +157,19 @@ def load_encoder(
     spec = found.spec
     layout, state = _read_vision_tensors(found.path, found.layout)
     try:
-        converted = convert(state, layout, spec.architecture, spec.mlp_hidden)
+        return Encoder.from_weights(
+            state,
+            spec.architecture,
+            spec.preprocessing,
+            layout=layout,
+            mlp_hidden=spec.mlp_hidden,
+            resize=found.resize if resize == "default" else resize,
+            name=spec.name,
+            revision=found.revision,
+            domain=spec.domain,
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}") from error
-    return Encoder.from_weights(
-        converted,
-        spec.architecture,
-        spec.preprocessing,
-        mlp_hidden=spec.mlp_hidden,
-        resize=found.resize if resize == "default" else resize,
-        name=spec.name,
-        revision=found.revision,
-        domain=spec.domain,
-    )
 
 
 def download(
