@@ -13,6 +13,7 @@ from typing import Any
 from rclip_metric import __version__
 from rclip_metric.cli.score import UsageError, complain, hub_is_quiet, rank, score
 from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
+from rclip_metric.files import written_whole
 
 _EPILOG = """\
 exit codes:
@@ -252,9 +253,8 @@ def _each(args: argparse.Namespace, names: Sequence[str], work: Callable[[str], 
 
 
 def _manifest(args: argparse.Namespace) -> int:
-    from rclip_metric.files import written_whole
-    from rclip_metric.weights.loading import refresh_manifest
     from rclip_metric.weights.manifest import format_manifest, load_manifest, manifest_path
+    from rclip_metric.weights.publishing import refresh_manifest
 
     if args.write and not args.refresh:
         raise UsageError("--write goes with --refresh")

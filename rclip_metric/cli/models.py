@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rclip_metric.weights.loading import is_cached
-from rclip_metric.weights.manifest import WeightSpec, get_spec, model_names
-from rclip_metric.weights.packaged import PACKAGED, packaged_path
+from rclip_metric.weights.local import packaged_path
+from rclip_metric.weights.manifest import PACKAGED, WeightSpec, get_spec, model_names
 
 _HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows")
 _NOTE = """\

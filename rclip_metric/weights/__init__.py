@@ -1,9 +1,9 @@
 """Weights: found, downloaded, checked, read, saved and published."""
 
+from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file, file_digest
 from rclip_metric.weights.hub_errors import explained
 from rclip_metric.weights.loading import (
-    Located,
     download,
     is_cached,
     load_encoder,
@@ -11,7 +11,7 @@ from rclip_metric.weights.loading import (
     read_pickle,
     verify,
 )
-from rclip_metric.weights.local import find_weights
+from rclip_metric.weights.local import Located, find_weights
 from rclip_metric.weights.manifest import WeightFile, WeightSpec, get_spec, load_manifest, model_names
 from rclip_metric.weights.publishing import push_encoder, push_files, refresh_manifest
 from rclip_metric.weights.saving import (
@@ -19,7 +19,6 @@ from rclip_metric.weights.saving import (
     FORMAT,
     WEIGHTS_NAME,
     SavedConfig,
-    read_json,
     read_metadata,
     save_encoder,
 )

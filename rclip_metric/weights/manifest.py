@@ -3,34 +3,37 @@
 import difflib
 import functools
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.encoder import towers
+from rclip_metric.encoder import architectures
+from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.state_dicts import LAYOUTS
-from rclip_metric.encoder.towers import Architecture
-from rclip_metric.errors import ManifestError, UnknownModelError
+from rclip_metric.errors import UnknownModelError
 from rclip_metric.images.preprocessing import Preprocessing
+from rclip_metric.weights.checker import COUNT, PERCENT, TEXT, Checker, Kind, matching, one_of
 
 SCHEMA_VERSION = 1
-SOURCES = ("hub", "package", "pypi", "local")
-
-_FIELDS = (
-    *("architecture", "mlp_hidden", "layout", "source", "repo", "revision", "files", "preprocessing"),
-    *("embedding_dim", "training", "license", "reported", "citation", "url_note", "notes"),
-)
-# Fields that an entry, or the configuration of a saved model, has only where there is something to say.
-_RARE_FIELDS = ("domain",)
-_TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
-_OPTIONAL_TEXTS = ("repo", "revision", "license", "citation", "url_note", "notes")
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_DISTRIBUTION = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REVISION = re.compile(r"[0-9a-f]{7,40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+PACKAGED = ("package", "pypi")  # the sources whose files came with a Python package
+_TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
+
+
+_OPTIONAL = True
+_KINDS: dict[str, tuple[Kind, bool]] = {
+    "mlp_hidden": (COUNT, _OPTIONAL),
+    "layout": (one_of(LAYOUTS), not _OPTIONAL),
+    "source": (one_of(("hub", "package", "pypi", "local")), not _OPTIONAL),
+    "embedding_dim": (COUNT, not _OPTIONAL),
+    **dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes", "domain"), (TEXT, _OPTIONAL)),
+}
+_REPO = matching("owner/repo", r"[\w.-]+/[\w.-]+")
+_DISTRIBUTION = matching("the name of a package", r"[A-Za-z0-9][\w.-]*")
+_REVISION = matching("7 to 40 lower-case hex digits", r"[0-9a-f]{7,40}")
+_SHA256 = matching("64 lower-case hex digits", r"[0-9a-f]{64}")
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
@@ -51,7 +54,7 @@ class WeightFile:
     size: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightSpec:
     """All that is needed to load one checkpoint, and the numbers that it must reproduce.
 
@@ -80,20 +83,20 @@ class WeightSpec:
 
     name: str
     architecture: Architecture
-    mlp_hidden: int | None
+    mlp_hidden: int | None = None
     layout: str
-    source: str
-    repo: str | None
-    revision: str | None
-    files: tuple[WeightFile, ...]
+    source: str = "local"
+    repo: str | None = None
+    revision: str | None = None
+    files: tuple[WeightFile, ...] = ()
     preprocessing: Preprocessing
     embedding_dim: int
-    training: dict[str, str | None] | None
-    license: str | None
-    reported: Mapping[str, Mapping[str, float | None]]
-    citation: str | None
-    url_note: str | None
-    notes: str | None
+    training: dict[str, str | None] | None = None
+    license: str | None = None
+    reported: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    citation: str | None = None
+    url_note: str | None = None
+    notes: str | None = None
     domain: str | None = None
 
     @property
@@ -110,157 +113,97 @@ class WeightSpec:
         Raises:
             ManifestError: Names the entry and the field that is missing, unknown, or of the wrong kind.
         """
-        check = _Checker(where or f"Weights manifest, entry {name!r}")
-        fields = check.mapping("", entry, _FIELDS, _RARE_FIELDS)
-        architecture = _architecture(check, fields["architecture"])
-        texts = {field: check.text(field, fields[field], optional=True) for field in _OPTIONAL_TEXTS}
+        check = Checker(where or f"Weights manifest, entry {name!r}")
+        stated = check.object("", entry, _FIELDS, [_RARE_FIELD])
+        values = {
+            field: check.value(field, stated.get(field), kind, optional=optional)
+            for field, (kind, optional) in _KINDS.items()
+        }
         spec = cls(
             name=name,
-            architecture=architecture,
-            mlp_hidden=check.count("mlp_hidden", fields["mlp_hidden"], optional=True),
-            layout=check.one_of("layout", fields["layout"], tuple(LAYOUTS)),
-            source=check.one_of("source", fields["source"], SOURCES),
-            files=_files(check, fields["files"]),
-            preprocessing=_preprocessing(check, fields["preprocessing"]),
-            embedding_dim=check.count("embedding_dim", fields["embedding_dim"]) or 0,
-            training=_training(check, fields["training"]),
-            reported=_reported(check, fields["reported"]),
-            domain=check.text("domain", fields.get("domain"), optional=True),
-            **texts,  # type: ignore[arg-type]
+            architecture=_architecture(check, stated["architecture"]),
+            files=_files(check, stated["files"]),
+            preprocessing=check.parsed("preprocessing", Preprocessing.from_dict, stated["preprocessing"]),
+            training=_training(check, stated["training"]),
+            reported=_reported(check, stated["reported"]),
+            **values,
         )
         _check_consistency(check, spec)
         return spec
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as `from_dict` reads it."""
-        named = [key for key, value in towers.NAMED.items() if value == self.architecture]
+        named = [key for key, value in architectures.NAMED.items() if value == self.architecture]
         files = [{"name": file.name, "sha256": file.sha256, "size": file.size} for file in self.files]
         values = {field: getattr(self, field) for field in _FIELDS}
-        values["architecture"] = named[0] if named else towers.architecture_to_dict(self.architecture)
+        values["architecture"] = named[0] if named else architectures.architecture_to_dict(self.architecture)
         values["files"] = files or None
         values["preprocessing"] = self.preprocessing.to_dict()
-        values |= {field: value for field in _RARE_FIELDS if (value := getattr(self, field)) is not None}
+        if self.domain is not None:
+            values[_RARE_FIELD] = self.domain
         return json.loads(json.dumps(values))
 
 
-class _Checker:
-    """Checks of single values that know where they are, so that every complaint names entry and field."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def fail(self, field: str, problem: str) -> ManifestError:
-        return ManifestError(f"{self.where}{f', field {field!r}' if field else ''}: {problem}.")
-
-    def mapping(self, field: str, value: Any, keys: Any, rare: tuple[str, ...] = ()) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self.fail(field, f"expected an object, got {value!r}")
-        prefix = f"{field}." if field else ""
-        for key in keys:
-            if key not in value:
-                raise self.fail(f"{prefix}{key}", "is missing")
-        for key in value:
-            if key not in keys and key not in rare:
-                raise self.fail(f"{prefix}{key}", "is not known")
-        return value
-
-    def text(self, field: str, value: Any, *, optional: bool = False) -> str | None:
-        if (value is None and optional) or (isinstance(value, str) and value):
-            return value
-        raise self.fail(field, f"expected a text{' or null' if optional else ''}, got {value!r}")
-
-    def count(self, field: str, value: Any, *, optional: bool = False) -> int | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        raise self.fail(field, f"expected a positive integer{' or null' if optional else ''}, got {value!r}")
-
-    def one_of(self, field: str, value: Any, choices: tuple[str, ...]) -> str:
-        if value in choices:
-            return value
-        raise self.fail(field, f"expected one of {', '.join(choices)}, got {value!r}")
-
-    def matching(self, field: str, value: str | None, pattern: re.Pattern[str], what: str) -> None:
-        if value is not None and not pattern.fullmatch(value):
-            raise self.fail(field, f"expected {what} or null, got {value!r}")
+# Of an entry; the last, and of the configuration of a saved model, only where there is something to say.
+*_FIELDS, _RARE_FIELD = (entry.name for entry in fields(WeightSpec) if entry.name != "name")
 
 
-def _architecture(check: _Checker, value: Any) -> Architecture:
-    """A name in `towers.NAMED`, or all fields written out."""
+def _architecture(check: Checker, value: Any) -> Architecture:
+    """A name in `architectures.NAMED`, or all fields written out."""
     if isinstance(value, str):
-        return towers.NAMED[check.one_of("architecture", value, tuple(towers.NAMED))]
-    try:
-        return towers.architecture_from_dict(value)
-    except (TypeError, ValueError) as error:
-        raise check.fail("architecture", str(error).rstrip(".")) from error
+        return architectures.NAMED[check.value("architecture", value, one_of(architectures.NAMED))]
+    return check.parsed("architecture", architectures.architecture_from_dict, value)
 
 
-def _preprocessing(check: _Checker, value: Any) -> Preprocessing:
-    try:
-        return Preprocessing.from_dict(value)
-    except (TypeError, ValueError) as error:
-        raise check.fail("preprocessing", str(error).rstrip(".")) from error
-
-
-def _files(check: _Checker, value: Any) -> tuple[WeightFile, ...]:
+def _files(check: Checker, value: Any) -> tuple[WeightFile, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not value:
         raise check.fail("files", f"expected a list of files or null, got {value!r}")
     files = []
     for index, item in enumerate(value):
-        field = f"files[{index}]"
-        item = check.mapping(field, item, ("name", "sha256", "size"))
-        name = check.text(f"{field}.name", item["name"]) or ""
+        place = f"files[{index}]"
+        item = check.object(place, item, ("name", "sha256", "size"))
+        name = check.value(f"{place}.name", item["name"], TEXT)
         if not name.endswith(SUFFIXES) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise check.fail(f"{field}.name", f"expected a relative path to {', '.join(SUFFIXES)}, got {name!r}")
-        sha256 = check.text(f"{field}.sha256", item["sha256"], optional=True)
-        check.matching(f"{field}.sha256", sha256, _SHA256, "64 lower-case hex digits")
-        files.append(WeightFile(name, sha256, check.count(f"{field}.size", item["size"], optional=True)))
+            raise check.fail(f"{place}.name", f"expected a relative path to {', '.join(SUFFIXES)}, got {name!r}")
+        sha256 = check.value(f"{place}.sha256", item["sha256"], TEXT, optional=True)
+        check.value(f"{place}.sha256", sha256, _SHA256, optional=True)
+        files.append(WeightFile(name, sha256, check.value(f"{place}.size", item["size"], COUNT, optional=True)))
     if len({file.name for file in files}) < len(files):
         raise check.fail("files", "a name appears twice")
     return tuple(files)
 
 
-def _training(check: _Checker, value: Any) -> dict[str, str | None] | None:
+def _training(check: Checker, value: Any) -> dict[str, str | None] | None:
     if value is None:
         return None
-    fields = check.mapping("training", value, _TRAINING_FIELDS)
-    return {field: check.text(f"training.{field}", fields[field], optional=True) for field in _TRAINING_FIELDS}
+    check.object("training", value, _TRAINING_FIELDS)
+    return {name: check.value(f"training.{name}", value[name], TEXT, optional=True) for name in _TRAINING_FIELDS}
 
 
-def _reported(check: _Checker, value: Any) -> dict[str, dict[str, float | None]]:
+def _reported(check: Checker, value: Any) -> dict[str, dict[str, float | None]]:
     """{task: {column: percent or null}}."""
-    if not isinstance(value, Mapping):
-        raise check.fail("reported", f"expected an object, got {value!r}")
-    for task, columns in value.items():
-        if not isinstance(columns, Mapping):
-            raise check.fail(f"reported.{task}", f"expected an object, got {columns!r}")
-        for column, number in columns.items():
-            numeric = isinstance(number, int | float) and not isinstance(number, bool)
-            if number is not None and not (numeric and 0 <= number <= 100):
-                raise check.fail(f"reported.{task}.{column}", f"expected percent or null, got {number!r}")
+    for task, columns in check.object("reported", value).items():
+        for column, number in check.object(f"reported.{task}", columns).items():
+            check.value(f"reported.{task}.{column}", number, PERCENT, optional=True)
     return {task: dict(columns) for task, columns in value.items()}
 
 
-def _check_consistency(check: _Checker, spec: WeightSpec) -> None:
+def _check_consistency(check: Checker, spec: WeightSpec) -> None:
     """What no single field can tell."""
-    check.matching("revision", spec.revision, _REVISION, "7 to 40 lower-case hex digits")
-    if spec.source == "pypi":
-        check.matching("repo", spec.repo, _DISTRIBUTION, "the name of a package")
-    else:
-        check.matching("repo", spec.repo, _REPO, "owner/repo")
-    if spec.embedding_dim != towers.embedding_dim(spec.architecture):
-        raise check.fail("embedding_dim", f"the architecture gives {towers.embedding_dim(spec.architecture)}")
+    check.value("revision", spec.revision, _REVISION, optional=True)
+    check.value("repo", spec.repo, _DISTRIBUTION if spec.source == "pypi" else _REPO, optional=True)
+    dim, elsewhere = architectures.embedding_dim(spec.architecture), spec.source in ("hub", "pypi")
+    if spec.embedding_dim != dim:
+        raise check.fail("embedding_dim", f"the architecture gives {dim}")
     if spec.preprocessing.crop != spec.architecture.image_size:
         raise check.fail("preprocessing.crop", f"the architecture takes {spec.architecture.image_size} pixels")
-    elsewhere = spec.source in ("hub", "pypi")
     if elsewhere != (spec.repo is not None):
         raise check.fail("repo", f"source {spec.source!r} goes with {'a' if elsewhere else 'no'} repo")
     if spec.revision is not None and spec.source != "hub":
         raise check.fail("revision", "a revision needs a repo on the Hub")
-    if spec.source in ("package", "pypi") and len(spec.files) != 1:
+    if spec.source in PACKAGED and len(spec.files) != 1:
         raise check.fail("files", f"source {spec.source!r} needs a file, and one alone")
     if spec.source == "pypi" and spec.files[0].sha256 is None:
         raise check.fail("files[0].sha256", "source 'pypi' needs it: whoever owns the package can change the file")
@@ -301,23 +244,34 @@ def read_specs(manifest: Any) -> dict[str, WeightSpec]:
     Raises:
         ManifestError: naming the entry and the field.
     """
-    check = _Checker("Weights manifest")
-    fields = check.mapping("", manifest, ("schema_version", "models"))
-    if fields["schema_version"] != SCHEMA_VERSION:
-        raise check.fail("schema_version", f"expected {SCHEMA_VERSION}, got {fields['schema_version']!r}")
-    if not isinstance(fields["models"], Mapping):
-        raise check.fail("models", f"expected an object, got {fields['models']!r}")
-    return {name: WeightSpec.from_dict(name, entry) for name, entry in fields["models"].items()}
+    return {name: WeightSpec.from_dict(name, entry) for name, entry in _entries(manifest).items()}
 
 
-@functools.cache
-def _specs() -> dict[str, WeightSpec]:
-    return read_specs(load_manifest())
+def _entries(manifest: Any) -> Mapping[str, Any]:
+    check = Checker("Weights manifest")
+    whole = check.object("", manifest, ("schema_version", "models"))
+    if whole["schema_version"] != SCHEMA_VERSION:
+        raise check.fail("schema_version", f"expected {SCHEMA_VERSION}, got {whole['schema_version']!r}")
+    return check.object("models", whole["models"])
+
+
+class _Specs(dict[str, WeightSpec]):
+    """The manifest on disk, of which an entry is checked when it is first asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = _entries(load_manifest())
+
+    def __missing__(self, name: str) -> WeightSpec:
+        return self.setdefault(name, WeightSpec.from_dict(name, self.entries[name]))
+
+
+_specs = functools.cache(_Specs)
 
 
 def model_names() -> list[str]:
     """The names in the manifest, in its order."""
-    return list(_specs())
+    return list(_specs().entries)
 
 
 def get_spec(name: str) -> WeightSpec:
@@ -325,10 +279,10 @@ def get_spec(name: str) -> WeightSpec:
 
     Raises:
         UnknownModelError: with the closest names.
+        ManifestError: naming the field of this entry that is malformed.
     """
-    try:
+    if name in _specs().entries:
         return _specs()[name]
-    except KeyError:
-        close = difflib.get_close_matches(str(name), model_names(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(model_names())}."
-        raise UnknownModelError(f"There is no model {str(name)!r} in the manifest: {hint}") from None
+    close = difflib.get_close_matches(str(name), model_names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(model_names())}."
+    raise UnknownModelError(f"There is no model {str(name)!r} in the manifest: {hint}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rclip_metric.errors import AccessError, NotFoundError
 from rclip_metric.weights.digest import file_digest
 from rclip_metric.weights.hub_errors import explained
-from rclip_metric.weights.manifest import WeightSpec, read_specs
-from rclip_metric.weights.packaged import PACKAGED, packaged_path
+from rclip_metric.weights.local import packaged_path
+from rclip_metric.weights.manifest import PACKAGED, WeightSpec, read_specs
 from rclip_metric.weights.saving import save_encoder
 
 if TYPE_CHECKING:

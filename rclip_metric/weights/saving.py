@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.encoder.towers import architecture_to_dict
+from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
+from rclip_metric.weights.checker import TEXT, Checker, one_of
 from rclip_metric.weights.manifest import WeightSpec
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 _METADATA_KEY = "rclip_metric"
-_CONFIG_FIELDS = (
-    *("format", "format_version", "name", "revision", "architecture", "preprocessing", "embedding_dim"),
-    *("mlp_hidden", "resize", "training", "license", "notes"),
-)
+_SPEC_FIELDS = ("architecture", "preprocessing", "embedding_dim", "mlp_hidden", "training", "license", "notes")
+_CONFIG_FIELDS = ("format", "format_version", "name", "revision", "resize", *_SPEC_FIELDS)
 _DOMAIN = "domain"  # written where there is one, so that every other model stays readable for earlier versions
 # What the tensors mean: these must be the same in config.json and in the weights' own metadata.
 _MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize")
@@ -50,28 +49,22 @@ class SavedConfig:
     @classmethod
     def read(cls, config: Any, where: str) -> "SavedConfig":
         """Checks a configuration as parsed from JSON; ManifestError names `where` and the field."""
+        check = Checker(where)
         if not isinstance(config, Mapping) or config.get("format") != FORMAT:
             raise ManifestError(f"{where} is not the configuration of a model in the format {FORMAT!r}.")
-        if config.get("format_version") != FORMAT_VERSION:
-            raise ManifestError(
-                f"{where}, field 'format_version': got {config.get('format_version')!r} and this version of "
-                f"rclip-metric reads {FORMAT_VERSION}: update it."
-            )
-        for field in sorted((set(config) - {_DOMAIN}) ^ set(_CONFIG_FIELDS)):
-            raise ManifestError(f"{where}, field {field!r}: is {'not known' if field in config else 'missing'}.")
-        if config["resize"] not in RESIZES:
-            raise ManifestError(f"{where}, field 'resize': expected one of {RESIZES}, got {config['resize']!r}.")
-        for field in ("name", "revision"):
-            if not isinstance(config[field], str) and (field == "name" or config[field] is not None):
-                raise ManifestError(f"{where}, field {field!r}: expected a text, got {config[field]!r}.")
+        version = config.get("format_version")
+        if version != FORMAT_VERSION:
+            reads = f"got {version!r} and this version of rclip-metric reads {FORMAT_VERSION}: update it"
+            raise check.fail("format_version", reads)
+        check.object("", config, _CONFIG_FIELDS, [_DOMAIN])
+        check.value("resize", config["resize"], one_of(filter(None, RESIZES)), optional=True)
+        check.value("revision", config["revision"], TEXT, optional=True)
         entry = {
-            **{field: config[field] for field in ("architecture", "preprocessing", "embedding_dim")},
-            **{field: config[field] for field in ("mlp_hidden", "training", "license", "notes")},
-            **{"layout": FORMAT, "source": "local", "repo": None, "revision": None, "reported": {}},
-            "files": [{"name": WEIGHTS_NAME, "sha256": None, "size": None}],
-            **{"citation": None, "url_note": None, _DOMAIN: config.get(_DOMAIN)},
+            **dict.fromkeys(("repo", "revision", "files", "citation", "url_note")),
+            **{field: config[field] for field in _SPEC_FIELDS},
+            **{"layout": FORMAT, "source": "local", "reported": {}, _DOMAIN: config.get(_DOMAIN)},
         }
-        spec = WeightSpec.from_dict(config["name"], entry, where)
+        spec = WeightSpec.from_dict(check.value("name", config["name"], TEXT), entry, where)
         return cls(spec, config["revision"], config["resize"], dict(config))
 
 
@@ -174,14 +167,3 @@ def check_pair(config: SavedConfig, weights: Path) -> None:
                 f"{CONFIG_NAME} says {field} {config.values[field]!r}, and {weights} was saved with "
                 f"{own and own.values[field]!r}: they do not belong together."
             )
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file; ManifestError if it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ManifestError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, Mapping):
-        raise ManifestError(f"{path} is not a JSON object.")
-    return values

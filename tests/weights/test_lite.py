@@ -17,7 +17,7 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.cli.main import main
 from rclip_metric.cli.models import list_models
 from rclip_metric.encoder import NAMED, Encoder, TimmArchitecture, architecture_to_dict, convert, detect
-from rclip_metric.errors import CheckpointError, DigestError, MissingPackageError
+from rclip_metric.errors import CheckpointError, DigestError, ManifestError, MissingPackageError
 from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train.models.base import load_base
 from rclip_metric.train.models.convert import conversion
@@ -26,9 +26,9 @@ from rclip_metric.weights import (
     get_spec,
     is_cached,
     load_encoder,
+    local,
     locate,
     manifest,
-    packaged,
     refresh_manifest,
     save_encoder,
     verify,
@@ -334,7 +334,7 @@ def test_a_shipped_model_can_be_a_timm_tower_in_half_precision(
     file = {"name": f"models/{path.name}", "sha256": file_digest(path), "size": path.stat().st_size}
     values = entry(source="package", repo=None, files=[file])
     models(shipped=values)
-    monkeypatch.setattr(packaged, "__file__", str(tmp_path / "weights" / "packaged.py"))
+    monkeypatch.setattr(local, "__file__", str(tmp_path / "weights" / "local.py"))
     assert get_spec("shipped").architecture == SMALL and get_spec("shipped").to_dict() == values
     loaded = load_encoder("shipped")
     state = {key: value.float() if value.is_floating_point() else value for key, value in small.state_dict().items()}
@@ -369,7 +369,7 @@ def test_a_shipped_model_can_be_a_timm_tower_in_half_precision(
 )
 def test_a_malformed_entry_is_named_with_its_field(models: Any, change: dict[str, Any], complaint: str) -> None:
     models(toy=entry(**change))
-    with pytest.raises(manifest.ManifestError, match=rf"^Weights manifest, entry 'toy', field {complaint}"):
+    with pytest.raises(ManifestError, match=rf"^Weights manifest, entry 'toy', field {complaint}"):
         get_spec("toy")
 
 

@@ -31,9 +31,9 @@ from rclip_metric.weights import (
     get_spec,
     is_cached,
     load_encoder,
+    local,
     locate,
     manifest,
-    packaged,
     save_encoder,
     verify,
 )
@@ -491,7 +491,7 @@ class TestNamedModels:
         add_models(pack=entry(**shipped, files=[file]))
         with pytest.raises(CheckpointError, match="pack is missing from this installation"):
             load_encoder("pack")
-        monkeypatch.setattr(packaged, "__file__", str(tmp_path / "weights" / "packaged.py"))
+        monkeypatch.setattr(local, "__file__", str(tmp_path / "weights" / "local.py"))
         assert is_cached(get_spec("pack")) and load_encoder("pack").revision is None
         sha256 = verify("pack")
         add_models(pack=entry(**shipped, files=[file | {"sha256": sha256}]))

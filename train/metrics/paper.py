@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rclip_metric.weights import get_spec, model_names
-from rclip_metric.weights.packaged import PACKAGED, packaged_revision
+from rclip_metric.weights.local import packaged_revision
+from rclip_metric.weights.manifest import PACKAGED
 
 # What the paper reports of other metrics, in percent: clean, and under APGD-CE with 100 steps and one restart.
 #
