@@ -84,30 +84,32 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
         raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
 
 
-def _two_afc(options: argparse.Namespace, data: Any, resize: Any) -> None:
-    """What NIGHTS and BAPPS share."""
+def _judge(
+    options: argparse.Namespace,
+    task_of: Callable[[str], Any],
+    attacks: Sequence[Any],
+    resize: Literal["default", "squash"] = "default",
+) -> None:
+    """Evaluate every model on the task that goes with its name."""
     from rclip_metric.train.evaluation.session import Session
-    from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
-    if options.check:
-        return _checked([path for t in data.triplets for path in (t.reference, t.left, t.right)], options)
-    _needs(options, "model")
-    attacks, team = _attacks(options), join(options.device)
-    session = Session(options.out, options.overwrite, team)
+    team = join(options.device)
+    session = Session(options.out, options.overwrite, team, options.quiet)
     records: list[dict[str, Any]] = []
     for name in options.model:
         metric = load_metric(name, device=str(team.device), resize=resize)
-        run = _run_settings(options, metric, team)
+        records += session.records(task_of(name), metric, attacks, _run_settings(options, metric, team))
+    _finish(records, options, team.rank)
 
-        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
-            return evaluate_two_afc(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
 
-        records += session.records(
-            evaluate, task="2afc", metric=metric, data=data.settings(), attacks=attacks, run=run, limit=options.limit
-        )
-    return _finish(records, options, team.rank)
+def _two_afc(options: argparse.Namespace, data: Any, resize: Literal["default", "squash"]) -> None:
+    """What NIGHTS and BAPPS share."""
+    if options.check:
+        return _checked(data.paths(), options)
+    _needs(options, "model")
+    _judge(options, lambda _: data, _attacks(options), resize)
 
 
 def _nights(options: argparse.Namespace) -> None:
@@ -134,11 +136,7 @@ def _bapps(options: argparse.Namespace) -> None:
 def _things(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from rclip_metric.train.evaluation.odd_one_out import evaluate_odd_one_out
-    from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import things_data
-    from rclip_metric.train.metrics.registry import load_metric
-    from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
     naming = {"name": options.name, "published": options.published}
@@ -147,54 +145,23 @@ def _things(options: argparse.Namespace) -> None:
         return _checked(data.things.images, options)
     _needs(options, "model")
     # Three pairs compete here: what is raised is always the margin between them.
-    attacks = [replace(attack, loss="margin") for attack in _attacks(options)]
-    team = join(options.device)
-    session = Session(options.out, options.overwrite, team)
-    records: list[dict[str, Any]] = []
-    for model in options.model:
-        metric = load_metric(model, device=str(team.device))
-        run = _run_settings(options, metric, team)
-
-        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
-            return evaluate_odd_one_out(metric, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
-
-        records += session.records(
-            evaluate, task="odd-one-out", metric=metric, data=data.settings(), attacks=attacks, run=run,
-            limit=options.limit,
-        )  # fmt: skip
-    return _finish(records, options, team.rank)
+    _judge(options, lambda _: data, [replace(attack, loss="margin") for attack in _attacks(options)])
 
 
 def _cue_conflict(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.cue_conflict import read_conflicts
-    from rclip_metric.train.evaluation.cue_conflict import evaluate_cue_conflict
-    from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.evaluation.tasks import cue_conflict_data
-    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
     if options.check:
         return _checked([image.path for image in read_conflicts(options.data, options.classes)], options)
     _needs(options, "model")
-    team = join(options.device)
     settings = {"draws": options.draws, "seed": options.seed, "limit": options.limit, "name": options.name}
     data = cue_conflict_data(options.data, options.classes, **settings)
-    if data.left_out and team.rank == 0:
+    if data.left_out and join(options.device).rank == 0:
         _say(f"{len(data.left_out)} images are no references; the first: {data.left_out[0]}")
-    session = Session(options.out, options.overwrite, team)
-    records: list[dict[str, Any]] = []
-    for model in options.model:
-        metric = load_metric(model, device=str(team.device))
-        run = _run_settings(options, metric, team)
-
-        def evaluate(chosen: Any, journal: Path | None, metric: Any = metric, run: Any = run) -> list[dict[str, Any]]:
-            return evaluate_cue_conflict(metric, data, run, journal=journal, team=team, quiet=options.quiet)
-
-        records += session.records(
-            evaluate, task="cue-conflict", metric=metric, data=data.settings(), attacks=(), run=run, limit=options.limit
-        )
-    return _finish(records, options, team.rank)
+    _judge(options, lambda _: data, ())
 
 
 def _sanity(options: argparse.Namespace) -> None:
@@ -202,18 +169,17 @@ def _sanity(options: argparse.Namespace) -> None:
 
     from rclip_metric.train.evaluation import sanity as suite
     from rclip_metric.train.evaluation.session import Session
-    from rclip_metric.train.evaluation.two_afc import evaluate_two_afc
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
     from rclip_metric.train.runs.files import write_json
 
     _needs(options, "data", "model")
-    if options.check:
-        return _checked([p for t in _nights_data(options).triplets for p in (t.reference, t.left, t.right)], options)
     whole = _nights_data(options)
+    if options.check:
+        return _checked(whole.paths(), options)
     balls, team = balls_of(options.norm, options.eps), join(options.device)
     settings = suite.SanitySettings(options.steps, tuple(options.iterations), options.queries, options.draws)
-    session = Session(options.out, options.overwrite, team)
+    session = Session(options.out, options.overwrite, team, options.quiet)
     failed = 0
     everything: list[dict[str, Any]] = []
     for name in options.model:
@@ -227,17 +193,8 @@ def _sanity(options: argparse.Namespace) -> None:
             attacks: Any, *, attacked: Any = None, transfer: bool = False,
             metric: Any = metric, source: Any = source, run: Any = run,
         ) -> list[dict[str, Any]]:  # fmt: skip
-            data, clean = replace(whole, attacked=attacked), source if transfer else None
-
-            def do(chosen: Any, journal: Path | None) -> list[dict[str, Any]]:
-                return evaluate_two_afc(
-                    metric, data, chosen, run, source=clean, journal=journal, team=team, quiet=options.quiet
-                )
-
-            return session.records(
-                do, task="2afc", metric=metric, data=data.settings(), attacks=attacks, run=run, source=clean,
-                limit=options.limit,
-            )  # fmt: skip
+            clean = source if transfer else None
+            return session.records(replace(whole, attacked=attacked), metric, attacks, run, source=clean)
 
         side = getattr(metric, "image_size", 224)
         checks, records = suite.sanity(
@@ -283,12 +240,9 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from rclip_metric.train.data.classes import read_classes, read_prompts
-    from rclip_metric.train.evaluation.session import Session
-    from rclip_metric.train.evaluation.zero_shot import PAPER_BALLS, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
+    from rclip_metric.train.evaluation.tasks.zero_shot import PAPER_BALLS, ZeroShot, ZeroShotAttack, ZeroShotData
     from rclip_metric.train.metrics.paper import published_as
-    from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.models.text_weights import load_text
-    from rclip_metric.train.runs.distributed import join
 
     _needs(options, "data")
     if options.limit:
@@ -305,24 +259,7 @@ def _zeroshot(options: argparse.Namespace) -> None:
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":
         attacks = []
-    team = join(options.device)
-    session = Session(options.out, options.overwrite, team)
-    records: list[dict[str, Any]] = []
-    for name in options.model:
-        metric: Any = load_metric(name, device=str(team.device))
-        text = load_text(options.text or name)
-        run = _run_settings(options, metric, team)
-
-        def evaluate(
-            chosen: Any, journal: Path | None, metric: Any = metric, text: Any = text, run: Any = run
-        ) -> list[dict[str, Any]]:
-            return evaluate_zero_shot(metric, text, data, chosen, run, journal=journal, team=team, quiet=options.quiet)
-
-        records += session.records(
-            evaluate, task="zero-shot", metric=metric, data={**data.describe(), "samples": data.digest()},
-            attacks=attacks, run=run, limit=options.per_class,
-        )  # fmt: skip
-    return _finish(records, options, team.rank)
+    _judge(options, lambda name: ZeroShot(data, load_text(options.text or name)), attacks)
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,16 @@ from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
-from rclip_metric.train.evaluation.certified import Certificate
-from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
-from rclip_metric.train.evaluation.direct import direct_record
 from rclip_metric.train.evaluation.examples import example_triplets
 from rclip_metric.train.evaluation.kept import kept
-from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
+from rclip_metric.train.evaluation.records import Attack
 from rclip_metric.train.evaluation.report import result_name
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, chunk_size_of
+from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
+from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps
 from rclip_metric.train.evaluation.timing import time_metrics
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.metrics.base import Certified, EncoderMetric, Facts, Metric, metric_precision
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
 from rclip_metric.train.metrics.registry import RANDOM, is_baseline, load_metric
@@ -136,33 +134,21 @@ class _Run:
 
     def _records(self, metric: Metric, data: Data) -> list[dict[str, Any]]:
         """Clean and attacked; then what can be certified."""
-        if isinstance(data, OddOneOutData):
-            return self._evaluated(metric, data, [], "odd-one-out")
-        if isinstance(data, CueConflictData):
-            return self._evaluated(metric, data, [], "cue-conflict")
-        records = self._evaluated(metric, data, self.settings.attacks(), "2afc")
+        if not isinstance(data, TwoAfcData):
+            return self._evaluated(metric, data, [])
+        records = self._evaluated(metric, data, self.settings.attacks())
         certificates = self.settings.certificates()
         if certificates and isinstance(metric, Certified):
-            records += self._evaluated(metric, data, certificates, "2afc")
+            records += self._evaluated(metric, data, certificates)
         return records
 
     def _evaluated(
-        self, metric: Metric, data: Data, attacks: list[AttackSettings] | list[Certificate], task: str, folder: str = ""
+        self, metric: Metric, data: Data, attacks: Sequence[Attack], folder: str = ""
     ) -> list[dict[str, Any]]:
-        run = self._run_settings(metric)
-        common: dict[str, Any] = {"team": self.team, "quiet": self.settings.quiet}
+        return self._session(folder).records(data, metric, attacks, self._run_settings(metric))
 
-        def evaluate(wanted: Any, journal: Any) -> list[dict[str, Any]]:
-            if isinstance(data, OddOneOutData):
-                return evaluate_odd_one_out(metric, data, wanted, run, journal=journal, **common)
-            if isinstance(data, CueConflictData):
-                return evaluate_cue_conflict(metric, data, run, journal=journal, **common)
-            return evaluate_two_afc(metric, data, wanted, run, journal=journal, **common)
-
-        session = Session(self.settings.out / folder, self.settings.overwrite, self.team)
-        return session.records(
-            evaluate, task=task, metric=metric, data=data.settings(), attacks=attacks, run=run, limit=data.limit
-        )
+    def _session(self, folder: str = "") -> Session:
+        return Session(self.settings.out / folder, self.settings.overwrite, self.team, self.settings.quiet)
 
     def _more(self, entry: Entry, metric: Metric, data: TwoAfcData) -> None:
         """The radius sweep, the direct attack and the examples, on one data set."""
@@ -172,9 +158,7 @@ class _Run:
         if settings.sweep and settings.balls:
             attacked = [triplet for triplet in data.triplets if data.is_attacked(triplet)]
             few = replace(data, triplets=attacked[: settings.sweep], limit=settings.sweep)
-            found = self._guarded(
-                entry, "radii", lambda: self._evaluated(metric, few, settings.swept(), "2afc", "sweep")
-            )
+            found = self._guarded(entry, "radii", lambda: self._evaluated(metric, few, settings.swept(), "sweep"))
             entry.sweep = found or []
         if data.attack_limit:  # what follows does not depend on it
             data = replace(data, attacked=None, attack_limit=None)
@@ -188,18 +172,9 @@ class _Run:
 
     def _direct(self, metric: Metric, data: TwoAfcData, ball: LpBall, stem: str) -> dict[str, Any]:
         words = str(ball).replace(" ", "-").replace("/", "_")
-        return direct_record(
-            self.settings.out / "direct" / f"{stem}__{data.name}__{words}.json",
-            metric,
-            data,
-            ball,
-            images=self.settings.direct,
-            steps=self.settings.steps,
-            run=self._run_settings(metric),
-            team=self.team,
-            overwrite=self.settings.overwrite,
-            quiet=self.settings.quiet,
-        )
+        path = self.settings.out / "direct" / f"{stem}__{data.name}__{words}.json"
+        task = SelfDistance(data, ball, self.settings.direct, self.settings.steps)
+        return self._session().single(path, task, metric, self._run_settings(metric))
 
     def _examples(self, path: Path, metric: Metric, data: TwoAfcData) -> dict[str, Any]:
         """A few triplets before and after the first attack."""

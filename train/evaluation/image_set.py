@@ -20,7 +20,7 @@ BUDGET = 2**29
 """Bytes of pixels, and of each metric's embeddings, that are held; what was used longest ago goes first."""
 
 
-def embeds(metric: Metric) -> bool:
+def embeds(metric: Metric | None) -> bool:
     """Whether a metric has embeddings, see `ImageSet`."""
     return hasattr(metric, "embed")
 
@@ -66,21 +66,21 @@ class ImageSet:
         self._held: dict[int, OrderedDict[int, dict[Path, Tensor]]] = {}
         self._problems: dict[Path, str] = {}
 
-    def broken(self, metric: Metric, files: Mapping[Key, Sequence[Path]]) -> dict[Key, str]:
-        """A sentence for each triplet, by its key, of whose images one cannot be read; the others are ready after this.
+    def broken(self, metric: Metric | None, files: Mapping[Key, Sequence[Path]]) -> dict[Key, str]:
+        """The first problem of each sample, by its key, of whose images one cannot be read; the others are ready then.
 
         Args:
-            metric: that will see the images.
-            files: those of each triplet.
+            metric: that will see the images; None for their pixels alone.
+            files: those of each sample.
         """
         problems = self.problems(metric, (path for paths in files.values() for path in paths))
         return {
-            key: f"triplet {key}: {next(problems[path] for path in paths if path in problems)}"
+            key: next(problems[path] for path in paths if path in problems)
             for key, paths in files.items()
             if not problems.keys().isdisjoint(paths)
         }
 
-    def problems(self, metric: Metric, paths: Iterable[Path]) -> dict[Path, str]:
+    def problems(self, metric: Metric | None, paths: Iterable[Path]) -> dict[Path, str]:
         """What is wrong with those images that cannot be read; the others are ready for the metric after this."""
         paths = list(dict.fromkeys(paths))
         for number in dict.fromkeys(self._number[path] for path in paths):

@@ -118,13 +118,17 @@ Decision = Callable[[Tensor, Tensor], Decided]
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What an attack did to n samples: ``fooled`` and the float32 ``margin`` at the final point (n,), and its costs."""
+    """What an attack did to n samples: ``fooled`` and the float32 ``margin`` at the final point (n,), and its costs.
+
+    An attack of several ``stages`` says which of them fooled each sample, None where none did.
+    """
 
     fooled: Tensor
     margin: Tensor
     attacked: Attacked
     violation: float
     seconds: float
+    stages: Sequence[str | None] | None = None
 
 
 def attack_block(

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.evaluation.blocks import fingerprint
-from rclip_metric.train.evaluation.collected import Attack, settings_of
+from rclip_metric.train.evaluation.records import Attack, Evaluation
 from rclip_metric.train.evaluation.report import result_name, save
 from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
-
-Evaluate = Callable[[Sequence[Attack], "Path | None"], list[dict[str, Any]]]
-"""Attacks and a folder for the journal -> a record per attack, or one of the clean accuracy for no attack."""
+from rclip_metric.train.runs.files import write_json
 
 
 @dataclass(frozen=True)
@@ -29,95 +28,138 @@ class Session:
         out: folder; None to keep nothing.
         overwrite: replace results of other settings that have the same name.
         team: torchrun's processes, of which the first writes.
+        quiet: no progress bar.
     """
 
     out: Path | None = None
     overwrite: bool = False
     team: Team = ALONE
+    quiet: bool = False
 
     def records(
         self,
-        evaluate: Evaluate,
-        *,
-        task: str,
+        task: Task[Any],
         metric: Metric,
-        data: dict[str, Any],
         attacks: Sequence[Attack],
         run: RunSettings,
+        *,
         source: Metric | None = None,
-        limit: int | None = None,
     ) -> list[dict[str, Any]]:
         """The records of all attacks, evaluated or read, in order; each is on disk as soon as it exists.
 
         Args:
-            evaluate: does what is not there yet; it may be asked for fewer attacks.
-            task: as in the record.
+            task: the samples, and what is asked of them.
             metric: judged.
-            data: name, split and protocol, and whatever else the outcomes depend on.
             attacks: none for the clean accuracy.
             run: settings.
             source: of transferred attacks.
-            limit: as in the record.
 
         Raises:
-            ValueError: if a file of the same name holds a result of other settings.
+            ValueError: if a file of the same name holds a result of other settings, and as `evaluate` raises it.
         """
+
+        def make(chosen: Sequence[Attack], journal: Path | None) -> list[dict[str, Any]]:
+            common: dict[str, Any] = {"source": source, "journal": journal, "team": self.team, "quiet": self.quiet}
+            return evaluate(metric, task, chosen, run, **common)
+
         if self.out is None:
-            return evaluate(attacks, None)
+            return make(attacks, None)
+        data = task.settings()
         wanted: list[Attack | None] = list(attacks) or [None]
-        marks = [
-            fingerprint(settings_of(task, metric, data, [attack] if attack else [], run, source)) for attack in wanted
-        ]
-        paths = [self.out / self._name(metric, data, attack, run, source, limit) for attack in wanted]
-        # The first process looks, and all act on what it saw.
-        found, problem = self.team.gather(self._look(paths, marks))[0]
-        if problem:
-            raise ValueError(problem)
+        paths, marks = [], []
+        for attack in wanted:
+            one = Evaluation(metric, [attack] if attack else [], run, source)
+            threat = one.threat(attack) | ({"eps_text": str(attack.ball).split()[1]} if attack else {})
+            about = {"model": metric.describe(), "data": data, "threat": threat}
+            paths.append(self.out / result_name({**about, "settings": {**asdict(run), "limit": task.limit}}))
+            marks.append(fingerprint(task.identity(one)))
+        found = _found(paths, marks, self.overwrite, self.team)
         missing = [index for index, record in enumerate(found) if record is None]
         if missing:
             journal = self.out / ".journal" / fingerprint({"marks": [marks[index] for index in missing]})
             chosen = [attack for index in missing if (attack := wanted[index]) is not None]
-            for index, record in zip(missing, evaluate(chosen, journal), strict=True):
+            for index, record in zip(missing, make(chosen, journal), strict=True):
                 record["settings"]["fingerprint"] = marks[index]
                 found[index] = record
                 if self.team.rank == 0:
                     save(paths[index], record)
-            shutil.rmtree(journal, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run's journal is still there
-                journal.parent.rmdir()
+            _done(journal, self.team)
+        return [record for record in found if record is not None]
+
+    def single(self, path: Path, task: Task[Any], metric: Metric, run: RunSettings) -> dict[str, Any]:
+        """The one record of a task that is not about accuracy, in a file whose name is given; see `kept`.
+
+        The journal is in ``.journal`` beside it until the result is written; other ``sizes`` of blocks make no other
+        result.
+        """
+        identity = task.identity(Evaluation(metric, run=run))
+        identity.pop("sizes", None)
+
+        def make(journal: Path) -> dict[str, Any]:
+            return evaluate(metric, task, run=run, journal=journal, team=self.team, quiet=self.quiet)[0]
+
+        return kept(path, identity, make, team=self.team, overwrite=self.overwrite)
+
+
+def kept(
+    path: Path,
+    settings: dict[str, Any],
+    make: Callable[[Path], dict[str, Any]],
+    *,
+    team: Team = ALONE,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """A result that is no record of accuracy (distances, pictures, times): read if it is there, else made and written.
+
+    Args:
+        path: the file.
+        settings: everything that the result depends on, JSON.
+        make: gets a folder for its journal (see `run_blocks`), which goes when the result is written; gives JSON, the
+            same in every process.
+        team: torchrun's processes, of which the first looks and writes.
+        overwrite: replace a result of other settings.
+
+    Raises:
+        ValueError: if the file holds something else, and whatever ``make`` raises.
+    """
+    mark = fingerprint(settings)
+    [found] = _found([path], [mark], overwrite, team)
+    if found is not None:
         return found
+    journal = path.parent / ".journal" / mark
+    record = {**make(journal), "fingerprint": mark}
+    if team.rank == 0:
+        write_json(path, record)
+    _done(journal, team)
+    return record
 
-    def _name(
-        self,
-        metric: Metric,
-        data: dict[str, Any],
-        attack: Attack | None,
-        run: RunSettings,
-        source: Metric | None,
-        limit: int | None,
-    ) -> str:
-        threat: dict[str, Any] = attack.describe() if attack else {"attack": "none"}
-        if attack and attack.attack == "transfer" and source:
-            threat["source"] = source.describe()
-        if attack:
-            threat["eps_text"] = str(attack.ball).split()[1]
-        settings = {**asdict(run), "limit": limit}
-        return result_name({"model": metric.describe(), "data": data, "threat": threat, "settings": settings})
 
-    def _look(self, paths: Sequence[Path], marks: Sequence[str]) -> tuple[list[dict[str, Any] | None], str]:
-        """Records that are there already, and a sentence if one is in the way."""
-        found: list[dict[str, Any] | None] = []
-        for path, mark in zip(paths, marks, strict=True):
-            record = None
-            if path.exists():
-                try:
-                    record = json.loads(path.read_text(encoding="utf-8"))
-                    same = record["settings"].get("fingerprint") == mark
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    same = False
-                if not same and not self.overwrite:
-                    problem = "holds a result of other data or settings: choose another --out, or add --overwrite"
-                    return [], f"{path} {problem}"
-                record = record if same else None
-            found.append(record)
-        return found, ""
+def _found(paths: Sequence[Path], marks: Sequence[str], overwrite: bool, team: Team) -> list[dict[str, Any] | None]:
+    """Results that are there already, None where one is to be made; the first process looks, all act on what it saw."""
+    found: list[dict[str, Any] | None] = []
+    problem = ""
+    for path, mark in zip(paths, marks, strict=True):
+        record = None
+        if path.exists():
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                same = mark in (record.get("fingerprint"), record.get("settings", {}).get("fingerprint"))
+            except (ValueError, AttributeError):
+                same = False
+            if not same and not overwrite:
+                reason = "holds a result of other data or settings: choose another --out, or add --overwrite"
+                problem = problem or f"{path} {reason}"
+            record = record if same else None
+        found.append(record)
+    found, problem = team.first((found, problem))
+    if problem:
+        raise ValueError(problem)
+    return found
+
+
+def _done(journal: Path, team: Team) -> None:
+    """Remove a journal, once its results are there."""
+    team.gather(None)
+    shutil.rmtree(journal, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another run's journal is still there
+        journal.parent.rmdir()

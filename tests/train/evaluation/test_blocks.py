@@ -163,7 +163,7 @@ def command(nights, out, processes, steps):
 
 
 def running(word):
-    """Processes with a word on their command line, torchrun first: it starts the others in sessions of their own."""
+    """Team with a word on their command line, torchrun first: it starts the others in sessions of their own."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

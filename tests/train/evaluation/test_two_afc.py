@@ -15,7 +15,7 @@ from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
 from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, default_chunk_size
-from rclip_metric.train.evaluation.two_afc import (
+from rclip_metric.train.evaluation.tasks.two_afc import (
     TwoAfcData,
     decision,
     evaluate_two_afc,

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +15,20 @@ from torch import Tensor
 
 from rclip_metric.train.attacks.classifier import ClassesAttacked, attack_classes, margins
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.data.classes import LabelledFolders, prompt_names, read_classes, read_prompts
+from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, prompt_names, read_classes, read_prompts
 from rclip_metric.train.data.scenes.draw import BACKGROUNDS, SHAPES, generator, render, sample_scene
+from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.outcome import unpack
+from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.report import result_name
-from rclip_metric.train.evaluation.robustness import RunSettings
-from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot, zero_shot_block
+from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings
+from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot
+from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot
+from rclip_metric.train.finetuning.clip import WordTokenizer
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
 from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.models.text_weights import load_text
-from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.seeds import seeded
 
 PER_CLASS = 3
@@ -229,10 +233,29 @@ KEYS = [f"image {index}" for index in range(40)]
 BALL = LpBall("linf", 0.02)
 
 
-def block(classes: Tensor, images: Tensor, label: Tensor, keys: Sequence[str] = KEYS, **settings: Any) -> Any:
-    settings = {"attacks": [ZeroShotAttack(BALL, 20, 5)], "split": "test", **settings}
-    # The embedding is the pixels themselves, so that class embeddings are the weights of a linear model.
-    return zero_shot_block(flat, classes, images, label, keys, **settings)
+class Linear(EmbeddingMetric):
+    """The embedding is the pixels themselves, so that class embeddings are the weights of a linear model."""
+
+    def fix(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+    embed = fix
+
+
+def block(
+    classes: Tensor, images: Tensor, label: Tensor, keys: Sequence[str] = KEYS, *,
+    attacks: Sequence[ZeroShotAttack] = (ZeroShotAttack(BALL, 20, 5),), run: RunSettings = DEFAULTS, half: Any = None,
+) -> Any:  # fmt: skip
+    """One block of images that are tensors."""
+    labelled = [LabelledImage(key, Path(key), int(own)) for key, own in zip(keys, label, strict=True)]
+    names = tuple(map(str, range(len(classes))))
+    data = ZeroShotData("set", LabelledFolders(names, tuple(labelled)), read_prompts("simple"), "test")
+    tower = SimpleNamespace(logit_scale=torch.tensor(100.0).log())
+    task = ZeroShot(data, TextModel(tower, WordTokenizer(), "none"), classes)  # type: ignore[arg-type]
+    load = dict(zip((image.path for image in labelled), images, strict=True)).__getitem__
+    shown = ImageSet([[image.path for image in labelled]], load, images.device, run)
+    on = Evaluation(Linear(flat, 1, name="linear"), attacks, run, half=half and Linear(half, 1, name="half"))
+    return task.judge(labelled, shown, on)
 
 
 class TestBlock:
@@ -243,7 +266,7 @@ class TestBlock:
         assert [row["clean"] for row in rows] == [1.0, 0.0, 1.0]  # of equal classes, the first is the answer
         assert [row["tie"] for row in rows] == [True, True, False]
         assert [row["margin"] for row in rows] == pytest.approx([0.0, 0.0, 0.5])
-        assert all(row["attacks"] == row["fooled_by"] == [] and row["split"] == "test" for row in rows)
+        assert all(row["attacks"] == [] and row["split"] == "test" for row in rows)
 
     def test_the_robust_margin_is_that_of_the_worst_point(self) -> None:
         images, weights, label, fooled = linear_problem(6)

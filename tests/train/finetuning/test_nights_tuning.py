@@ -224,8 +224,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads({threads})
-from rclip_metric.train.finetuning.nights.run import NightsConfig, tune_nights
-from rclip_metric.weights import load_encoder
+
+
 replace, count = os.replace, 0
 def killed(source, target):
     global count

@@ -10,11 +10,11 @@ from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflic
 from rclip_metric.train.data.photos import RECORD as PHOTOS
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.triplets import BAPPS_SPLITS, read_bapps, read_nights
-from rclip_metric.train.evaluation import odd_one_out, two_afc
-from rclip_metric.train.evaluation.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.labels import CONSTRUCTION, PEOPLE, SCENES
-from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, first_of_each_split, loader_at
+from rclip_metric.train.evaluation.tasks import odd_one_out, two_afc
+from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
+from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, first_of_each_split, loader_at
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, published_as
 
 

@@ -1,0 +1,202 @@
+"""What an evaluation's blocks hold, what its outcomes depend on, and the record that is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, TypeVar
+
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.evaluation.blocks import run_blocks
+from rclip_metric.train.evaluation.outcome import Outcome
+from rclip_metric.train.evaluation.report import record
+from rclip_metric.train.evaluation.robustness import DEFAULTS, Confirmed, RunSettings
+from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32, resolved_precision
+
+Part = TypeVar("Part")
+
+
+class Attack(Protocol):
+    """The settings of an attack, as records and file names need them."""
+
+    @property
+    def attack(self) -> str:
+        """Its name."""
+
+    @property
+    def ball(self) -> LpBall:
+        """The feasible set."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Who is judged under what, and where the work is done.
+
+    Attributes:
+        metric: judged, and attacked.
+        attacks: none for the clean accuracy alone.
+        run: seed, sizes and precision.
+        source: the metric that transferred attacks are made on.
+        half: the metric in bfloat16, if the attacks' own passes shall run there.
+        journal: folder of the journal, see `run_blocks`.
+        team: torchrun's processes.
+        quiet: no progress bar.
+    """
+
+    metric: Metric
+    attacks: Sequence[Any] = ()
+    run: RunSettings = DEFAULTS
+    source: Metric | None = None
+    half: Metric | None = None
+    journal: Path | None = None
+    team: Team = ALONE
+    quiet: bool = False
+
+    def settings(self, task: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the outcomes depend on: what a journal must agree with to be taken up."""
+        settings = {**asdict(self.run), "precision": resolved_precision(self.run.precision, self.metric.device)}
+        if self.run.resample == "samples":
+            del settings["resample"]  # results from before there was a choice stay those of the same settings
+        return {
+            "task": task,
+            "model": self.metric.describe(),
+            "data": data,
+            "attacks": [attack.describe() for attack in self.attacks],
+            "source": self.source.describe() if self.source else None,
+            "run": settings,
+        }
+
+    def threat(self, attack: Attack | None) -> dict[str, Any]:
+        """An attack as a record has it; None for the clean accuracy."""
+        threat: dict[str, Any] = attack.describe() if attack else {"attack": "none"}
+        if attack and attack.attack == "transfer" and self.source:
+            threat["source"] = self.source.describe()
+        return threat
+
+    def blocks(self, parts: Sequence[Part]) -> list[Sequence[Part]]:
+        """The units of work, of as many parts as the run says."""
+        size = self.run.batch_size
+        return [parts[first : first + size] for first in range(0, len(parts), size)]
+
+    def share(
+        self, blocks: Sequence[Sequence[Part]], work: Callable[[Sequence[Part]], Any], settings: Any, label: str
+    ) -> list[Any]:
+        """Work on every block, in full float32, with this journal and these processes (`run_blocks`)."""
+
+        def exactly(block: Sequence[Part]) -> Any:
+            with full_float32():
+                return work(block)
+
+        return run_blocks(
+            blocks, exactly, settings=settings, journal=self.journal, team=self.team, describe=label,
+            sizes=[len(block) for block in blocks], quiet=self.quiet,
+        )  # fmt: skip
+
+
+class Row(TypedDict, total=False):
+    """One sample: as `Outcome`, with (robust score, margin) per attack, or (None, None) where it was not attacked.
+
+    ``fooled_by`` is there for attacks of several stages: "wrong" (on the clean image), the stage that fooled it, or
+    None, per attack.
+    """
+
+    key: str
+    split: str
+    clean: float
+    tie: bool
+    margin: float
+    attacks: list[tuple[float | None, float | None]]
+    fooled_by: list[str | None]
+
+
+class Block(TypedDict):
+    """What a block evaluated to; ``costs`` is that of the clean pass, then one per attack."""
+
+    rows: list[Row]
+    unreadable: list[str]
+    costs: list[dict[str, float]]
+
+
+def cost(seconds: float, evaluations: int) -> dict[str, float]:
+    """What the clean pass cost; an evaluation is an image that goes through the metric."""
+    return {"seconds": seconds, "evaluations": evaluations}
+
+
+def empty_block(unreadable: list[str], attacks: int) -> Block:
+    """A block of which nothing could be read."""
+    nothing = {"seconds": 0.0, "evaluations": 0, "violation": 0.0, "zero_gradients": 0, "nonfinite_gradients": 0}
+    return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (attacks + 1)}
+
+
+def attack_cost(confirmed: Confirmed, others: int) -> dict[str, float]:
+    """What an attack on a block cost, and what it met; ``others`` are evaluations beside those of the attack's loop."""
+    attacked = confirmed.attacked
+    return {
+        "seconds": confirmed.seconds,
+        "evaluations": attacked.evaluations + others,
+        "violation": confirmed.violation,
+        "zero_gradients": attacked.zero_gradients,
+        "nonfinite_gradients": attacked.nonfinite_gradients,
+    }
+
+
+def records_of(
+    blocks: Sequence[Block],
+    on: Evaluation,
+    *,
+    task: str,
+    data: dict[str, Any],
+    limit: int | None = None,
+    macro: bool = False,
+    human: dict[str, Any] | None = None,
+    images_of: Callable[[str], Sequence[Hashable]] | None = None,
+) -> list[dict[str, Any]]:
+    """One record per attack, or one of the clean accuracy alone; its seconds are those of all processes together.
+
+    ``images_of`` gives the images of the sample of a key, where intervals over images are asked for.
+
+    Raises:
+        ValueError: if no sample could be read.
+    """
+    rows = [row for block in blocks for row in block["rows"]]
+    unreadable = [sentence for block in blocks for sentence in block["unreadable"]]
+    if not rows:
+        raise ValueError(
+            f"none of the {len(unreadable)} samples of {data['name']} could be read; the first problem: {unreadable[0]}"
+        )
+    precision = resolved_precision(on.run.precision, on.metric.device)
+    records = []
+    for index, attack in enumerate(on.attacks or (None,)):
+        outcomes = []
+        for row in rows:
+            robust, margin = row["attacks"][index] if attack else (None, None)
+            outcomes.append(Outcome(row["key"], row["split"], row["clean"], row["tie"], row["margin"], robust, margin))
+        found = [block["costs"][index + 1] for block in blocks] if attack else []
+        spent = [*(block["costs"][0] for block in blocks), *found]
+        records.append(
+            record(
+                outcomes,
+                task=task,
+                model=on.metric.describe(),
+                data={**data, "unreadable": unreadable},
+                threat=on.threat(attack),
+                seconds=sum(part["seconds"] for part in spent),
+                macro=macro,
+                human=human,
+                largest_violation=max((part["violation"] for part in found), default=None),
+                zero_gradients=int(sum(part["zero_gradients"] for part in found)),
+                nonfinite_gradients=int(sum(part["nonfinite_gradients"] for part in found)),
+                settings={**asdict(on.run), "precision": precision, "limit": limit},
+                device=on.metric.device,
+                processes=on.team.count,
+                passes=int(sum(part["evaluations"] for part in spent)),
+                images_of=images_of,
+            )
+        )
+    return records

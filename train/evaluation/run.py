@@ -1,0 +1,259 @@
+"""What a task says of itself, and the one way to evaluate it: read, share out, attack, journal and record."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rclip_metric.train.evaluation.certified import Certificate, certify, radii
+from rclip_metric.train.evaluation.image_set import ImageSet
+from rclip_metric.train.evaluation.records import Block, Evaluation, Row, attack_cost, cost, empty_block, records_of
+from rclip_metric.train.evaluation.robustness import DEFAULTS, Confirmed, Decided, Decision, RunSettings, attack_block
+from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import resolved_precision
+
+
+class Keyed(Protocol):
+    """A sample: its key is its own within the set, and makes its random start."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+
+Sample = TypeVar("Sample", bound=Keyed)
+
+
+class Aim(NamedTuple):
+    """An attack's business with n samples: the images that it moves, what they are compared with, and the decision."""
+
+    moved: list[Path]
+    options: Sequence[Sequence[Path]]
+    decide: Callable[[str], Decision]  # from the loss that is raised
+
+
+class Task(ABC, Generic[Sample]):
+    """Samples that a metric decides: which images are compared, what is right, and what an attack moves.
+
+    A task of similarities says `samples`, `files`, `part`, `settings`, `describe`, `compare` and `decide`, and `aim` if
+    it can be attacked; the rest has defaults. One that measures something else replaces `judge` and `records`.
+
+    Attributes:
+        task: its name, in records.
+        noun: what a sample is called.
+        macro: average over splits rather than over samples.
+    """
+
+    task: ClassVar[str]
+    noun: ClassVar[str] = "triplet"
+    macro: bool = False
+
+    @property
+    def limit(self) -> int | None:
+        """How many samples were asked for, None for all."""
+        return None
+
+    @property
+    @abstractmethod
+    def samples(self) -> Sequence[Sample]:
+        """All of them, in a fixed order."""
+
+    @abstractmethod
+    def files(self, sample: Sample) -> Sequence[Path]:
+        """The images of a sample."""
+
+    def paths(self) -> list[Path]:
+        """The images of all samples."""
+        return [path for sample in self.samples for path in self.files(sample)]
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The data as far as outcomes depend on them, and what file names say of them: JSON."""
+
+    def describe(self) -> dict[str, Any]:
+        """The data in the record: JSON."""
+        return self.settings()
+
+    def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
+        """What reads an image, (3, S, S)."""
+        return metric.preprocess
+
+    def part(self, sample: Sample) -> str:
+        """The part that a sample belongs to."""
+        return "all"
+
+    def is_attacked(self, sample: Sample) -> bool:
+        """Whether attacks are run on a sample, if the metric is right about it."""
+        return True
+
+    def compare(self, sample: Sample) -> list[tuple[Path, Sequence[Path]]]:
+        """What the clean decision rests on: images, each with others that it is compared with."""
+        raise NotImplementedError
+
+    def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decided:
+        """The clean decisions, from all comparisons (n, K)."""
+        raise NotImplementedError
+
+    def aim(self, samples: Sequence[Sample], similarities: Tensor) -> Aim:
+        """What an attack on n samples does; the similarities are those of the clean decision."""
+        raise ValueError(f"{self.task} is judged without an attack")
+
+    def score(self, sample: Sample, wrong: bool, tie: bool) -> float:
+        """What a decision is worth."""
+        return float(not wrong)
+
+    def human(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+        """What people reach on the samples that could be read."""
+        return None
+
+    def identity(self, on: Evaluation) -> dict[str, Any]:
+        """What results depend on: those that are there are taken for the same if it is equal; JSON."""
+        return on.settings(self.task, self.settings())
+
+    def depends_on(self, on: Evaluation) -> dict[str, Any]:
+        """What a block's part of the journal depends on: JSON."""
+        return self.identity(on)
+
+    def label(self, metric: Metric) -> str:
+        """Of the progress bar."""
+        return f"{self.settings()['name']} {metric.name}"
+
+    def blocks(self, on: Evaluation) -> list[Any]:
+        """Evaluate all samples, in blocks."""
+        blocks = on.blocks(self.samples)
+        shown = ([path for sample in block for path in self.files(sample)] for block in blocks)
+        images = ImageSet(shown, self.reader(on.metric), on.metric.device, on.run)
+        return on.share(blocks, lambda block: self.judge(block, images, on), self.depends_on(on), self.label(on.metric))
+
+    def readable(
+        self, block: Sequence[Sample], images: ImageSet, metric: Metric | None
+    ) -> tuple[list[Sample], list[str]]:
+        """The samples of which every image can be read, and a sentence for each of the others (`ImageSet.broken`)."""
+        broken = images.broken(metric, {sample.key: self.files(sample) for sample in block})
+        said = [f"{self.noun} {key}: {problem}" if self.noun else problem for key, problem in broken.items()]
+        return [sample for sample in block if sample.key not in broken], said
+
+    def judge(self, block: Sequence[Sample], images: ImageSet, on: Evaluation) -> Any:
+        """Evaluate one block: clean, then every attack on what is right."""
+        begun, passes = time.perf_counter(), images.passes
+        samples, unreadable = self.readable(block, images, on.metric)
+        if not samples:
+            return empty_block(unreadable, len(on.attacks))
+        similarities = self.similarities(samples, images, on)
+        rows, wrong = self.rows(samples, similarities)
+        costs = [cost(time.perf_counter() - begun, images.passes - passes)]
+
+        chosen = [self.is_attacked(sample) for sample in samples]
+        right = [i for i in range(len(rows)) if on.attacks and chosen[i] and not wrong[i]]
+        passes = images.passes
+        for confirmed in self.under_attack([samples[i] for i in right], similarities[right], images, on):
+            stages = confirmed.stages or [None] * len(right)
+            columns = (confirmed.fooled.tolist(), confirmed.margin.tolist(), stages)
+            after = dict(zip(right, zip(*columns, strict=True), strict=True))
+            for i, row in enumerate(rows):
+                fooled, margin, stage = after.get(i, (False, row["margin"], "wrong"))
+                score = self.score(samples[i], True, False) if fooled else row["clean"]
+                row["attacks"].append((score, margin) if chosen[i] else (None, None))
+                if confirmed.stages is not None:
+                    row.setdefault("fooled_by", []).append(stage)
+            costs.append(attack_cost(confirmed, images.passes - passes))
+            passes = images.passes
+        return Block(rows=rows, unreadable=unreadable, costs=costs)
+
+    def similarities(self, samples: Sequence[Sample], images: ImageSet, on: Evaluation) -> Tensor:
+        """All comparisons of n samples: (n, K), float32, without a graph."""
+        found = []
+        for compared in zip(*map(self.compare, samples), strict=True):
+            moved, options = zip(*compared, strict=True)
+            found.append(images.similarities(on.metric, moved, options))
+        return torch.cat(found, 1)
+
+    def rows(self, samples: Sequence[Sample], similarities: Tensor) -> tuple[list[Row], list[bool]]:
+        """The clean decisions, and which of them are wrong; two highest similarities that are equal are a tie."""
+        decided, top = self.decide(samples, similarities), similarities.topk(2, 1).values
+        wrong: list[bool] = decided.wrong.tolist()
+        found = zip(samples, wrong, (top[:, 0] == top[:, 1]).tolist(), decided.margin.tolist(), strict=True)
+        return [
+            Row(key=s.key, split=self.part(s), clean=self.score(s, w, t), tie=t, margin=m, attacks=[])
+            for s, w, t, m in found
+        ], wrong
+
+    def under_attack(
+        self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
+    ) -> Iterator[Confirmed]:
+        """What every attack does to n samples that are right; the similarities are those of the clean decision."""
+        if not on.attacks:
+            return
+        aim = self.aim(samples, similarities)
+        moved = images.pixels(aim.moved)
+        radius, spent = torch.zeros(0), 0.0
+        if any(isinstance(attack, Certificate) for attack in on.attacks):  # once for all balls
+            begun = time.perf_counter()
+            radius = radii(on.metric, moved, images.kept(on.metric, aim.options), on.run.chunk_size)
+            spent = time.perf_counter() - begun
+        for attack in on.attacks:
+            if isinstance(attack, Certificate):
+                yield certify(moved, radius, attack, spent)
+            else:
+                yield attack_block(
+                    on.metric, moved, lambda judging: images.kept(judging, aim.options), aim.decide(attack.loss),
+                    attack, on.run, [sample.key for sample in samples], half=on.half, source=on.source,
+                )  # fmt: skip
+
+    def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
+        """One record per attack, or one of the clean accuracy alone (`report.record`)."""
+        images = {sample.key: self.files(sample) for sample in self.samples}
+        return records_of(
+            blocks,
+            on,
+            task=self.task,
+            data=self.describe(),
+            limit=self.limit,
+            macro=self.macro,
+            human=self.human([row for block in blocks for row in block["rows"]]),
+            images_of=images.__getitem__ if on.run.resample == "images" else None,
+        )
+
+
+def evaluate(
+    metric: Metric,
+    task: Task[Any],
+    attacks: Sequence[Any] = (),
+    run: RunSettings = DEFAULTS,
+    *,
+    source: Metric | None = None,
+    journal: Path | None = None,
+    team: Team = ALONE,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Clean accuracy, and accuracy under each attack; all of them share the images, the clean pass and what is fixed.
+
+    "Robust" is right on the clean image and at every point that the attack visited.
+
+    Args:
+        metric: judged, and attacked.
+        task: the samples, and what is asked of them.
+        attacks: none for the clean accuracy alone; a `Certificate` among them asks for certified accuracy.
+        run: seed, sizes and precision.
+        source: the metric that transferred attacks are made on.
+        journal: folder of the journal, see `run_blocks`.
+        team: torchrun's processes.
+        quiet: no progress bar.
+
+    Returns:
+        One record per attack, or one of the clean accuracy alone (`report.record`), the same in every process.
+
+    Raises:
+        ValueError: if no sample can be read.
+    """
+    in_half = attacks and resolved_precision(run.precision, metric.device) == "bfloat16"
+    half = metric.in_bfloat16() if in_half else None
+    on = Evaluation(metric, attacks, run, source, half, journal, team, quiet)
+    return task.records(task.blocks(on), on)

@@ -1,0 +1,154 @@
+"""The direct attack: how different from itself an image can be made to look to a metric.
+
+LipSim's authors show a histogram of d(x, x + delta), delta from PGD on the MSE between f(x + delta) and f(x). Here APGD
+raises the metric's own dissimilarity; of unit embeddings it is half their squared distance, and has the same maximum.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.triplets import TripletFiles
+from rclip_metric.train.evaluation.image_set import ImageSet
+from rclip_metric.train.evaluation.records import Evaluation
+from rclip_metric.train.evaluation.robustness import DEFAULTS, fixed_options
+from rclip_metric.train.evaluation.run import Task, evaluate
+from rclip_metric.train.evaluation.session import Session
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
+from rclip_metric.train.machine import device_record, versions
+from rclip_metric.train.metrics.base import Metric, dissimilarity
+from rclip_metric.train.runs.seeds import sample_seed
+
+COLUMNS = ("keys", "distances", "others", "unreadable")
+COSTS = ("evaluations", "zero_gradients", "nonfinite_gradients", "seconds", "violation")
+
+
+@dataclass(frozen=True)
+class SelfDistance(Task[TripletFiles]):
+    """The first reference images of a set, made as different from themselves as the metric can be made to find them.
+
+    Beside each distance d(x, x + delta) stands d(x, y) to another image of the set, the next one that can be read (the
+    last has the first): the scale on which to read it. The metric is always attacked in float32.
+
+    Attributes:
+        data: its triplets' reference images, each file once.
+        ball: the feasible set.
+        images: how many of them; those that cannot be read are left out and named.
+        steps: of APGD, from one random start per image, seeded by the run's seed and the first triplet's key.
+    """
+
+    task: ClassVar[str] = "direct"
+    data: TwoAfcData
+    ball: LpBall
+    images: int = 64
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.images < 1 or self.steps < 0:
+            has = f"{self.images} and {self.steps}"
+            raise ValueError(f"a direct attack needs at least 1 image and 0 steps, and has {has}")
+
+    @cached_property
+    def samples(self) -> Sequence[TripletFiles]:
+        """The first triplet of each reference image."""
+        first = {triplet.reference: triplet for triplet in reversed(self.data.triplets)}
+        return [first[path] for path in dict.fromkeys(t.reference for t in self.data.triplets)][: self.images]
+
+    def files(self, sample: TripletFiles) -> list[Path]:
+        """The reference image."""
+        return [sample.reference]
+
+    def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
+        """The set's own."""
+        return self.data.reader(metric)
+
+    def settings(self) -> dict[str, Any]:
+        """What is asked, JSON."""
+        norm, eps_text = str(self.ball).split()
+        threat = {"attack": "apgd", "norm": norm, "eps": self.ball.eps, "eps_text": eps_text, "steps": self.steps}
+        threat |= {"restarts": 1, "loss": "dissimilarity"}
+        return {"data": self.data.settings(), "images": self.images, "threat": threat}
+
+    def identity(self, on: Evaluation) -> dict[str, Any]:
+        """With metric, seed and sizes; not the precision."""
+        about = {"task": self.task, "model": on.metric.describe(), "seed": on.run.seed, **self.settings()}
+        return {**about, "sizes": [on.run.batch_size, on.run.chunk_size]}
+
+    def label(self, metric: Metric) -> str:
+        """Of the progress bar."""
+        return f"{self.data.name} {metric.name} direct {self.ball}"
+
+    def judge(self, block: Sequence[TripletFiles], images: ImageSet, on: Evaluation) -> dict[str, Any]:
+        """`COLUMNS`, of which "others" is empty where there is no other image, and `COSTS`."""
+        begun, metric, chunk = time.perf_counter(), on.metric, on.run.chunk_size
+        read, unreadable = self.readable(block, images, None)
+        if not read:
+            return {**{name: [] for name in COLUMNS}, "unreadable": unreadable, **dict.fromkeys(COSTS, 0)}
+        paths, keys = [triplet.reference for triplet in read], [triplet.key for triplet in read]
+        clean = images.pixels(paths)
+        fixed = fixed_options(metric, clean[:, None], chunk)  # (n, 1, ...)
+        found = apgd(
+            lambda points, indices: -metric.similarities(points, fixed[indices])[:, 0],
+            clean, self.ball, self.steps, seeds=[sample_seed(on.run.seed, key) for key in keys], chunk_size=chunk,
+        )  # fmt: skip
+        last = self.samples.index(read[-1])
+        others = (triplet.reference for triplet in (*self.samples[last + 1 :], *self.samples[:last]))  # round the end
+        after = next(([path] for path in others if not images.problems(None, [path])), [])
+        following = torch.cat([clean[1:], images.pixels(after) if after else clean[:0]])
+        count = len(following)  # one less than n where there is no other image than the last one
+        moved = dissimilarity(metric, found.images, fixed, clean, chunk)
+        apart = dissimilarity(metric, following, fixed[:count], clean[:count], chunk)
+        short = ([float(f"{value:.7g}") for value in part[:, 0].tolist()] for part in (moved, apart))  # as float32 is
+        violation, seconds = self.ball.violation(found.images, clean), time.perf_counter() - begun
+        costs = (found.evaluations + 4 * len(read), found.zero_gradients, found.nonfinite_gradients, seconds, violation)
+        return dict(zip((*COLUMNS, *COSTS), (keys, *short, unreadable, *costs), strict=True))
+
+    def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
+        """One, of columns; it is no result of `report`, whose tables have no row for it."""
+        keys, distances, others, unreadable = ([v for block in blocks for v in block[name]] for name in COLUMNS)
+        evaluations, zero, nonfinite, seconds, _ = (sum(block[name] for block in blocks) for name in COSTS)
+        violation, count, lost = max(block["violation"] for block in blocks), len(keys), len(unreadable)
+        if not keys:
+            raise ValueError(f"none of the {lost} reference images of {self.data.name} could be read: {unreadable[0]}")
+        met = ((zero, "an all-zero gradient"), (nonfinite, "a gradient with NaN or infinity"))
+        end = "the metric may be less robust than it looks."
+        warnings = [f"{number} of {count} images met {what}: {end}" for number, what in met if number]
+        if unreadable:
+            warnings.append(f"{lost} of {count + lost} images could not be read, the first: {unreadable[0]}")
+        if violation > float(np.spacing(np.float32(self.ball.eps))):
+            warnings.append(f"An attacked image left the ball of {self.ball} or the range [0, 1] by {violation:.2g}.")
+        data = {"name": self.data.name, "split": self.data.split, "images": count, "unreadable": unreadable}
+        record = {"task": self.task, "model": on.metric.describe(), "data": data, "threat": self.settings()["threat"]}
+        record |= {"keys": keys, "distances": distances, "others": others, "largest_violation": violation}
+        record |= {"masking": {"zero_gradients": zero, "nonfinite_gradients": nonfinite}, "warnings": warnings}
+        record |= {"settings": {**asdict(on.run), "precision": "float32", "images": self.images}}
+        record |= {"versions": versions(), "device": device_record(on.metric.device), "processes": on.team.count}
+        record |= {"seconds": round(seconds, 3)}
+        return [{**record, "images_per_second": round(evaluations / seconds, 2) if seconds else None}]
+
+
+def direct_attack(
+    metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
+) -> dict[str, Any]:
+    """The record of `SelfDistance`; ``to`` are run, journal, team and quiet of `evaluate`."""
+    return evaluate(metric, SelfDistance(data, ball, images, steps), **to)[0]
+
+
+def direct_record(
+    path: Path, metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
+) -> dict[str, Any]:
+    """The same, read if it is there (`Session.single`); ``to`` are its run, and team, overwrite and quiet."""
+    run = to.pop("run", DEFAULTS)
+    return Session(**to).single(path, SelfDistance(data, ball, images, steps), metric, run)

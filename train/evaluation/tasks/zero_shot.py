@@ -1,0 +1,292 @@
+"""Zero-shot classification with class prompts, clean and under APGD-CE, then APGD-T (paper, appendix D)."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rclip_metric.train.attacks.base import Attacked
+from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins
+from rclip_metric.train.attacks.classifier import similarities as class_similarities
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
+from rclip_metric.train.evaluation.image_set import ImageSet, embeds
+from rclip_metric.train.evaluation.records import Evaluation
+from rclip_metric.train.evaluation.robustness import DEFAULTS, SLACK, Confirmed, Decided, RunSettings
+from rclip_metric.train.evaluation.run import Task, evaluate
+from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
+from rclip_metric.train.models.text import TextModel, class_embeddings
+from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.precision import full_float32
+from rclip_metric.train.runs.seeds import sample_seed
+
+PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
+USUAL_PROMPTS = "imagenet"
+
+_COUNTS = ("evaluations", "zero_gradients", "nonfinite_gradients")
+_LETTERS = {"wrong": "w", "apgd-ce": "c", "apgd-t": "t", None: "r"}
+_MEANINGS = {"w": "wrong on the clean image", "c": "fooled by APGD-CE", "t": "fooled by APGD-T", "r": "right"}
+
+
+@dataclass(frozen=True)
+class ZeroShotAttack:
+    """One threat model; the defaults are the paper's.
+
+    Attributes:
+        ball: the feasible set.
+        steps: APGD iterations, for the cross-entropy and for every target.
+        targets: classes to aim at, the highest ones but the right one, 9 in AutoAttack; 0 for APGD-CE alone.
+    """
+
+    ball: LpBall
+    steps: int = 100
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.steps < 0 or self.targets < 0:
+            raise ValueError(f"steps and targets must be at least 0, and they are {self.steps} and {self.targets}")
+
+    def on(self, classes: int) -> ZeroShotAttack:
+        """What of it is possible with so many classes."""
+        return replace(self, targets=min(self.targets, classes - 1) if classes >= FEWEST_FOR_TARGETS else 0)
+
+    @property
+    def attack(self) -> str:
+        """The stages, as the record names them."""
+        return "+".join(STAGES) if self.targets else STAGES[0]
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: JSON."""
+        threat = {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps, "steps": self.steps}
+        return {**threat, "restarts": 1, **({"targets": self.targets} if self.targets else {})}
+
+
+@dataclass(frozen=True)
+class ZeroShotData:
+    """A class-per-folder set and the words for its classes.
+
+    Attributes:
+        name: its own, e.g. the folder's.
+        folders: classes and images.
+        prompts: the words.
+        split: for the record.
+        limit: images per class that were read, None for all.
+        published: "imagenet" for its validation set (`published_as`), whose numbers may stand beside the results.
+    """
+
+    name: str
+    folders: LabelledFolders
+    prompts: Prompts
+    split: str | None = None
+    limit: int | None = None
+    published: str | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """One for each class."""
+        return self.prompts.words(self.folders.names)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: prompts other than ImageNet's own are another protocol."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "protocol": None if self.prompts.name == USUAL_PROMPTS else self.prompts.name,
+            **({"published": self.published} if self.published else {}),
+        }
+
+    def digest(self) -> str:
+        """Of the images and the words."""
+        texts = (*self.words, *self.prompts.templates)
+        return _digest([*texts, *(image.key for image in self.folders.images)])
+
+
+@dataclass(frozen=True)
+class ZeroShot(Task[LabelledImage]):
+    """Images whose class is the one whose words they are most similar to; of equal similarities the first class.
+
+    The attack moves the image: APGD on the cross-entropy, then on the targeted loss. Margins are of similarities.
+
+    Attributes:
+        data: the images and the words.
+        text: the text tower that goes with the metric; it is moved to the metric's device.
+        classes: (K, D), a unit embedding per class; made when it is needed.
+    """
+
+    task: ClassVar[str] = "zero-shot"
+    noun: ClassVar[str] = ""
+    data: ZeroShotData
+    text: TextModel
+    classes: Tensor = field(default_factory=lambda: torch.empty(0, 0), compare=False)
+
+    @property
+    def limit(self) -> int | None:
+        """Images per class."""
+        return self.data.limit
+
+    @property
+    def samples(self) -> Sequence[LabelledImage]:
+        """The images."""
+        return self.data.folders.images
+
+    def files(self, sample: LabelledImage) -> list[Path]:
+        """The image."""
+        return [sample.path]
+
+    def part(self, sample: LabelledImage) -> str:
+        """The set's split."""
+        return self.data.split or self.data.name
+
+    def settings(self) -> dict[str, Any]:
+        """With a digest of images and words."""
+        return {**self.data.describe(), "samples": self.data.digest()}
+
+    def describe(self) -> dict[str, Any]:
+        """As `ZeroShotData.describe`."""
+        return self.data.describe()
+
+    def about(self) -> dict[str, Any]:
+        """The words and the text tower, for the record."""
+        return {
+            "prompts": self.data.prompts.name,
+            "templates": len(self.data.prompts.templates),
+            "classes": len(self.data.words),
+            "text": self.text.source,
+            "logit_scale": round(self.text.scale, 4),
+        }
+
+    def depends_on(self, on: Evaluation) -> dict[str, Any]:
+        """With the words, the images and the text tower."""
+        words = _digest([*self.data.words, *self.data.prompts.templates])
+        digests = {"words": words, "images": _digest([image.key for image in self.samples])}
+        return on.settings(self.task, {**self.data.describe(), **self.about(), **digests})
+
+    def blocks(self, on: Evaluation) -> list[Any]:
+        """Embed the words, then all images."""
+        if not embeds(on.metric):
+            raise ValueError(
+                f"{on.metric.name} gives distances and no embeddings: zero-shot classification needs a CLIP"
+            )
+        words, templates = self.data.words, self.data.prompts.templates
+        self.text.tower.to(on.metric.device)
+        with full_float32():
+            classes = class_embeddings(self.text, words, templates, quiet=on.quiet or on.team.rank > 0)
+        return Task.blocks(replace(self, classes=classes), on)
+
+    def similarities(self, samples: Sequence[LabelledImage], images: ImageSet, on: Evaluation) -> Tensor:
+        """Of n images with all classes: (n, K)."""
+        if len(self.classes) < 2:
+            raise ValueError(f"classification needs at least 2 classes, and there is {len(self.classes)}")
+        embedded = images.kept(on.metric, [[sample.path] for sample in samples])[:, 0]
+        return class_similarities(lambda points: points, self.classes, embedded)
+
+    def decide(self, samples: Sequence[LabelledImage], similarities: Tensor) -> Decided:
+        """The nearest class."""
+        label = _labels(samples, similarities.device)
+        margin = margins(similarities, label)
+        return Decided(-margin, margin, similarities.argmax(1) != label)
+
+    def under_attack(
+        self, samples: Sequence[LabelledImage], similarities: Tensor, images: ImageSet, on: Evaluation
+    ) -> Iterator[Confirmed]:
+        """Every attack in its two stages."""
+        centre = images.pixels([sample.path for sample in samples])
+        label, seeds = _labels(samples, centre.device), [sample_seed(on.run.seed, sample.key) for sample in samples]
+        for attack in on.attacks:
+            yield self._attacked(attack, centre, label, margins(similarities, label), seeds, on)
+
+    def _attacked(
+        self, attack: ZeroShotAttack, images: Tensor, label: Tensor, clean: Tensor, seeds: list[int], on: Evaluation
+    ) -> Confirmed:
+        """One attack on n images with these clean margins; the margin is that of the worst point."""
+        begun, embed, chunk = time.perf_counter(), _embed(on.metric), on.run.chunk_size
+        stages: list[str | None] = [None] * len(seeds)
+        found: list[Attacked] = []
+        worst, violation = clean.clone(), 0.0
+
+        def exactly(points: Tensor) -> Tensor:
+            with torch.no_grad():
+                return class_similarities(embed, self.classes, points, chunk)
+
+        def confirm(points: Tensor, indices: Tensor) -> Tensor:
+            return exactly(points).argmax(1) != label[indices]
+
+        if seeds:
+            attacked = attack_classes(
+                _embed(on.half or on.metric),
+                self.classes,
+                images,
+                label,
+                attack.ball,
+                attack.steps,
+                seeds,
+                scale=self.text.scale,
+                targets=attack.targets,
+                confirm=confirm if on.half else None,
+                slack=SLACK if on.half else 0.0,
+                chunk_size=chunk,
+            )
+            stages, found = attacked.stages, attacked.attacks
+            for part, stage in zip((torch.arange(len(images)), attacked.left), found, strict=False):
+                worst[part] = torch.minimum(worst[part], margins(exactly(stage.images), label[part]))
+                violation = max(violation, attack.ball.violation(stage.images, images[part]))
+        fooled = torch.tensor([stage is not None for stage in stages], dtype=torch.bool)
+        counts = ([getattr(stage, name) for stage in found] for name in _COUNTS)
+        spent = Attacked(images, -worst, fooled, **dict(zip(_COUNTS, map(sum, counts), strict=True)))
+        return Confirmed(fooled, worst, spent, violation, time.perf_counter() - begun, stages)
+
+    def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
+        """With the words in the settings, and ``stages``: a letter per sample for what became of it."""
+        records = super().records(blocks, on)
+        rows = [row for block in blocks for row in block["rows"]]
+        for index, record in enumerate(records):
+            record["settings"] |= self.about()
+            fates = [row["fooled_by"][index] if on.attacks else None if row["clean"] else "wrong" for row in rows]
+            record["stages"] = {"letters": _MEANINGS, "samples": "".join(_LETTERS[fate] for fate in fates)}
+        return records
+
+
+def evaluate_zero_shot(
+    metric: EncoderMetric | EmbeddingMetric,
+    text: TextModel,
+    data: ZeroShotData,
+    attacks: Sequence[ZeroShotAttack] = (),
+    run: RunSettings = DEFAULTS,
+    *,
+    journal: Path | None = None,
+    team: Team = ALONE,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """`evaluate` on `ZeroShot`, with a warning where an attack has no second stage for want of classes.
+
+    Raises:
+        ValueError: if the metric has no embeddings, the prompts do not fit the folders, or no image can be read.
+    """
+    possible = [attack.on(len(data.words)) for attack in attacks]
+    records = evaluate(metric, ZeroShot(data, text), possible, run, journal=journal, team=team, quiet=quiet)
+    for record, asked, attack in zip(records, attacks, possible, strict=False):
+        if asked.targets and not attack.targets:
+            record["warnings"].append(
+                f"APGD-T was left out: its loss needs {FEWEST_FOR_TARGETS} classes, and there are {len(data.words)}."
+            )
+    return records
+
+
+def _embed(metric: Any) -> Embed:
+    return metric.embed  # type: ignore[no-any-return]
+
+
+def _labels(samples: Sequence[LabelledImage], device: torch.device) -> Tensor:
+    return torch.tensor([sample.label for sample in samples], dtype=torch.long, device=device)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
