@@ -45,14 +45,14 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.evaluation.robustness import (
+from rclip_metric.train.evaluation.attack import (
     AttackSettings,
     RunSettings,
     attack_block,
     default_chunk_size,
     fixed_options,
 )
-from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record

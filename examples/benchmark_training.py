@@ -46,8 +46,8 @@ from rclip_metric.train.attacks.losses import fare
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
 from rclip_metric.train.finetuning.adversarial.inner import start_noise, start_seed
 from rclip_metric.train.finetuning.adversarial.step import AdversarialStep

@@ -35,8 +35,7 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import (
+from rclip_metric.train.evaluation.attack import (
     AttackSettings,
     Decided,
     RunSettings,
@@ -44,7 +43,8 @@ from rclip_metric.train.evaluation.robustness import (
     default_chunk_size,
     fixed_options,
 )
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, decision, evaluate_two_afc
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, decision, evaluate_two_afc
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from rclip_metric.train.benchmark.tables import markdown as benchmark_table
-from rclip_metric.train.evaluation.leaderboard import table
-from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.train.evaluation.results.leaderboard import table
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.evaluation.sanity import Check, markdown
 from rclip_metric.weights import get_spec, model_names
 

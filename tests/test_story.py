@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.report import load_results
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.weights import get_spec
 
 ROOT = Path(__file__).parents[1]

@@ -25,8 +25,8 @@ exit codes:
 """
 _ELSEWHERE = {
     "train": "rclip_metric.train.commands.train.main",
-    "eval": "rclip_metric.train.eval_cli",
-    "benchmark": "rclip_metric.train.benchmark_cli",
+    "eval": "rclip_metric.train.commands.evaluate.main",
+    "benchmark": "rclip_metric.train.commands.benchmark",
 }
 _SCORE_USAGE = """rclip-metric score [options] A B
        rclip-metric score [options] --all-pairs FOLDER"""

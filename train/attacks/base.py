@@ -51,6 +51,21 @@ class Attacked:
     nonfinite_gradients: int = 0
 
 
+@dataclass(frozen=True)
+class Confirmed:
+    """What an attack did to n samples: ``fooled`` and the float32 ``margin`` at the final point (n,), and its costs.
+
+    An attack of several ``stages`` says which of them fooled each sample, None where none did.
+    """
+
+    fooled: torch.Tensor
+    margin: torch.Tensor
+    attacked: Attacked
+    violation: float
+    seconds: float
+    stages: Sequence[str | None] | None = None
+
+
 def judged(
     result: torch.Tensor | Judged, indices: torch.Tensor, succeeded: Judge | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

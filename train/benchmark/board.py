@@ -12,13 +12,13 @@ import torch
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
-from rclip_metric.train.evaluation.bootstrap import summary
-from rclip_metric.train.evaluation.certified import certified_curve
-from rclip_metric.train.evaluation.labels import SCENES, Threat, data_label, interval_label, named
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.evaluation.certificates.lipschitz import certified_curve
+from rclip_metric.train.evaluation.results.bootstrap import summary
+from rclip_metric.train.evaluation.results.labels import SCENES, Threat, data_label, interval_label, named
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import short_revision
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, files_of
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, files_of
 from rclip_metric.train.metrics.paper import REPORTED, reported
 from rclip_metric.train.metrics.registry import BASELINES
 from rclip_metric.train.runs.machine import device_record, versions

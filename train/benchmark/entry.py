@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rclip_metric.train.evaluation.cue_conflict import CueConflictData
-from rclip_metric.train.evaluation.odd_one_out import OddOneOutData
-from rclip_metric.train.evaluation.two_afc import TwoAfcData
+from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
+from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
 from rclip_metric.train.metrics.base import Facts
 
 Data: TypeAlias = TwoAfcData | OddOneOutData | CueConflictData

@@ -15,18 +15,17 @@ from rclip_metric.errors import WeightsError
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
+from rclip_metric.train.benchmark.examples import example_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
-from rclip_metric.train.evaluation.examples import example_triplets
-from rclip_metric.train.evaluation.kept import kept
+from rclip_metric.train.benchmark.timing import time_metrics
+from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of
 from rclip_metric.train.evaluation.records import Attack
-from rclip_metric.train.evaluation.report import result_name
-from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
-from rclip_metric.train.evaluation.session import Session
+from rclip_metric.train.evaluation.results.record import result_name
+from rclip_metric.train.evaluation.session import Session, kept
 from rclip_metric.train.evaluation.tasks import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps
-from rclip_metric.train.evaluation.timing import time_metrics
 from rclip_metric.train.metrics.base import Certified, EncoderMetric, Facts, Metric, metric_precision
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
 from rclip_metric.train.metrics.registry import RANDOM, is_baseline, load_metric

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rclip_metric.train.attacks.threat import NORMS, LpBall
-from rclip_metric.train.evaluation.certified import RADII, Certificate
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
 
 FORMATS = ("nights", "bapps", "things", "cue-conflict")

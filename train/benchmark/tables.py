@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.train.benchmark.page.reading import SHARE, is_judged, ranked, timed
-from rclip_metric.train.evaluation.leaderboard import Cell, plain_markdown
+from rclip_metric.train.evaluation.results.leaderboard import Cell, plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
 Board = Mapping[str, Any]

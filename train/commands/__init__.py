@@ -1,1 +1,1 @@
-"""The tasks of ``rclip-metric train``, one module each: its arguments, and the function that they are handed to."""
+"""The commands that `rclip-metric` hands over: train, eval and benchmark."""

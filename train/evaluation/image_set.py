@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.images import ImageError
-from rclip_metric.train.evaluation.robustness import RunSettings, fixed_options
+from rclip_metric.train.evaluation.attack import RunSettings, fixed_options
 from rclip_metric.train.metrics.base import Metric
 
 Key = TypeVar("Key", str, int)

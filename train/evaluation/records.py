@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
+from rclip_metric.train.attacks.base import Confirmed
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.blocks import run_blocks
-from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.report import record
-from rclip_metric.train.evaluation.robustness import DEFAULTS, Confirmed, RunSettings
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import record
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision

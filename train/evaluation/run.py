@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.evaluation.certified import Certificate, certify, radii
+from rclip_metric.train.attacks.base import Confirmed
+from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, Decision, RunSettings, attack_block
+from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Block, Evaluation, Row, attack_cost, cost, empty_block, records_of
-from rclip_metric.train.evaluation.robustness import DEFAULTS, Confirmed, Decided, Decision, RunSettings, attack_block
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import resolved_precision

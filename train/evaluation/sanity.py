@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.report import Outcome
-from rclip_metric.train.evaluation.robustness import AttackSettings
+from rclip_metric.train.evaluation.attack import AttackSettings
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import Outcome
 
 Record = Mapping[str, Any]
 # What counts as a difference: percentage points of all samples.

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.train.evaluation.attack import RunSettings
 from rclip_metric.train.evaluation.blocks import fingerprint
 from rclip_metric.train.evaluation.records import Attack, Evaluation
-from rclip_metric.train.evaluation.report import result_name, save
-from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.evaluation.results.record import result_name, save
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team

@@ -9,8 +9,8 @@ from typing import Any
 
 from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitecture, architecture_to_dict
 from rclip_metric.images import Preprocessing, Resize
-from rclip_metric.train.evaluation.labels import Record
-from rclip_metric.train.evaluation.leaderboard import table
+from rclip_metric.train.evaluation.results.labels import Record
+from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.finetuning.adversarial.config import OBJECTIVES, FinetuneConfig
 from rclip_metric.train.finetuning.nights.run import NightsConfig
 from rclip_metric.train.publishing.finished_run import FinishedRun, facts

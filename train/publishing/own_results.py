@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.evaluation.labels import Record, data_label, model_label
-from rclip_metric.train.evaluation.report import USUAL, load_results
+from rclip_metric.train.evaluation.results.labels import Record, data_label, model_label
+from rclip_metric.train.evaluation.results.record import USUAL, load_results
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
 
 _PAPER_SIDE = 224  # pixels; the paper's l_2 radius is that of images of this size

@@ -10,12 +10,12 @@ from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.benchmark.examples import example_triplets
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
-from rclip_metric.train.evaluation.examples import example_triplets
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.metrics.base import DistanceMetric, EncoderMetric
 
 LINF, L2 = LpBall("linf", 4 / 255), LpBall("l2", 1.0)

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from rclip_metric.train.evaluation import timing, timing_visit
-from rclip_metric.train.evaluation.timing import in_a_fresh_process, time_metrics
-from rclip_metric.train.evaluation.timing_visit import Protocol, visit
+from rclip_metric.train.benchmark import timing, timing_visit
+from rclip_metric.train.benchmark.timing import in_a_fresh_process, time_metrics
+from rclip_metric.train.benchmark.timing_visit import Protocol, visit
 from rclip_metric.train.runs.machine import device_record
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_memory_is_what_building_and_scoring_add(visits):
         """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from rclip_metric.train.evaluation.timing_visit import Protocol, visit
+from rclip_metric.train.benchmark.timing_visit import Protocol, visit
 def protocol(sizes):
     return Protocol("cpu", sizes, 1, 1, 32, 20.0, sys.argv[2], ())
 visit("timed:quick", "float32", protocol((1, 2)))  # what is imported once
@@ -147,7 +147,7 @@ def test_the_peak_can_be_forgotten():
     first, held, after = fresh(
         """
 import json, torch
-from rclip_metric.train.evaluation.timing_visit import Peak
+from rclip_metric.train.benchmark.timing_visit import Peak
 peak = Peak(torch.device("cpu"))
 held = torch.ones(10_000_000)
 first, count = peak.above(), held.numel()

@@ -7,10 +7,10 @@ import pytest
 
 from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.commands.evaluate.options import balls_of
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.scenes.formats import write_bapps, write_things
-from rclip_metric.train.eval_options import balls_of
-from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.metrics.paper import reported
 from rclip_metric.weights import get_spec

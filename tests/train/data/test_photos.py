@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from rclip_metric.images import open_image
+from rclip_metric.train.commands.evaluate.main import main as eval_main
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data import photo_changes as c
 from rclip_metric.train.data import photos as p
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.eval_cli import main as eval_main
 
 CONFIG = p.PhotosConfig(count=22, size=48, seed=3)
 

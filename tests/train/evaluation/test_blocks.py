@@ -14,7 +14,7 @@ import torch
 
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.evaluation.blocks import fingerprint, run_blocks
-from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.runs.distributed import Team, chosen_device, join
 
 SETTINGS = {"model": "m", "steps": 3}

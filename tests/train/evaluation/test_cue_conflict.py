@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rclip_metric.train.commands.evaluate.main import main
 from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
-from rclip_metric.train.eval_cli import main
-from rclip_metric.train.evaluation.cue_conflict import CueConflictData, evaluate_cue_conflict
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import RunSettings
+from rclip_metric.train.evaluation.attack import RunSettings
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric
 
 CLASSES = ("ant", "bee", "cat", "dog")

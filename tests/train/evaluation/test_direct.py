@@ -12,9 +12,9 @@ from PIL import Image
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
-from rclip_metric.train.evaluation.direct import direct_attack, direct_record
-from rclip_metric.train.evaluation.robustness import RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData
+from rclip_metric.train.evaluation.attack import RunSettings
+from rclip_metric.train.evaluation.tasks.self_distance import direct_attack, direct_record
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric, dissimilarity
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.seeds import sample_seed

@@ -8,10 +8,10 @@ from PIL import Image
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation import image_set
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.image_set import ImageSet
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.scenes.formats import write_things
 from rclip_metric.train.data.things import Things, read_things
-from rclip_metric.train.evaluation.odd_one_out import OddOneOutData, evaluate_odd_one_out
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
 
 RUN = RunSettings(batch_size=16)

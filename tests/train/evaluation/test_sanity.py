@@ -3,8 +3,8 @@
 import pytest
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.report import Outcome, record
-from rclip_metric.train.evaluation.robustness import AttackSettings
+from rclip_metric.train.evaluation.attack import AttackSettings
+from rclip_metric.train.evaluation.results.record import Outcome, record
 from rclip_metric.train.evaluation.sanity import SanitySettings, markdown, sanity
 
 BALL = LpBall("linf", 4 / 255)

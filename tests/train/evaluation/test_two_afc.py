@@ -13,8 +13,8 @@ from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, default_chunk_size
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, default_chunk_size
+from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.tasks.two_afc import (
     TwoAfcData,
     decision,

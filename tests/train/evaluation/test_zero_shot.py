@@ -17,13 +17,12 @@ from rclip_metric.train.attacks.classifier import ClassesAttacked, attack_classe
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, prompt_names, read_classes, read_prompts
 from rclip_metric.train.data.scenes.draw import BACKGROUNDS, SHAPES, generator, render, sample_scene
+from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.image_set import ImageSet
-from rclip_metric.train.evaluation.outcome import unpack
 from rclip_metric.train.evaluation.records import Evaluation
-from rclip_metric.train.evaluation.report import result_name
-from rclip_metric.train.evaluation.robustness import DEFAULTS, RunSettings
-from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot
-from rclip_metric.train.evaluation.zero_shot import ZeroShotAttack, ZeroShotData, evaluate_zero_shot
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import result_name
+from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
 from rclip_metric.train.finetuning.clip import WordTokenizer
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
 from rclip_metric.train.metrics.registry import load_metric

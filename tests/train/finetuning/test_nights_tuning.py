@@ -22,7 +22,7 @@ from rclip_metric.train.commands.train.nights import add
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.finetuning.nights.run import NightsConfig, drawn_mlp, hinge, tune_nights
 from rclip_metric.train.finetuning.nights.step import sides, squared_distances, update
 from rclip_metric.train.metrics.base import EncoderMetric

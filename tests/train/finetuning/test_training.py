@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from rclip_metric.encoder import ConvNeXtArchitecture
+from rclip_metric.train.commands.evaluate.main import main as evaluate
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data.images import StepSampler
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
-from rclip_metric.train.eval_cli import main as evaluate
-from rclip_metric.train.evaluation.report import load_results, unpack
+from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.finetuning.clip import contrastive_loss, train_clip
 from rclip_metric.train.models.clip import ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer

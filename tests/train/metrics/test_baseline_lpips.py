@@ -15,8 +15,8 @@ from torchvision import models
 
 from rclip_metric.errors import CheckpointError, DigestError, UnknownModelError, WeightsError
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, attack_block
-from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block
+from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics import lpips as ours
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import sample_seed

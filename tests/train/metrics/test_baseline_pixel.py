@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, attack_block
-from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block
+from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics.base import Certified
 from rclip_metric.train.metrics.pixel import CertifiedPixelMetric, PixelMetric, build, scale_weights
 from rclip_metric.train.metrics.weight_files import Request

@@ -25,9 +25,9 @@ from rclip_metric.encoder import Encoder, ViTArchitecture
 from rclip_metric.errors import AccessError, CheckpointError, DigestError, NetworkError, StorageError
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.commands.train import export as command
-from rclip_metric.train.evaluation.leaderboard import table
-from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.report import load_results, record, save
+from rclip_metric.train.evaluation.results.leaderboard import table
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import load_results, record, save
 from rclip_metric.train.finetuning.nights.run import NightsConfig
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.models.weights_digest import weights_digest

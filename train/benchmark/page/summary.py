@@ -21,7 +21,7 @@ from rclip_metric.train.benchmark.page.reading import (
     tried_threats,
 )
 from rclip_metric.train.benchmark.page.words import ball_name, joined, judges_of, percent
-from rclip_metric.train.evaluation.labels import PEOPLE
+from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 SMALL, BREAK = Markup("<small>{}</small>"), Markup("<br>")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from markupsafe import Markup, escape
 
 from rclip_metric.train.benchmark.page.reading import Entry, known
-from rclip_metric.train.evaluation.labels import PEOPLE
+from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 DASH, NO_BREAK = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 NORMS = {"linf": Markup("\u2113<sub>\N{INFINITY}</sub>"), "l2": Markup("\u2113<sub>2</sub>")}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rclip_metric.train.data.cue_conflict import ConflictTriplet
-from rclip_metric.train.evaluation.robustness import DEFAULTS, Decided, RunSettings
+from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, RunSettings
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team

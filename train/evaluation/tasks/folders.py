@@ -10,7 +10,7 @@ from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflic
 from rclip_metric.train.data.photos import RECORD as PHOTOS
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.triplets import BAPPS_SPLITS, read_bapps, read_nights
-from rclip_metric.train.evaluation.labels import CONSTRUCTION, PEOPLE, SCENES
+from rclip_metric.train.evaluation.results.labels import CONSTRUCTION, PEOPLE, SCENES
 from rclip_metric.train.evaluation.tasks import odd_one_out, two_afc
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
+from rclip_metric.train.evaluation.attack import Decided
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
-from rclip_metric.train.evaluation.labels import PEOPLE
 from rclip_metric.train.evaluation.records import Block, Evaluation, cost
-from rclip_metric.train.evaluation.robustness import Decided
+from rclip_metric.train.evaluation.results.labels import PEOPLE
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 

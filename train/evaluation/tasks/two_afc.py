@@ -15,10 +15,10 @@ from torch import Tensor
 from rclip_metric.images import Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.attacks.losses import two_afc_cross_entropy, two_afc_margin
 from rclip_metric.train.data.triplets import TripletFiles
-from rclip_metric.train.evaluation.kinds import with_kinds
-from rclip_metric.train.evaluation.labels import PEOPLE
+from rclip_metric.train.evaluation.attack import Decided, Decision
 from rclip_metric.train.evaluation.records import Evaluation, Row
-from rclip_metric.train.evaluation.robustness import Decided, Decision
+from rclip_metric.train.evaluation.results.kinds import with_kinds
+from rclip_metric.train.evaluation.results.labels import PEOPLE
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 

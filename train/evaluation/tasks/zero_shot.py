@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked
+from rclip_metric.train.attacks.base import Attacked, Confirmed
 from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins
 from rclip_metric.train.attacks.classifier import similarities as class_similarities
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
+from rclip_metric.train.evaluation.attack import DEFAULTS, SLACK, Decided, RunSettings
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Evaluation
-from rclip_metric.train.evaluation.robustness import DEFAULTS, SLACK, Confirmed, Decided, RunSettings
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.models.text import TextModel, class_embeddings

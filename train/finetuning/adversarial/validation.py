@@ -17,8 +17,8 @@ from rclip_metric.train.attacks.pgd import pgd
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.images import find_images
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.two_afc import TwoAfcData, evaluate_two_afc
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.seeds import sample_seed
 

@@ -1,7 +1,7 @@
 """The table of splits."""
 
-from rclip_metric.train.evaluation.breakdown import breakdown
-from rclip_metric.train.evaluation.report import Outcome, record
+from rclip_metric.train.evaluation.results.breakdown import breakdown
+from rclip_metric.train.evaluation.results.record import Outcome, record
 
 
 def result(attacked, **threat):

@@ -6,10 +6,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from rclip_metric.train.evaluation.bootstrap import summary
-from rclip_metric.train.evaluation.image_interval import image_interval
-from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.report import record
+from rclip_metric.train.evaluation.results.bootstrap import summary
+from rclip_metric.train.evaluation.results.image_interval import image_interval
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import record
 
 T_975 = {5: 2.5706, 8: 2.3060, 29: 2.0452, 91: 1.9864, 3999: 1.9606}  # tables of Student's t
 

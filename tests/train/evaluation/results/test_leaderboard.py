@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rclip_metric.train import evaluation
-from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
-from rclip_metric.train.evaluation.outcome import Outcome
-from rclip_metric.train.evaluation.report import record
+from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot, table
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import record
 from rclip_metric.train.metrics.paper import BAPPS_SPLITS, PUBLISHED, PublishedSet, published_as, reported
 from rclip_metric.weights import get_spec, model_names
 
@@ -339,7 +339,7 @@ def sweep(**changes) -> list[dict[str, Any]]:
 
 def test_figure_draws_the_records():
     pytest.importorskip("matplotlib")
-    from rclip_metric.train.evaluation.curves import figure
+    from rclip_metric.train.evaluation.results.curves import figure
 
     records = sweep()
     drawn = figure(records)
@@ -367,7 +367,7 @@ def test_figure_draws_the_records():
 
 def test_radii_far_apart_get_a_logarithmic_axis():
     pytest.importorskip("matplotlib")
-    from rclip_metric.train.evaluation.curves import figure
+    from rclip_metric.train.evaluation.results.curves import figure
 
     near = [made(9, 5, 10, threat={**LINF, "eps": eps / 255}) for eps in (1, 16)]
     assert figure(near).axes[0].get_xscale() == "linear"
@@ -377,7 +377,7 @@ def test_radii_far_apart_get_a_logarithmic_axis():
 
 def test_settings_that_differ_make_lines_of_their_own():
     pytest.importorskip("matplotlib")
-    from rclip_metric.train.evaluation.curves import figure
+    from rclip_metric.train.evaluation.results.curves import figure
 
     drawn = figure([*sweep(), *sweep(steps=10)])
     labels = [line.get_label() for line in drawn.axes[0].lines]
@@ -387,7 +387,7 @@ def test_settings_that_differ_make_lines_of_their_own():
 
 def test_sweep_draws_accuracy_against_steps():
     pytest.importorskip("matplotlib")
-    from rclip_metric.train.evaluation.curves import sweep_figure
+    from rclip_metric.train.evaluation.results.curves import sweep_figure
 
     steps = {10: 60, 100: 52, 1000: 50}
     threats = [{**ball, "steps": count} for ball in (LINF, L2) for count in reversed(steps)]
@@ -452,7 +452,7 @@ def test_without_matplotlib_there_are_tables_and_one_sentence(tmp_path, monkeypa
     for name in ("curves", "leaderboard"):
         monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # put back, as importing anew replaces it
         monkeypatch.delitem(sys.modules, f"rclip_metric.train.evaluation.{name}")
-    fresh = importlib.import_module("rclip_metric.train.evaluation.leaderboard")
+    fresh = importlib.import_module("rclip_metric.train.evaluation.results.leaderboard")
     assert fresh.table(sweep()) == table(sweep())
     with pytest.raises(ValueError, match=re.escape('pip install "rclip-metric[plot]"')):
         fresh.plot(sweep(), tmp_path / "a.png")

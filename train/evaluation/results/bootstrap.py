@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rclip_metric.train.evaluation.image_interval import image_interval
+from rclip_metric.train.evaluation.results.image_interval import image_interval
 
 _DISTINCT = 64  # up to so many distinct values, counts are drawn instead of samples
 _CHUNK = 1 << 18  # values that are drawn at a time: they stay in the processor's cache

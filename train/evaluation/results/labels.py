@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rclip_metric.train.attacks.threat import NORMS
-from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.evaluation.results.record import short_revision
 
 Record = Mapping[str, Any]
 # Who said which option is right.

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rclip_metric.train.evaluation.timing_visit import Protocol, Visit
+from rclip_metric.train.benchmark.timing_visit import Protocol, Visit
 
 LOADER = "rclip_metric.train.metrics.base:load_metric"
 # What our own metrics import when they are built.
@@ -130,7 +130,7 @@ def in_a_fresh_process(name: str, precision: str, protocol: Protocol) -> Visit |
     path = os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
     request = json.dumps({"name": name, "precision": precision, "protocol": asdict(protocol)})
     done = subprocess.run(
-        [sys.executable, "-m", "rclip_metric.train.evaluation.timing_visit", request],
+        [sys.executable, "-m", "rclip_metric.train.benchmark.timing_visit", request],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.bootstrap import summary
-from rclip_metric.train.evaluation.outcome import Outcome, pack, unpack
+from rclip_metric.train.evaluation.results.bootstrap import summary
+from rclip_metric.train.evaluation.results.outcome import Outcome, pack, unpack
 from rclip_metric.train.metrics.paper import is_published
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked
+from rclip_metric.train.attacks.base import Attacked, Confirmed
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.outcome import unpack
-from rclip_metric.train.evaluation.robustness import Confirmed
+from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.metrics.base import Certified, Metric
 
 RADII = (36 / 255, 72 / 255, 108 / 255, 1.0)  # of LipSim's table; the last is 255/255

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rclip_metric.train.evaluation.labels import Threat, data_label, model_label
+from rclip_metric.train.evaluation.results.labels import Threat, data_label, model_label
 
 Record = Mapping[str, Any]
 

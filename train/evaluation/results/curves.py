@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclip_metric.files import written_whole
-from rclip_metric.train.evaluation.labels import Record, Threat, data_label, model_label, norm_order, shared_words
+from rclip_metric.train.evaluation.results.labels import (
+    Record,
+    Threat,
+    data_label,
+    model_label,
+    norm_order,
+    shared_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rclip_metric.train.evaluation.curves import plot, sweep_plot
-from rclip_metric.train.evaluation.labels import Record, Threat, data_label, interval_label, model_label, shared_words
-from rclip_metric.train.evaluation.report import short_revision
+from rclip_metric.train.evaluation.results.curves import plot, sweep_plot
+from rclip_metric.train.evaluation.results.labels import (
+    Record,
+    Threat,
+    data_label,
+    interval_label,
+    model_label,
+    shared_words,
+)
+from rclip_metric.train.evaluation.results.record import short_revision
 from rclip_metric.train.metrics.paper import reported
 
 __all__ = ["STYLES", "Style", "plot", "sweep_plot", "table"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rclip_metric.train.evaluation.bootstrap import summary
-from rclip_metric.train.evaluation.outcome import unpack
+from rclip_metric.train.evaluation.results.bootstrap import summary
+from rclip_metric.train.evaluation.results.outcome import unpack
 
 
 def with_kinds(records: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.eval_options import balls_of, build_parser
+from rclip_metric.train.commands.evaluate.options import balls_of, build_parser
 
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ PAPER: dict[str, dict[str, Any]] = {
 
 
 def _attacks(options: argparse.Namespace) -> list[Any]:
-    from rclip_metric.train.evaluation.robustness import AttackSettings
+    from rclip_metric.train.evaluation.attack import AttackSettings
 
     if options.attack == "none":
         return []
@@ -40,7 +40,7 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
-    from rclip_metric.train.evaluation.robustness import RunSettings, chunk_size_of
+    from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of
     from rclip_metric.train.metrics.base import metric_precision
 
     chunk_size = options.chunk_size or chunk_size_of(metric)
@@ -70,8 +70,8 @@ def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
 
 def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
     """Print the table; name what could not be read."""
-    from rclip_metric.train.evaluation.breakdown import PARTS, breakdown
-    from rclip_metric.train.evaluation.leaderboard import table
+    from rclip_metric.train.evaluation.results.breakdown import PARTS, breakdown
+    from rclip_metric.train.evaluation.results.leaderboard import table
 
     if rank:
         return
@@ -223,7 +223,7 @@ def _largest(ball: LpBall, side: int) -> float:
 
 def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], options: argparse.Namespace) -> None:
     """Both sweeps as pictures beside the results, where matplotlib is installed."""
-    from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot
+    from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot
 
     apgd = [record for record in records if record["threat"]["attack"] == "apgd"]
     radii = [record for record in apgd if record["threat"]["steps"] == options.steps]
@@ -263,9 +263,9 @@ def _zeroshot(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from rclip_metric.train.evaluation.breakdown import breakdown
-    from rclip_metric.train.evaluation.leaderboard import plot, sweep_plot, table
-    from rclip_metric.train.evaluation.report import load_results
+    from rclip_metric.train.evaluation.results.breakdown import breakdown
+    from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot, table
+    from rclip_metric.train.evaluation.results.record import load_results
     from rclip_metric.train.runs.files import write_text
 
     records = load_results(options.results)

@@ -14,8 +14,8 @@ from torch import Tensor
 from rclip_metric.images import ImageError, open_image
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
-from rclip_metric.train.evaluation.robustness import AttackSettings, RunSettings, attack_block, fixed_options
-from rclip_metric.train.evaluation.two_afc import decision
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block, fixed_options
+from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics.base import Metric, dissimilarity
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 

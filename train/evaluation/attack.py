@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import Attacked, Judge, Judged, LossFunction
+from rclip_metric.train.attacks.base import Attacked, Confirmed, Judge, Judged, LossFunction
 from rclip_metric.train.attacks.square import square
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Metric
@@ -114,21 +114,6 @@ class Decided(NamedTuple):
 
 Decision = Callable[[Tensor, Tensor], Decided]
 """Similarities (n, K) and the samples' indices (n,) -> `Decided`."""
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """What an attack did to n samples: ``fooled`` and the float32 ``margin`` at the final point (n,), and its costs.
-
-    An attack of several ``stages`` says which of them fooled each sample, None where none did.
-    """
-
-    fooled: Tensor
-    margin: Tensor
-    attacked: Attacked
-    violation: float
-    seconds: float
-    stages: Sequence[str | None] | None = None
 
 
 def attack_block(

@@ -1,0 +1,1 @@
+"""`rclip-metric eval` and its commands."""

@@ -1,0 +1,1 @@
+"""Results: outcomes, intervals, records, tables and pictures."""
