@@ -12,7 +12,7 @@ from torch import Tensor
 _SHORTEST_SQUARED = 1e-24
 
 
-def unit(embeddings: Tensor) -> Tensor:
+def normalize(embeddings: Tensor) -> Tensor:
     """Scale embeddings to unit length, in float32 (float64 stays), also inside autocast.
 
     An embedding of length zero stays zero and passes its gradient on unscaled, so that nothing is ever NaN or inf.

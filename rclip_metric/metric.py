@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rclip_metric.distance import distance_between, length, unit
+from rclip_metric.distance import distance_between, length, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import RESIZES, Resize, as_batch
 
-__all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "unit"]
+__all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
 
 class TwoAFC(NamedTuple):
@@ -235,7 +235,7 @@ class RobustPerceptualDistance(nn.Module):
     def _unit(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D); the graph is kept only for images that require grad."""
         with nullcontext() if images.requires_grad else torch.no_grad():
-            return unit(self._encoder(images))
+            return normalize(self._encoder(images))
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
         _check_pairing(x=len(x), y=len(y))

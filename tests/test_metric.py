@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rclip_metric import Encoder, ImageError, RobustPerceptualDistance, WeightsError, score
 from rclip_metric.compare import _last_metric
-from rclip_metric.distance import distance_between, unit
+from rclip_metric.distance import distance_between, normalize
 from rclip_metric.encoder import ConvNeXtArchitecture, ViTArchitecture
 from rclip_metric.images import Preprocessing
 
@@ -94,7 +94,7 @@ def test_distance_of_two_directions_at_a_known_angle(angle):
 
 
 def test_values_stay_in_their_range():
-    u = unit(torch.randn(2000, 7, generator=torch.Generator().manual_seed(0)))
+    u = normalize(torch.randn(2000, 7, generator=torch.Generator().manual_seed(0)))
     v = -u
     assert distance_between(u, v).max() <= math.sqrt(2) and distance_between(u, v, squared=True).max() <= 2
     assert distance_between(u, v).min() > 1.4142
@@ -104,19 +104,19 @@ def test_values_stay_in_their_range():
 def test_the_head_is_float32_inside_autocast_and_for_half_embeddings(dtype):
     e, f = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
     near = e + 1e-3 * f  # a distance that half precision could not tell from zero
-    expected = distance_between(unit(e), unit(near))
+    expected = distance_between(normalize(e), normalize(near))
     assert 0 < expected.max() < 2e-3
     with torch.autocast("cpu", dtype=dtype):
-        assert torch.equal(distance_between(unit(e), unit(near)), expected)
-    assert unit(e.to(dtype)).dtype == distance_between(e.to(dtype), f.to(dtype)).dtype == torch.float32
+        assert torch.equal(distance_between(normalize(e), normalize(near)), expected)
+    assert normalize(e.to(dtype)).dtype == distance_between(e.to(dtype), f.to(dtype)).dtype == torch.float32
 
 
 def test_triangle_inequality_and_symmetry_of_random_directions():
     generator = torch.Generator().manual_seed(0)
     for dimension in (2, 16, 640):
-        u, v, w = unit(torch.randn(3, 3000, dimension, generator=generator))
-        near = unit(u + 1e-3 * torch.randn(3000, dimension, generator=generator))
-        for a, b, c in [(u, v, w), (u, near, v), (u, v, near), (near, u, unit(u + near))]:
+        u, v, w = normalize(torch.randn(3, 3000, dimension, generator=generator))
+        near = normalize(u + 1e-3 * torch.randn(3000, dimension, generator=generator))
+        for a, b, c in [(u, v, w), (u, near, v), (u, v, near), (near, u, normalize(u + near))]:
             assert (distance_between(a, c) <= distance_between(a, b) + distance_between(b, c) + 2e-6).all()
             assert torch.equal(distance_between(a, b), distance_between(b, a))
 
@@ -214,8 +214,8 @@ def test_a_single_changed_pixel_is_not_identical(metric):
 def test_the_zero_embedding_is_safe():
     for scale in (0.0, 1e-30, 1e-13, 1.0):
         raw = (scale * torch.ones(2, 4)).requires_grad_()
-        u = unit(raw)
-        distance = distance_between(u, unit(torch.eye(4)[:2]))
+        u = normalize(raw)
+        distance = distance_between(u, normalize(torch.eye(4)[:2]))
         [gradient] = torch.autograd.grad(distance.sum() + u.sum(), raw)
         assert u.isfinite().all() and distance.isfinite().all() and gradient.isfinite().all()
         if scale < 1e-12:
@@ -245,10 +245,10 @@ def test_the_gradient_is_the_slope(metric):
 
 def test_second_derivatives_are_finite():
     raw = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
-    target = unit(torch.eye(5, dtype=torch.float64)[:3])
-    assert torch.autograd.gradcheck(lambda e: distance_between(unit(e), target), raw)
-    assert torch.autograd.gradgradcheck(lambda e: distance_between(unit(e), target), raw)
-    same = unit(target.clone()).requires_grad_()
+    target = normalize(torch.eye(5, dtype=torch.float64)[:3])
+    assert torch.autograd.gradcheck(lambda e: distance_between(normalize(e), target), raw)
+    assert torch.autograd.gradgradcheck(lambda e: distance_between(normalize(e), target), raw)
+    same = normalize(target.clone()).requires_grad_()
     [gradient] = torch.autograd.grad(distance_between(same, target).sum(), same, create_graph=True)
     [curvature] = torch.autograd.grad(gradient.sum(), same)
     assert curvature.isfinite().all()
@@ -309,7 +309,7 @@ def test_any_size_and_two_different_ones(metric, size):
     assert distance.shape == (2,) and distance.isfinite().all()
     resized = metric.encoder.eval()
     with torch.no_grad():
-        expected = distance_between(unit(resized(X[:2])), unit(resized(odd)))
+        expected = distance_between(normalize(resized(X[:2])), normalize(resized(odd)))
     torch.testing.assert_close(distance, expected)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.distance import unit
+from rclip_metric.distance import normalize
 from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.metrics.paper import is_published
 from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
@@ -133,7 +133,7 @@ class EncoderMetric:
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit embeddings (N, D), differentiable."""
-        return unit(self.metric.encoder(images))
+        return normalize(self.metric.encoder(images))
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
         """Cosines (N, K) with unit embeddings (N, K, D)."""
@@ -213,11 +213,11 @@ class EmbeddingMetric(_FunctionMetric):
     def fix(self, images: Tensor) -> Tensor:
         """Unit embeddings (N, D)."""
         with torch.no_grad():
-            return unit(self._call(images))
+            return normalize(self._call(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit embeddings (N, D), differentiable."""
-        return unit(self._call(images))
+        return normalize(self._call(images))
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
         """Cosines (N, K) with unit embeddings (N, K, D)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rclip_metric.distance import unit
+from rclip_metric.distance import normalize
 from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError
 
@@ -96,7 +96,7 @@ class TextModel:
         """Unit embeddings (N, D) of texts, without a graph."""
         tokens = self.tokenizer(list(texts)).to(self.tower.logit_scale.device)
         with torch.no_grad():
-            return unit(self.tower(tokens))
+            return normalize(self.tower(tokens))
 
 
 def class_embeddings(
@@ -117,7 +117,7 @@ def class_embeddings(
         chunk = words[first : first + group]
         texts = [template.replace("{}", word) for word in chunk for template in templates]
         means.append(text.embed(texts).view(len(chunk), len(templates), -1).mean(1))
-    return unit(torch.cat(means))
+    return normalize(torch.cat(means))
 
 
 def build_text(state: Mapping[str, Tensor], *, heads: int | None = None, quick_gelu: bool = False) -> TextTower:

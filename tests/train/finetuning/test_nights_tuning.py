@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.distance import distance_between, unit
+from rclip_metric.distance import distance_between, normalize
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.commands.train.nights import add
@@ -97,7 +97,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     torch.testing.assert_close(*gradients)
     expected = sum(
         max(0.0, 0.05 - (distance_between(u[0], u[1], True) - distance_between(u[0], u[2], True)).item() * side)
-        for u, side in zip(unit(head(values)).detach(), y.tolist(), strict=True)
+        for u, side in zip(normalize(head(values)).detach(), y.tolist(), strict=True)
     )
     assert losses == pytest.approx([expected / 7] * 2, rel=1e-5)
 

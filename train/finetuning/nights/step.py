@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rclip_metric.distance import distance_between, unit
+from rclip_metric.distance import distance_between, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.train.runs.precision import full_float32
 
@@ -50,7 +50,7 @@ def embed_triplets(encoder: Encoder, device: torch.device, bfloat16: bool, pixel
 
 def squared_distances(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """d_left and d_right = 1 - sim(reference, .), (n,) each, of embeddings (n, 3, D)."""
-    u = unit(embeddings)
+    u = normalize(embeddings)
     return distance_between(u[:, 0], u[:, 1], squared=True), distance_between(u[:, 0], u[:, 2], squared=True)
 
 
@@ -99,7 +99,7 @@ def judge(forward: Forward, source: Source, loss: Loss, part: int) -> Judged:
             if not len(indices):
                 continue
             embeddings = forward(values)
-            u = unit(embeddings)
+            u = normalize(embeddings)
             similarity = (u[:, :1] * u[:, 1:]).sum(2)  # (n, 2)
             label = source.label[indices].to(u.device)
             right += int(((similarity[:, 1] > similarity[:, 0]).long() == label).sum())
