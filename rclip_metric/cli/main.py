@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclip_metric import __version__
-from rclip_metric.cli.score import UsageError, complain, hub_is_quiet, rank, score
+from rclip_metric.cli.score import UsageError, complain, rank, score
 from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
 from rclip_metric.files import written_whole
 
@@ -208,13 +208,14 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _download(args: argparse.Namespace) -> int:
+    from rclip_metric.weights.hub import without_progress_bars
     from rclip_metric.weights.loading import locate
 
     if args.revision and len(args.names) > 1:
         raise UsageError("--revision is for a single model: it names a commit of one repository")
 
     def fetch(name: str) -> dict[str, Any]:
-        with hub_is_quiet(args.quiet):
+        with without_progress_bars(args.quiet):
             found = locate(name, revision=args.revision, cache_dir=args.cache_dir)
         return {"name": name, "revision": found.revision, "path": str(found.path)}
 

@@ -261,11 +261,12 @@ def _load(args: argparse.Namespace) -> RobustPerceptualDistance:
 
     from rclip_metric.metric import RobustPerceptualDistance
     from rclip_metric.weights.digest import file_digest
+    from rclip_metric.weights.hub import without_progress_bars
     from rclip_metric.weights.loading import load_encoder, locate
 
     device = _device(args.device)
     resize: Any = {None: "default", "none": None}.get(args.resize, args.resize)
-    with hub_is_quiet(args.quiet):
+    with without_progress_bars(args.quiet):
         encoder = load_encoder(
             args.model, base=args.base, resize=resize, revision=args.revision, cache_dir=args.cache_dir
         )
@@ -309,24 +310,6 @@ def _tf32_is_off() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32 = allowed
-
-
-@contextmanager
-def hub_is_quiet(quiet: bool) -> Iterator[None]:
-    """Without huggingface_hub's progress bars, if so asked."""
-    if not quiet:
-        yield
-        return
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    change = not are_progress_bars_disabled()
-    if change:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if change:
-            enable_progress_bars()
 
 
 def _pair(a: Path, b: Path, distance: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file, file_digest
-from rclip_metric.weights.hub_errors import explained
+from rclip_metric.weights.hub import explained
 from rclip_metric.weights.loading import (
     download,
     is_cached,

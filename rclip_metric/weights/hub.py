@@ -1,25 +1,40 @@
 """Files on the Hugging Face Hub: downloaded through huggingface_hub, checked, and used from its cache.
 
 HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are huggingface_hub's own and mean what they mean there.
-What is in the cache at the revision asked for is used without any request.
+What is in the cache at the revision asked for is used without any request. What huggingface_hub, its HTTP client or
+the disk raise becomes one sentence of ours.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rclip_metric.errors import DigestError, HubError, NetworkError, NotFoundError, StorageError, WeightsError
+from rclip_metric.errors import (
+    AccessError,
+    DigestError,
+    HubError,
+    NetworkError,
+    NotFoundError,
+    StorageError,
+    WeightsError,
+)
 from rclip_metric.weights.digest import check_file, remembered
-from rclip_metric.weights.hub_errors import MissingFileError, explained
 from rclip_metric.weights.manifest import WeightFile
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HTTP_CLIENTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}  # differs between versions of huggingface_hub
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,8 @@ class HubFile:
     name: str
 
 
-@dataclass(frozen=True)
-class _Published:
-    """What the Hub says of a file."""
-
-    commit: str
-    digest: str
-    size: int | None
+class MissingFileError(NotFoundError):
+    """The repository and the revision exist, the file does not: another name can be tried."""
 
 
 def cached_file(source: HubSource, name: str) -> HubFile | None:
@@ -89,15 +99,14 @@ def cached_file(source: HubSource, name: str) -> HubFile | None:
     from huggingface_hub import try_to_load_from_cache
 
     revisions = [source.revision or "main"]
-    if source.revision is not None and source.pinned:
-        snapshots = source.storage / "snapshots"
+    if source.pinned:
         # The Hub resolves a short hash; the cache knows it only if the file was downloaded under it.
-        commits = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
-        revisions += [commit for commit in commits if commit.startswith(source.revision)]
+        commits = (path.name for path in (source.storage / "snapshots").glob(f"{source.revision}*"))
+        revisions += sorted(commits)
     for revision in revisions:
         path = try_to_load_from_cache(source.repo, name, cache_dir=source.cache, revision=revision)
         if isinstance(path, str):
-            return HubFile(Path(path), _commit_of(source, path), name)
+            return _in_cache(source, path, name)
     return None
 
 
@@ -141,31 +150,29 @@ def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:
         DigestError: It has changed since it was downloaded; it was removed from the cache.
     """
     record = _record(source, found)
-    expected = _expected_digest(source, found, file, record)
+    expected = _expected_digest(source, found, file)
     record.unlink(missing_ok=True)
     return _check(found, expected, file.size, record)
 
 
 def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
+    from huggingface_hub import hf_hub_download
+
     missing: MissingFileError | None = None
     for file in files:
         try:
             published = _published(source, file.name, source.revision)
+            break
         except MissingFileError as error:
             missing = error
-            continue
-        return _download_one(source, file, published)
-    names = " or ".join(file.name for file in files)
-    raise NotFoundError(f"{source} has no {names} on the Hub (404).") from missing
-
-
-def _download_one(source: HubSource, file: WeightFile, published: _Published) -> HubFile:
-    from huggingface_hub import hf_hub_download
-
-    if file.sha256 is not None and len(published.digest) == 64 and published.digest != file.sha256:
+    else:
+        names = " or ".join(file.name for file in files)
+        raise NotFoundError(f"{source} has no {names} on the Hub (404).") from missing
+    digest = str(published.etag)
+    if file.sha256 is not None and len(digest) == 64 and digest != file.sha256:
         raise DigestError(
-            f"The Hub has another {file.name} in {source} than the one that is known: its sha256 is "
-            f"{published.digest}, expected {file.sha256}."
+            f"The Hub has another {file.name} in {source} than the one that is known: its sha256 is {digest}, "
+            f"expected {file.sha256}."
         )
     try:
         with explained(f"{file.name} of {source}", source.cache), warnings.catch_warnings():
@@ -181,20 +188,17 @@ def _download_one(source: HubSource, file: WeightFile, published: _Published) ->
                 library_name="rclip-metric",
             )
     except WeightsError:
-        _remove_partial(source, published.digest)
+        _remove_partial(source, digest)
         raise
-    downloaded = HubFile(Path(path), _commit_of(source, path), file.name)
-    if downloaded.commit != published.commit:  # the branch moved in between
-        published = _published(source, file.name, downloaded.commit)
-    return _checked(source, downloaded, file, published)
+    found = _in_cache(source, path, file.name)
+    if found.commit != published.commit_hash:  # the branch moved in between
+        published = _published(source, file.name, found.commit)
+    _check(found, file.sha256 or str(published.etag), file.size or published.size, _record(source, found))
+    return found
 
 
-def _checked(source: HubSource, found: HubFile, file: WeightFile, published: _Published | None = None) -> HubFile:
-    record = _record(source, found)
-    if published is None:
-        _check(found, _expected_digest(source, found, file, record), file.size, record)
-    else:
-        _check(found, file.sha256 or published.digest, file.size or published.size, record)
+def _checked(source: HubSource, found: HubFile, file: WeightFile) -> HubFile:
+    _check(found, _expected_digest(source, found, file), file.size, _record(source, found))
     return found
 
 
@@ -202,15 +206,20 @@ def _check(found: HubFile, expected: str, size: int | None, record: Path) -> str
     try:
         return check_file(found.path, expected, size, record)
     except DigestError as error:
-        _remove(found.path)
+        path = found.path
+        while path.is_symlink():  # everything that it leads to
+            target = path.parent / os.readlink(path)
+            path.unlink()
+            path = target
+        path.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
         raise DigestError(f"{error} It was removed from the cache: try again to download it.") from error
 
 
-def _expected_digest(source: HubSource, found: HubFile, file: WeightFile, record: Path) -> str:
+def _expected_digest(source: HubSource, found: HubFile, file: WeightFile) -> str:
     """The one given, what the Hub said when the file was downloaded, or what it says now."""
-    known = file.sha256 or _digest_by_the_cache(source, found) or remembered(found.path, record)
-    return known or _published(source, found.name, found.commit).digest
+    known = file.sha256 or _digest_by_the_cache(source, found) or remembered(found.path, _record(source, found))
+    return known or str(_published(source, found.name, found.commit).etag)
 
 
 def _digest_by_the_cache(source: HubSource, found: HubFile) -> str | None:
@@ -228,15 +237,6 @@ def _record(source: HubSource, found: HubFile) -> Path:
     return source.storage / "rclip-metric" / f"{found.commit}--{found.name.replace('/', '--')}.json"
 
 
-def _remove(path: Path) -> None:
-    """Unlinks a cached file with everything that its symbolic link leads to."""
-    while path.is_symlink():
-        target = path.parent / os.readlink(path)
-        path.unlink()
-        path = target
-    path.unlink(missing_ok=True)
-
-
 def _remove_partial(source: HubSource, digest: str) -> None:
     """Removes what came of a file; newer versions of huggingface_hub do so themselves."""
     from filelock import FileLock, Timeout
@@ -248,11 +248,12 @@ def _remove_partial(source: HubSource, digest: str) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _commit_of(source: HubSource, path: str) -> str:
-    return Path(path).relative_to(source.storage / "snapshots").parts[0]
+def _in_cache(source: HubSource, path: str, name: str) -> HubFile:
+    return HubFile(Path(path), Path(path).relative_to(source.storage / "snapshots").parts[0], name)
 
 
-def _published(source: HubSource, name: str, revision: str | None) -> _Published:
+def _published(source: HubSource, name: str, revision: str | None) -> "HfFileMetadata":
+    """What the Hub says of a file; its etag is the digest."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with explained(f"{name} of {source}", source.cache):
@@ -262,7 +263,7 @@ def _published(source: HubSource, name: str, revision: str | None) -> _Published
         raise HubError(
             f"The answer for {name} of {source} names no commit and digest, as a Hub does: check HF_ENDPOINT."
         )
-    return _Published(metadata.commit_hash, metadata.etag, metadata.size)
+    return metadata
 
 
 def _check_space(source: HubSource, name: str, size: int | None) -> None:
@@ -273,3 +274,91 @@ def _check_space(source: HubSource, name: str, size: int | None) -> None:
             f"{name} of {source} takes {size / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free: make "
             "room or pass another cache_dir."
         )
+
+
+@contextlib.contextmanager
+def without_progress_bars(quiet: bool) -> Iterator[None]:
+    """Silence huggingface_hub's progress bars, if so asked."""
+    if not quiet:
+        yield
+        return
+    from huggingface_hub import utils
+
+    change = not utils.are_progress_bars_disabled()
+    if change:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if change:
+            utils.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def explained(what: str, cache: Path | None = None) -> Iterator[None]:
+    """Raises a `WeightsError` that begins with `what` for anything that goes wrong inside.
+
+    Args:
+        what: What was being transferred, as the subject of a sentence.
+        cache: Where it was to be stored.
+    """
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        for cause in _chain(error):
+            if explanation := _by_status(cause, what) or _by_disk(cause, what, cache):
+                raise explanation from error
+        text = f"{what} could not be transferred: {type(error).__name__}: {_first_line(_chain(error)[-1])}."
+        raise HubError(text) from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and its causes: huggingface_hub wraps what went wrong with an upload."""
+    return [error, *(_chain(error.__cause__) if error.__cause__ else ())]
+
+
+def _by_status(error: BaseException, what: str) -> WeightsError | None:
+    """What the Hub answered, or that it did not."""
+    from huggingface_hub import utils
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reached_nothing = utils.LocalEntryNotFoundError | utils.OfflineModeIsEnabled | ConnectionError | TimeoutError
+    by_client = type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
+    if isinstance(error, reached_nothing) or (by_client and status is None):
+        cause = error.__cause__ or error
+        return NetworkError(f"{what} cannot be reached, check the network and HF_ENDPOINT: {_first_line(cause)}.")
+    if isinstance(error, utils.GatedRepoError):
+        return AccessError(f"{what} is gated ({status}): accept its terms on the Hub and set HF_TOKEN or pass token.")
+    if isinstance(error, utils.EntryNotFoundError):
+        return MissingFileError(f"{what} does not exist on the Hub (404).")
+    if isinstance(error, utils.RevisionNotFoundError):
+        return NotFoundError(f"{what} does not exist on the Hub at this revision, nor does the revision (404).")
+    if status in (401, 403):
+        return AccessError(
+            f"{what} is private, or does not exist, or the token is not valid ({status}): set HF_TOKEN or pass token."
+        )
+    if status == 404:
+        return NotFoundError(f"{what} does not exist on the Hub, nor does its repository (404).")
+    if status is not None and (status == 429 or status >= 500):
+        return NetworkError(f"{what} cannot be delivered by the Hub now ({status}): try again later.")
+    return None
+
+
+def _by_disk(error: BaseException, what: str, cache: Path | None) -> WeightsError | None:
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in _FULL:
+        return StorageError(f"{what} does not fit on the disk of {cache}: make room or pass another cache_dir.")
+    if error.errno is not None:
+        reason = os.strerror(error.errno)
+        return StorageError(f"{what} cannot be stored in {cache} ({reason}): pass another cache_dir or set HF_HOME.")
+    if "Consistency check" in str(error):  # huggingface_hub's way of saying that bytes are missing
+        return DigestError(f"{what} came truncated, try again: {_first_line(error)}.")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,16 +1,15 @@
 """The other direction: an encoder to the Hub, and what the Hub says of published files into the manifest."""
 
-import contextlib
 import copy
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclip_metric.errors import AccessError, NotFoundError
 from rclip_metric.weights.digest import file_digest
-from rclip_metric.weights.hub_errors import explained
+from rclip_metric.weights.hub import explained, without_progress_bars
 from rclip_metric.weights.local import packaged_path
 from rclip_metric.weights.manifest import PACKAGED, WeightSpec, read_specs
 from rclip_metric.weights.saving import save_encoder
@@ -89,25 +88,11 @@ def push_files(
 
     api = HfApi(token=token, library_name="rclip-metric")
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
-    with explained(f"The repository {repo_id}"), _quiet_off_a_terminal():
+    # huggingface_hub keeps its progress bars out of log files for downloads, but not for uploads.
+    with explained(f"The repository {repo_id}"), without_progress_bars(not sys.stderr.isatty()):
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     return commit.oid
-
-
-@contextlib.contextmanager
-def _quiet_off_a_terminal() -> Iterator[None]:
-    """No progress bars in log files; huggingface_hub sees to that itself for downloads, but not for uploads."""
-    from huggingface_hub import utils
-
-    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()
 
 
 def refresh_manifest(
