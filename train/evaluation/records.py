@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
-from rclip_metric.train.attacks.base import Confirmed
+from rclip_metric.train.attacks.base import Confirmed, sample_seed
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.blocks import run_blocks
@@ -18,6 +18,14 @@ from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 
 Part = TypeVar("Part")
+
+
+class Keyed(Protocol):
+    """A sample: its key is its own within the set, and makes its random start."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
 
 
 class Attack(Protocol):
@@ -79,6 +87,10 @@ class Evaluation:
         if attack and attack.attack == "transfer" and self.source:
             threat["source"] = self.source.describe()
         return threat
+
+    def seeds(self, samples: Sequence[Keyed]) -> list[int]:
+        """Of the samples' random starts."""
+        return [sample_seed(self.run.seed, sample.key) for sample in samples]
 
     def blocks(self, parts: Sequence[Part]) -> list[Sequence[Part]]:
         """The units of work, of as many parts as the run says."""

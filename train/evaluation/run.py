@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,19 +15,19 @@ from rclip_metric.train.attacks.base import Confirmed
 from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, Decision, RunSettings, attack_block
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
-from rclip_metric.train.evaluation.records import Block, Evaluation, Row, attack_cost, cost, empty_block, records_of
+from rclip_metric.train.evaluation.records import (
+    Block,
+    Evaluation,
+    Keyed,
+    Row,
+    attack_cost,
+    cost,
+    empty_block,
+    records_of,
+)
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import resolved_precision
-
-
-class Keyed(Protocol):
-    """A sample: its key is its own within the set, and makes its random start."""
-
-    @property
-    def key(self) -> str:
-        """Its name."""
-
 
 Sample = TypeVar("Sample", bound=Keyed)
 
@@ -43,8 +43,9 @@ class Aim(NamedTuple):
 class Task(ABC, Generic[Sample]):
     """Samples that a metric decides: which images are compared, what is right, and what an attack moves.
 
-    A task of similarities says `samples`, `files`, `part`, `settings`, `describe`, `compare` and `decide`, and `aim` if
-    it can be attacked; the rest has defaults. One that measures something else replaces `judge` and `records`.
+    A task of similarities says `samples`, `files`, `part`, `settings`, `describe`, `compare` and `aim` (or, if it is
+    not attacked, `decide`), and `score`; the rest has defaults. One that measures something else replaces `judge` and
+    `records`.
 
     Attributes:
         task: its name, in records.
@@ -98,13 +99,14 @@ class Task(ABC, Generic[Sample]):
         """What the clean decision rests on: images, each with others that it is compared with."""
         raise NotImplementedError
 
-    def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decided:
-        """The clean decisions, from all comparisons (n, K)."""
-        raise NotImplementedError
-
     def aim(self, samples: Sequence[Sample], similarities: Tensor) -> Aim:
         """What an attack on n samples does; the similarities are those of the clean decision."""
         raise ValueError(f"{self.task} is judged without an attack")
+
+    def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decided:
+        """The clean decisions, from all comparisons (n, K); by default those that an attack wants to change."""
+        everyone = torch.arange(len(samples), device=similarities.device)
+        return self.aim(samples, similarities).decide("ce")(similarities, everyone)
 
     def score(self, sample: Sample, wrong: bool, tie: bool) -> float:
         """What a decision is worth."""
@@ -177,14 +179,15 @@ class Task(ABC, Generic[Sample]):
         return torch.cat(found, 1)
 
     def rows(self, samples: Sequence[Sample], similarities: Tensor) -> tuple[list[Row], list[bool]]:
-        """The clean decisions, and which of them are wrong; two highest similarities that are equal are a tie."""
-        decided, top = self.decide(samples, similarities), similarities.topk(2, 1).values
+        """The clean decisions, and which of them are wrong; several highest similarities that are equal are a tie."""
+        decided = self.decide(samples, similarities)
+        ties = (similarities == similarities.amax(1, keepdim=True)).sum(1) > 1
         wrong: list[bool] = decided.wrong.tolist()
-        found = zip(samples, wrong, (top[:, 0] == top[:, 1]).tolist(), decided.margin.tolist(), strict=True)
-        return [
-            Row(key=s.key, split=self.part(s), clean=self.score(s, w, t), tie=t, margin=m, attacks=[])
-            for s, w, t, m in found
-        ], wrong
+        rows = []
+        for sample, no, tie, margin in zip(samples, wrong, ties.tolist(), decided.margin.tolist(), strict=True):
+            part, score = self.part(sample), self.score(sample, no, tie)
+            rows.append(Row(key=sample.key, split=part, clean=score, tie=tie, margin=margin, attacks=[]))
+        return rows, wrong
 
     def under_attack(
         self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation

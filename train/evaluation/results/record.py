@@ -160,13 +160,8 @@ def _warnings(built: Mapping[str, Any]) -> list[str]:
     threat, masking, unreadable = built["threat"], built["masking"], built["data"]["unreadable"]
     samples, sentences = built["data"]["samples"], []
     attacked = samples if built["robust"] is None else built["robust"]["samples"]
-    advice = "where a gradient attack stands still: compare with --attack square."
-    if masking["zero_gradients"]:
-        count = masking["zero_gradients"]
-        sentences.append(f"{count} of {attacked} samples met an all-zero gradient, {advice}")
-    if masking["nonfinite_gradients"]:
-        count = masking["nonfinite_gradients"]
-        sentences.append(f"{count} of {attacked} samples met a gradient with NaN or infinity, {advice}")
+    advice = ", where a gradient attack stands still: compare with --attack square."
+    sentences += masked(masking["zero_gradients"], masking["nonfinite_gradients"], f"{attacked} samples", advice)
     if built["clean"]["ties"]:
         count = built["clean"]["ties"]
         sentences.append(f"{count} of {samples} samples are ties: the metric preferred neither option.")
@@ -182,13 +177,24 @@ def _warnings(built: Mapping[str, Any]) -> list[str]:
         )
     violation = built["largest_violation"]
     if violation is not None and threat["eps"] is not None:
-        ulp = float(np.spacing(np.float32(threat["eps"])))
+        ulp = rounding(threat["eps"])
         if violation > ulp:
             sentences.append(
                 f"An attacked image left the {threat['norm']} ball of {threat['eps_text']} or the range [0, 1] by "
                 f"{violation:.2g}, and rounding explains {ulp:.2g}: do not quote the robust accuracy."
             )
     return sentences
+
+
+def masked(zero: int, nonfinite: int, whole: str, advice: str) -> list[str]:
+    """A sentence for each way in which so many of all gradients told an attack nothing."""
+    met = ((zero, "an all-zero gradient"), (nonfinite, "a gradient with NaN or infinity"))
+    return [f"{count} of {whole} met {what}{advice}" for count, what in met if count]
+
+
+def rounding(eps: float) -> float:
+    """By how much a point may leave a ball of this radius because float32 rounds."""
+    return float(np.spacing(np.float32(eps)))
 
 
 def _versions() -> dict[str, str | None]:

@@ -13,22 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.attack import DEFAULTS, fixed_options
+from rclip_metric.train.evaluation.dissimilarity import dissimilarity
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Evaluation
+from rclip_metric.train.evaluation.results.record import masked, rounding
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
-from rclip_metric.train.metrics.base import Metric, dissimilarity
+from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.machine import device_record, versions
-from rclip_metric.train.runs.seeds import sample_seed
 
 COLUMNS = ("keys", "distances", "others", "unreadable")
 COSTS = ("evaluations", "zero_gradients", "nonfinite_gradients", "seconds", "violation")
@@ -76,9 +75,8 @@ class SelfDistance(Task[TripletFiles]):
 
     def settings(self) -> dict[str, Any]:
         """What is asked, JSON."""
-        norm, eps_text = str(self.ball).split()
-        threat = {"attack": "apgd", "norm": norm, "eps": self.ball.eps, "eps_text": eps_text, "steps": self.steps}
-        threat |= {"restarts": 1, "loss": "dissimilarity"}
+        threat: dict[str, Any] = {"attack": "apgd", "norm": self.ball.norm, "eps": self.ball.eps}
+        threat |= {"eps_text": str(self.ball).split()[1], "steps": self.steps, "restarts": 1, "loss": "dissimilarity"}
         return {"data": self.data.settings(), "images": self.images, "threat": threat}
 
     def identity(self, on: Evaluation) -> dict[str, Any]:
@@ -96,24 +94,24 @@ class SelfDistance(Task[TripletFiles]):
         read, unreadable = self.readable(block, images, None)
         if not read:
             return {**{name: [] for name in COLUMNS}, "unreadable": unreadable, **dict.fromkeys(COSTS, 0)}
-        paths, keys = [triplet.reference for triplet in read], [triplet.key for triplet in read]
+        paths = [triplet.reference for triplet in read]
         clean = images.pixels(paths)
         fixed = fixed_options(metric, clean[:, None], chunk)  # (n, 1, ...)
         found = apgd(
             lambda points, indices: -metric.similarities(points, fixed[indices])[:, 0],
-            clean, self.ball, self.steps, seeds=[sample_seed(on.run.seed, key) for key in keys], chunk_size=chunk,
+            clean, self.ball, self.steps, seeds=on.seeds(read), chunk_size=chunk,
         )  # fmt: skip
         last = self.samples.index(read[-1])
         others = (triplet.reference for triplet in (*self.samples[last + 1 :], *self.samples[:last]))  # round the end
         after = next(([path] for path in others if not images.problems(None, [path])), [])
-        following = torch.cat([clean[1:], images.pixels(after) if after else clean[:0]])
-        count = len(following)  # one less than n where there is no other image than the last one
+        later = paths[1:] + after  # one less than n where there is no other image than the last one
+        following = images.pixels(later) if later else clean[:0]
         moved = dissimilarity(metric, found.images, fixed, clean, chunk)
-        apart = dissimilarity(metric, following, fixed[:count], clean[:count], chunk)
+        apart = dissimilarity(metric, following, fixed[: len(later)], clean[: len(later)], chunk)
         short = ([float(f"{value:.7g}") for value in part[:, 0].tolist()] for part in (moved, apart))  # as float32 is
         violation, seconds = self.ball.violation(found.images, clean), time.perf_counter() - begun
         costs = (found.evaluations + 4 * len(read), found.zero_gradients, found.nonfinite_gradients, seconds, violation)
-        return dict(zip((*COLUMNS, *COSTS), (keys, *short, unreadable, *costs), strict=True))
+        return dict(zip(COLUMNS + COSTS, ([image.key for image in read], *short, unreadable, *costs), strict=True))
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """One, of columns; it is no result of `report`, whose tables have no row for it."""
@@ -122,21 +120,18 @@ class SelfDistance(Task[TripletFiles]):
         violation, count, lost = max(block["violation"] for block in blocks), len(keys), len(unreadable)
         if not keys:
             raise ValueError(f"none of the {lost} reference images of {self.data.name} could be read: {unreadable[0]}")
-        met = ((zero, "an all-zero gradient"), (nonfinite, "a gradient with NaN or infinity"))
-        end = "the metric may be less robust than it looks."
-        warnings = [f"{number} of {count} images met {what}: {end}" for number, what in met if number]
+        warnings = masked(zero, nonfinite, f"{count} images", ": the metric may be less robust than it looks.")
         if unreadable:
             warnings.append(f"{lost} of {count + lost} images could not be read, the first: {unreadable[0]}")
-        if violation > float(np.spacing(np.float32(self.ball.eps))):
+        if violation > rounding(self.ball.eps):
             warnings.append(f"An attacked image left the ball of {self.ball} or the range [0, 1] by {violation:.2g}.")
         data = {"name": self.data.name, "split": self.data.split, "images": count, "unreadable": unreadable}
-        record = {"task": self.task, "model": on.metric.describe(), "data": data, "threat": self.settings()["threat"]}
-        record |= {"keys": keys, "distances": distances, "others": others, "largest_violation": violation}
-        record |= {"masking": {"zero_gradients": zero, "nonfinite_gradients": nonfinite}, "warnings": warnings}
-        record |= {"settings": {**asdict(on.run), "precision": "float32", "images": self.images}}
-        record |= {"versions": versions(), "device": device_record(on.metric.device), "processes": on.team.count}
-        record |= {"seconds": round(seconds, 3)}
-        return [{**record, "images_per_second": round(evaluations / seconds, 2) if seconds else None}]
+        made = {"task": self.task, "model": on.metric.describe(), "data": data, "threat": self.settings()["threat"]}
+        made |= {"keys": keys, "distances": distances, "others": others, "largest_violation": violation}
+        made |= {"masking": {"zero_gradients": zero, "nonfinite_gradients": nonfinite}, "warnings": warnings}
+        made |= {"settings": {**asdict(on.run), "precision": "float32", "images": self.images}, "versions": versions()}
+        made |= {"device": device_record(on.metric.device), "processes": on.team.count, "seconds": round(seconds, 3)}
+        return [{**made, "images_per_second": round(evaluations / seconds, 2) if seconds else None}]
 
 
 def direct_attack(

@@ -106,15 +106,9 @@ class TwoAfcData(Task[TripletFiles]):
         """The reference with left and right."""
         return [(sample.reference, (sample.left, sample.right))]
 
-    def decide(self, samples: Sequence[TripletFiles], similarities: Tensor) -> Decided:
-        """The rule of `decision`."""
-        return decision(_labels(samples, similarities))(
-            similarities, torch.arange(len(samples), device=similarities.device)
-        )
-
     def aim(self, samples: Sequence[TripletFiles], similarities: Tensor) -> Aim:
-        """At the references."""
-        label = _labels(samples, similarities)
+        """At the references, with the rule of `decision`."""
+        label = torch.tensor([sample.label for sample in samples], dtype=torch.long, device=similarities.device)
         options = [(sample.left, sample.right) for sample in samples]
         return Aim([sample.reference for sample in samples], options, lambda loss: decision(label, loss))
 
@@ -142,10 +136,6 @@ class TwoAfcData(Task[TripletFiles]):
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """As of any task, and kind by kind."""
         return with_kinds(super().records(blocks, on), {triplet.key: triplet.kind for triplet in self.triplets})
-
-
-def _labels(samples: Sequence[TripletFiles], similarities: Tensor) -> Tensor:
-    return torch.tensor([sample.label for sample in samples], dtype=torch.long, device=similarities.device)
 
 
 def at_equal_steps(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:

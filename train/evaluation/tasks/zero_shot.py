@@ -25,7 +25,6 @@ from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32
-from rclip_metric.train.runs.seeds import sample_seed
 
 PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
 USUAL_PROMPTS = "imagenet"
@@ -199,7 +198,7 @@ class ZeroShot(Task[LabelledImage]):
     ) -> Iterator[Confirmed]:
         """Every attack in its two stages."""
         centre = images.pixels([sample.path for sample in samples])
-        label, seeds = _labels(samples, centre.device), [sample_seed(on.run.seed, sample.key) for sample in samples]
+        label, seeds = _labels(samples, centre.device), on.seeds(samples)
         for attack in on.attacks:
             yield self._attacked(attack, centre, label, margins(similarities, label), seeds, on)
 
