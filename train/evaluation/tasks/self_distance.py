@@ -19,14 +19,13 @@ from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.attack import DEFAULTS, fixed_options
-from rclip_metric.train.evaluation.dissimilarity import dissimilarity
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.results.record import masked, rounding
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
-from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.metrics.base import Metric, dissimilarity
 from rclip_metric.train.runs.machine import device_record, versions
 
 COLUMNS = ("keys", "distances", "others", "unreadable")
