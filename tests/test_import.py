@@ -1,5 +1,7 @@
 """`import rclip_metric` and --help cost nothing; each public name pulls in what it needs, and nothing more."""
 
+import argparse
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import rclip_metric
+from rclip_metric.train.commands.train import main as cli
 
 HEAVY = [
     "torch", "torchvision", "PIL", "numpy", "timm", "open_clip", "huggingface_hub", "safetensors", "transformers",
@@ -31,6 +34,35 @@ def test_the_import_pulls_in_nothing(tmp_path):
 def test_a_public_name_pulls_in_torch_and_nothing_else(tmp_path):
     names = ", ".join(rclip_metric.__all__)
     assert set(loaded_by(f"from rclip_metric import {names}", tmp_path)) <= {"torch", "numpy"}  # torch takes numpy
+
+
+def without_training(loaded: list[str]) -> list[str]:
+    return [name for name in loaded if name != "rclip_metric.train"]
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "export", "--help"], ["train", "no-such-task"]])
+def test_what_there_is_to_train_is_told_without_torch(tmp_path, arguments):
+    quiet = f"{QUIET}\nwith contextlib.redirect_stderr(error): main({arguments})"
+    assert without_training(loaded_by(quiet, tmp_path)) == []
+
+
+def test_what_is_told_of_a_task_is_what_the_task_says():
+    def listed(build):
+        parser = argparse.ArgumentParser("train")
+        build(parser.add_subparsers(metavar="TASK"))
+        return parser.format_help()
+
+    def by_the_modules(commands):
+        for name in cli.TASKS:
+            module = importlib.import_module(f"rclip_metric.train.commands.{name}")
+            module.add(commands, argparse.ArgumentParser(add_help=False))
+
+    def by_the_table(commands):
+        for tasks in cli.TASKS.values():
+            for task, about in tasks.items():
+                commands.add_parser(task, help=about)
+
+    assert listed(by_the_table) == listed(by_the_modules)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "no.png", "no.png"]])

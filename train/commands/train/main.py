@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
-from rclip_metric.train.commands.train import baseline, clip, convert, export, finetune, nights, photos, scenes
 from rclip_metric.train.runs.interrupt import Interrupted
 
+# The modules of the tasks and what --help says of each: a module is imported for its own tasks alone.
+TASKS = {
+    "scenes": {"scenes": "write the procedural 64x64 data sets"},
+    "photos": {"photos": "write triplets from a tree of photographs"},
+    "clip": {
+        "clip": "train a small CLIP on scenes (tiny-clean)",
+        "text": "write the text tower of a `train clip` run, for zero-shot classification",
+        "pack": "write a run's encoder as one half-precision file, as `tiny` is shipped",
+    },
+    "finetune": {
+        "fare": "adversarial fine-tuning of an image encoder without labels (FARE, Sim-CLIP, LORE)",
+        "tecoa": "adversarial fine-tuning of a CLIP's image encoder with class labels (TeCoA)",
+    },
+    "nights": {"nights": "tune an encoder on NIGHTS-format triplets: LoRA inside it, or an MLP on top of it"},
+    "convert": {"convert": "turn a vision tower, an MLP head or a LoRA adapter of others into an encoder of ours"},
+    "baseline": {"baseline": "convert DreamSim, LipSim or R-LPIPS, to benchmark them"},
+    "export": {"export": "publish a run's encoder"},
+}
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser; ``train`` is the first word."""
+
+def build_parser(task: str) -> argparse.ArgumentParser:
+    """The parser, with the options of this task; ``train`` is the first word, and the other tasks are only named."""
     parser = argparse.ArgumentParser(prog="rclip-metric", description=__doc__)
     group = parser.add_subparsers(dest="group", required=True)
     commands = group.add_parser("train", help="make encoders").add_subparsers(
@@ -18,14 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
-    for module in (scenes, photos, clip, finetune, nights, convert, baseline, export):
-        module.add(commands, shared)
+    for name, tasks in TASKS.items():
+        if task in tasks:
+            importlib.import_module(f"rclip_metric.train.commands.{name}").add(commands, shared)
+            continue
+        for other, about in tasks.items():
+            commands.add_parser(other, help=about, add_help=False)
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run ``train ...``: 0 when done, 2 for bad input, 128 + N after signal N; the Hub's errors are the caller's."""
-    options = build_parser().parse_args(argv)
+    options = build_parser(argv[1] if len(argv) > 1 else "").parse_args(argv)
     try:
         return options.run(options) or 0
     except (ValueError, FloatingPointError) as error:
