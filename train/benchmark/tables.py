@@ -9,7 +9,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import SHARE, is_judged, ranked, timed
+from rclip_metric.train.benchmark.reading import SHARE, is_judged, ranked, timed
 from rclip_metric.train.evaluation.results.leaderboard import Cell, plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 

@@ -7,6 +7,8 @@ import io
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.textpath import TextPath
 from PIL import Image
 
-from rclip_metric.train.benchmark.page import charts, label_places, page
-from rclip_metric.train.benchmark.page.reading import COLOURS, Look
+from rclip_metric.train.benchmark.page import charts, page
+from rclip_metric.train.benchmark.reading import COLOURS, Look
 
 ROOT = Path(__file__).parents[3]
 
@@ -641,80 +644,127 @@ def test_distances_are_told_in_other_images() -> None:
     assert text == "R-CLIP_Fmedian 0.875, 50 % past 1"  # over 0.4: 0.25, 0.5, 1.25, 2.25
 
 
+def places(path: str) -> list[tuple[float, float]]:
+    """The corners of a path of M, l, h and v."""
+    found = [(0.0, 0.0)]
+    for kind, numbers in re.findall(r"([Mlhv])([^Mlhv]*)", path):
+        steps = [float(number) for number in re.findall(r"-?[\d.]+", numbers)]
+        across, down = (steps[0], 0.0) if kind == "h" else (0.0, steps[0]) if kind == "v" else (steps[0], steps[1])
+        found.append((across, down) if kind == "M" else (found[-1][0] + across, found[-1][1] + down))
+    return found[1:]
+
+
+def ticks_of(picture: str) -> tuple[dict[float, float], dict[float, float]]:
+    """Where a picture's axes, the horizontal and the vertical one, have which number."""
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([\d.]+)<', picture)
+    across = {float(number): float(x) for x, _, anchor, number in texts if anchor == "middle"}
+    return across, {float(number): float(y) - 3.8 for _, y, anchor, number in texts if anchor == "end"}
+
+
 def test_points_are_where_their_numbers_say() -> None:
     names = ["a", "b", "c"]
-    places = [(60.0, 20.0), (70.0, 40.0), (95.0, 85.0)]
+    middles = [(60.0, 20.0), (70.0, 40.0), (95.0, 85.0)]
     points = [
         charts.Point(name, Look(1), x, y, (x - 1, x + 1), (y - 2, y + 2))
-        for name, (x, y) in zip(names, places, strict=True)
+        for name, (x, y) in zip(names, middles, strict=True)
     ]
     picture = charts.scatter(points, "clean accuracy, %", "robust accuracy, %")
-    drawn = [tuple(map(float, found)) for found in re.findall(r'class="g" d="M([\d.]+) ([\d.]+)h6', picture)]
-    ticks = [
-        (float(x), float(y), float(t))
-        for x, y, t in re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+">(\d+)<', picture)
-    ]
-    across = {t: x for x, y, t in ticks if y > 300}
-    up = {t: y - 3.6 for x, y, t in ticks if y < 305 and x < 34}
-    for (x, y), (left, top) in zip(places, drawn, strict=True):
+    drawn = [tuple(map(float, found)) for found in re.findall(r'class="g" d="M([\d.]+) ([\d.]+)m-3-3h6', picture)]
+    across, up = ticks_of(picture)
+    for (x, y), place in zip(middles, drawn, strict=True):
         wanted = across[60] + (x - 60) * (across[90] - across[60]) / 30, up[20] + (y - 20) * (up[80] - up[20]) / 60
-        assert (left + 3, top + 3) == pytest.approx(wanted, abs=0.51)
-    assert [float(w) for w in re.findall(r'class="w" d="M([\d.]+) ', picture)] == pytest.approx(
-        [across[60] + (x - 61) * (across[90] - across[60]) / 30 for x, _ in places], abs=0.51
+        assert place == pytest.approx(wanted, abs=1.01)
+    whiskers = [places(path) for path in re.findall(r'class="w" d="([^"]*)"', picture)]
+    assert [whisker[0][0] for whisker in whiskers[::2]] == pytest.approx(
+        [across[60] + (x - 61) * (across[90] - across[60]) / 30 for x, _ in middles], abs=0.51
+    )
+    assert [whisker[0][1] - whisker[1][1] for whisker in whiskers[1::2]] == pytest.approx(
+        [4 * (up[20] - up[80]) / 60] * 3, abs=1.01
     )
     assert re.findall("<title>(.*?)</title>", picture)[2] == "c: 95.0 clean, 85.0 robust"
 
 
+def label_boxes(picture: str) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom of the labels of a picture, as wide as their letters are."""
+    boxes = []
+    for x, y, anchor, words in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"([^>]*)>([^<]*)</text></g>', picture):
+        if words.startswith("label"):
+            wide = TextPath((0, 0), words, size=charts.LETTER).get_extents().x1
+            left = float(x) - wide * (0.5 if "middle" in anchor else 1 if "end" in anchor else 0)
+            boxes.append((left, float(y) - 8, left + wide, float(y) + 2))
+    return boxes
+
+
 def test_labels_do_not_cover_each_other() -> None:
-    area = (36.0, 20.0, 398.0, 304.0)
     for seed in range(2):
         chance = random.Random(seed)
-        crowd = [(chance.uniform(250, 290), chance.uniform(285, 297)) for _ in range(6)]
-        middles = crowd + [(chance.uniform(60, 290), chance.uniform(30, 290)) for _ in range(9)]
-        sizes = [(chance.uniform(20, 128), 11.5) for _ in middles]
-        boxes = label_places.place_labels(middles, sizes, area)
-        assert boxes == label_places.place_labels(middles, sizes, area)
-        for n, (a, size) in enumerate(zip(boxes, sizes, strict=True)):
-            assert (a[2] - a[0], a[3] - a[1]) == pytest.approx(size)
-            assert a[0] >= area[0] and a[1] >= area[1] and a[2] <= area[2] + 1e-9 and a[3] <= area[3] + 1e-9
+        crowd = [(chance.uniform(90, 99), chance.uniform(0, 3)) for _ in range(5)]
+        middles = crowd + [(chance.uniform(50, 99), chance.uniform(0, 90)) for _ in range(9)]
+        points = [
+            charts.Point("label" + "x" * chance.randrange(1, 14), Look(n, False), x, y)
+            for n, (x, y) in enumerate(middles)
+        ]
+        picture = charts.scatter(points, "clean", "robust")
+        assert picture == charts.scatter(points, "clean", "robust")
+        boxes = label_boxes(picture.replace('<path class="l"', "</g><path").replace("<path", "</g><path"))
+        assert len(boxes) == 14
+        for n, a in enumerate(boxes):
+            assert a[0] >= 34 and a[1] >= 10 and a[2] <= charts.PANEL[0] and a[3] <= 308
             for b in boxes[:n]:
                 assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-    alone = label_places.place_labels([(100.0, 100.0)], [(30.0, 11.5)], area)[0]
-    assert math.dist((100, 100), (alone[0], 100)) < 9 and alone[1] < 100 < alone[3] + 7
-    assert label_places.place_labels([], [], area) == []
+    alone = charts.scatter([charts.Point("label", Look(1), 70, 50)], "clean", "robust")
+    [box] = label_boxes(alone)
+    [(x, y)] = re.findall(r'class="g" d="M([\d.]+) ([\d.]+)', alone)
+    assert 3 < box[0] - float(x) < 12 and box[1] < float(y) < box[3]
+    assert 'class="l"' not in alone
 
 
 def test_levels_are_spread_apart() -> None:
-    assert label_places.spread([10, 50, 90], 10, (0, 100)) == [10, 50, 90]
-    assert label_places.spread([50, 50, 50], 10, (0, 100)) == [40, 50, 60]
-    assert label_places.spread([2, 1, 1.5], 10, (0, 100)) == [20, 0, 10]
-    assert label_places.spread([99, 100], 10, (0, 100)) == [90, 100]
-    assert label_places.spread([5] * 5, 10, (0, 20)) == [0, 5, 10, 15, 20]
-    assert label_places.spread([], 10, (0, 20)) == []
+    assert charts.spread([10, 50, 90], 10, (0, 100)) == [10, 50, 90]
+    assert charts.spread([50, 50, 50], 10, (0, 100)) == [40, 50, 60]
+    assert charts.spread([2, 1, 1.5], 10, (0, 100)) == [20, 0, 10]
+    assert charts.spread([99, 100], 10, (0, 100)) == [90, 100]
+    assert charts.spread([5] * 5, 10, (0, 20)) == [0, 5, 10, 15, 20]
+    assert charts.spread([], 10, (0, 20)) == []
     chance = random.Random(0)
     for _ in range(50):
         wanted = [chance.uniform(0, 300) for _ in range(chance.randrange(1, 20))]
-        levels = label_places.spread(wanted, 13, (0, 300))
+        levels = charts.spread(wanted, 13, (0, 300))
         order = sorted(range(len(wanted)), key=lambda n: wanted[n])
         assert all(levels[b] - levels[a] >= 13 - 1e-9 for a, b in pairwise(order))
         assert min(levels) >= 0 and max(levels) <= 300
 
 
+def curve(*radii: float, certified: Any = ()) -> charts.Line:
+    return charts.Line("a", Look(0), [(radius, 50.0, 40.0, 60.0) for radius in radii], certified)
+
+
 def test_the_radius_axis() -> None:
-    look = Look(0)
+    def ticks(*lines: charts.Line) -> list[float]:
+        """Where the radii are, as shares of the axis."""
+        across, _ = ticks_of(charts.curves(lines, "radius", "accuracy, %"))
+        found = sorted(across.values())
+        return [(at - found[0]) / (found[-1] - found[0]) for at in found]
 
-    def line(*radii: float, certified: Any = ()) -> charts.Line:
-        return charts.Line("a", look, [(radius, 50.0, 40.0, 60.0) for radius in radii], certified)
+    assert ticks(curve(0, 1, 2, 4)) == pytest.approx([0, 0.25, 0.5, 1], abs=1e-3)
+    # Linear up to the first, which is as far as a factor of 10 ** (0.4 / 0.9) is beyond it.
+    places = [0.0, *(0.4 / 0.9 + math.log10(radius) for radius in (1, 2, 4, 8))]
+    shares = [place / places[-1] for place in places]
+    bent = curve(0, 1, 2, 4), curve(0, 8)
+    assert ticks(*bent) == pytest.approx(shares, abs=1e-3)
+    assert ", log scale<" in charts.curves(bent, "radius", "accuracy, %")
+    proven = charts.curves([curve(certified=[(0, 90.0), (0.5, 10.0), (0.8, 0.0)])], "radius", "accuracy, %")
+    across, _ = ticks_of(proven)
+    assert list(across) == [0.5, 0] or list(across) == [0, 0.5]
+    [dashes] = re.findall(r'class="c d" d="([^"]*)"', proven)
+    assert places_of_x(dashes) == pytest.approx([across[0], across[0.5]], abs=0.51)
+    assert set(ticks_of(charts.curves([curve(0)], "radius", "accuracy, %"))[0]) == {0, 1}
+    near = ticks_of(charts.curves([curve(0, 0.1, 1, 1.05)], "radius", "accuracy, %"))[0]
+    assert set(near) == {0, 0.1, 1.05}  # a number is left out where there is no room
 
-    linear = charts.radius_scale([line(0, 1, 2, 4)], (100.0, 300.0))
-    assert [linear(r) for r in (0, 1, 2, 4)] == pytest.approx([100, 150, 200, 300])
-    bent = charts.radius_scale([line(0, 1, 2, 4), line(0, 8)], (0.0, 1.0))
-    assert [bent(r) for r in (0, 0.5, 1, 2, 4, 8)] == pytest.approx(
-        [x / (1 + math.log(8)) for x in (0, 0.5, 1, 1 + math.log(2), 1 + math.log(4), 1 + math.log(8))]
-    )
-    proven = charts.radius_scale([line(certified=[(0, 90.0), (0.5, 10.0), (0.8, 0.0)])], (0.0, 10.0))
-    assert proven(0.5) == 10.0
-    assert charts.radius_scale([line(0)], (0.0, 10.0))(1.0) == 10.0
+
+def places_of_x(path: str) -> list[float]:
+    return [x for x, _ in places(path)]
 
 
 def test_curves_are_where_their_numbers_say() -> None:
@@ -722,43 +772,63 @@ def test_curves_are_where_their_numbers_say() -> None:
         charts.Line("a", Look(1), [(0, 90, 88, 92), (2, 40, 37, 43), (4, 0, 0, 1)], [(0, 90.0), (1, 45.0), (9, 0.0)])
     ]
     picture = charts.curves(lines, "radius", "accuracy, %", 50.0)
-    x = {0: 38.0, 4: 400 - charts.text_width("a") - 22}
+    x, _ = ticks_of(picture)
+    assert x[0] == 38 and 300 < x[4] < 400
     y = lambda percent: 304 - 2.84 * percent  # noqa: E731
-    path = re.findall(r'class="c" d="M(\d+) (\d+)l([^"]*)"', picture)[0]
-    steps = [float(number) for number in re.findall(r"-?\d+", path[2])]
-    drawn = [(float(path[0]), float(path[1]))]
-    for across, down in zip(steps[::2], steps[1::2], strict=True):
-        drawn.append((drawn[-1][0] + across, drawn[-1][1] + down))
-    assert drawn == [
-        pytest.approx((x[0] + r * (x[4] - x[0]) / 4, y(p)), abs=0.51) for r, p in ((0, 90), (2, 40), (4, 0))
+    [path] = re.findall(r'class="c" d="([^"]*)"', picture)
+    wanted = [(x[0] + r * (x[4] - x[0]) / 4, y(p)) for r, p in ((0, 90), (2, 40), (4, 0))]
+    assert places(path) == [pytest.approx(place, abs=0.51) for place in wanted]
+    [band] = re.findall(r'class="b" d="([^"]*)"', picture)
+    corners = {(r, p) for r, low, high in ((0, 88, 92), (2, 37, 43), (4, 0, 1)) for p in (low, high)}
+    for r, p in corners:
+        corner = (x[0] + r * (x[4] - x[0]) / 4, y(p))
+        assert any(place == pytest.approx(corner, abs=0.51) for place in places(band)), (r, p)
+    [dashes] = re.findall(r'class="c d" d="([^"]*)"', picture)  # what is beyond the axis is not drawn
+    assert places(dashes) == [
+        pytest.approx(place, abs=0.51) for place in ((x[0], y(90)), (x[0] + (x[4] - x[0]) / 4, y(45)))
     ]
-    dashes = re.findall(r'class="c d" d="M(\d+) (\d+)l(\d+) (\d+)"', picture)[0]  # what is beyond the axis is not drawn
-    assert [float(n) for n in dashes] == pytest.approx([x[0], y(90), (x[4] - x[0]) / 4, 2.84 * 45], abs=1.01)
+    [chance] = re.findall(r'<g class="eq"><path d="([^"]*)"', picture)
+    assert [up for _, up in places(chance)] == [y(50)] * 2
     assert "a: 90.0 at 0, 40.0 at 2, 0.0 at 4" in picture
 
 
 def test_histograms_count_all() -> None:
     values = np.random.default_rng(0).gamma(2, 0.6, 500).tolist()
-    counts = charts.bin_counts(values, 4.0, 32)
-    assert counts[:-1] == np.histogram(values, 32, (0, 4))[0][:-1].tolist() and sum(counts) == 500
+    counts = np.histogram(values, 32, (0, 4))[0]
+    counts[-1] += 500 - counts.sum()  # the last one holds what is beyond
     picture = charts.histogram(values, [], 4.0)
-    heights = [0]
-    for step, wide in re.findall(r"v(-?\d+)h(\d+)", picture):
-        heights += [heights[-1] - int(step)] * (int(wide) // charts.BIN)
-    assert heights[1:] == [round(charts.TALL * count / max(counts)) for count in counts]
-    assert 'd="M45 4V68"' in charts.histogram_axis(4.0, True) and ">4+<" in charts.histogram_axis(4.0, True)
+    [path] = re.findall(r'class="h" d="([^"]*)V64"', picture)
+    heights = []
+    for (left, up), (right, level) in pairwise(places(path)):
+        heights += [64 - level] * round((right - left) / 5) if up == level else []
+    assert heights == [round(56 * count / counts.max()) for count in counts]
+    assert 'class="ho"' not in picture
+    board = make_board(1, 1, 0)
+    board["metrics"][0]["direct"] = {"l2 3": {"distances": [4.5, 9.0], "others": [1.0]}}
+    assert 'd="M45 4V68"' in page(board) and ">4+<" in page(board)
 
 
 def test_bars_and_looks() -> None:
     board = make_board(1, 1, 0)
     board["metrics"][0]["results"]["nights"] = {"clean": {"accuracy": 50.0, "interval_95": [45.0, 60.0]}}
     assert '<path d="M0 4H27"/><path d="M24.3 4H32.4"/></svg><b>50.0</b>' in page(board)
-    assert len({(look.style, charts.marked(look, (0, 0))) for look in map(Look, range(35))}) == 35
+    assert len({(look.style, look.shape) for look in map(Look, range(35))}) == 35
     assert charts.percent_domain([96.2, 57.3]) == (50, 100) and charts.percent_domain([0.0, 0.5]) == (0, 20)
     assert charts.percent_domain([99.0]) == (80, 100)
-    assert charts.elided("abc", 100) == "abc"
-    cut = charts.elided("a very long name", 50)
-    assert cut.endswith("…") and charts.text_width(cut) <= 50 and "a very long name".startswith(cut[:-1])
+    assert charts.shortened("abc") == "abc"
+    cut = charts.shortened("a very long name, and more")
+    assert cut.endswith("…") and len(cut) <= charts.LONGEST and "a very long name, and more".startswith(cut[:-1])
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "textalloc"])
+def test_without_what_draws_there_is_one_sentence(library: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None; from rclip_metric.train.benchmark import tables; "
+    code += "import rclip_metric.train.benchmark.page"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == (
+        "ValueError: the page needs matplotlib and textalloc, which are in an extra: "
+        'pip install "rclip-metric[benchmark]"'
+    )
 
 
 def luminance(colour: str) -> float:

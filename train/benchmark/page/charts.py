@@ -1,39 +1,58 @@
-"""Charts as SVG: functions from numbers to strings, whose colours, lines and letters are the style sheet's business."""
+"""Charts drawn by matplotlib as SVG whose colours, lines and letters are the style sheet's business."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
-from rclip_metric.train.benchmark.page.label_places import Box, Place, anchored, grown, leader, place_labels, spread
-from rclip_metric.train.benchmark.page.reading import Look
+from rclip_metric.train.benchmark.reading import Look
+from rclip_metric.train.evaluation.results.curves import radius_axis
 
-# Where each starts from the middle of a point, and how it goes on; with the colours 35 looks that differ.
-SHAPES = (
-    (-3.5, 0, "a3.5 3.5 0 1 0 7 0 3.5 3.5 0 1 0-7 0"),
-    (-3, -3, "h6v6h-6z"),
-    (0, -4, "l4 7h-8z"),
-    (0, -4.5, "l4.5 4.5-4.5 4.5-4.5-4.5z"),
-    (0, 4, "l4-7h-8z"),
+try:
+    import textalloc
+    from matplotlib.backend_bases import RendererBase
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.path import Path
+    from matplotlib.transforms import Affine2D
+except ImportError as error:
+    raise ValueError(
+        'the page needs matplotlib and textalloc, which are in an extra: pip install "rclip-metric[benchmark]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Place = tuple[float, float]
+# Each from the middle of a point on; with the colours of the style sheet, 35 looks that differ.
+_SHAPES = (
+    "m-3.5 0a3.5 3.5 0 1 0 7 0 3.5 3.5 0 1 0-7 0",
+    "m-3-3h6v6h-6z",
+    "m0-4l4 7h-8z",
+    "m0-4.5l4.5 4.5-4.5 4.5-4.5-4.5z",
+    "m0 4l4-7h-8z",
 )
 LETTER = 10.5  # font size of all charts, in units of their viewBox
+LONGEST = 21  # letters of a label
 PANEL = (400.0, 340.0)
-SMALL = (170.0, 82.0)
-EDGE, FLOOR, TALL, BIN, BINS = 5, 64, 56, 5, 32  # of a histogram: its left, bottom, height, width of a bin, bins
-SYMLOG = 6  # a ratio of the largest to the smallest radius beyond which the axis is logarithmic
-
-_NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] -"), frozenset("mwMW@%")
-
-
-def marked(look: Look, middle: Place) -> str:
-    """The shape of a metric around a point, as a path."""
-    across, down, rest = SHAPES[look.shape]
-    return f"M{_pair((middle[0] + across, middle[1] + down))}{rest}"
+BINS, TALL = 32, 56  # of a histogram: bins, and units of its peak
+DIRECTIONS = [
+    "east",
+    "southeast",
+    "northeast",
+    "west",
+    "northwest",
+    "southwest",
+    "north",
+    "south",
+]  # of labels, best first
+WIDE = 6  # a ratio of the largest to the smallest radius beyond which the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -58,48 +77,18 @@ class Line:
     certified: Sequence[tuple[float, float]] = ()
 
 
-@dataclass(frozen=True)
-class Scale:
-    """A linear map of numbers to units of the picture, after ``bend`` where it is not linear."""
-
-    domain: tuple[float, float]
-    span: tuple[float, float]
-    bend: Callable[[float], float] = float
-
-    def __call__(self, value: float) -> float:
-        """Where a number is drawn."""
-        start, end = (self.bend(edge) for edge in self.domain)
-        share = (self.bend(value) - start) / (end - start)
-        return self.span[0] + share * (self.span[1] - self.span[0])
+def symbols() -> Markup:
+    """The shapes, once per page."""
+    shapes = (
+        f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="M0 0{shape}"/></symbol>' for n, shape in enumerate(_SHAPES)
+    )
+    return Markup(f'<svg class="say" aria-hidden="true">{"".join(shapes)}</svg>')
 
 
 def short(value: float) -> str:
     """A coordinate with one decimal, in as few characters as possible."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
-
-
-def text_width(text: str, size: float = LETTER) -> float:
-    """About how wide a text is, whatever the font: rather too wide."""
-    return size * sum(0.35 if c in _NARROW else 0.86 if c in _WIDE else 0.65 if c.isupper() else 0.55 for c in text)
-
-
-def elided(text: str, width: float) -> str:
-    """The text, cut with an ellipsis where it is wider than ``width``."""
-    if text_width(text) <= width:
-        return text
-    while text and text_width(text + "\N{HORIZONTAL ELLIPSIS}") > width:
-        text = text[:-1]
-    return text.rstrip(" ,(-") + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def symbols() -> Markup:
-    """The shapes, once per page, for `glyph`."""
-    shapes = (
-        f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="{marked(Look(n), (0, 0))}"/></symbol>'
-        for n in range(len(SHAPES))
-    )
-    return Markup(f'<svg class="say" aria-hidden="true">{"".join(shapes)}</svg>')
 
 
 def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float, float]:
@@ -118,35 +107,53 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         points: one or more.
         x_words, y_words: what the axes are, the word that tells them apart first; where they are equal is dotted.
     """
-    width, height = PANEL
-    area = (34.0, 20.0, width - 104, height - 36)
-    x_values = [value for point in points for value in (point.x, *(point.x_interval or ()))]
-    y_values = [value for point in points for value in (point.y, *(point.y_interval or ()))]
-    x = Scale(percent_domain(x_values), (area[0] + 6, area[2] - 6))
-    y = Scale(percent_domain(y_values), (area[3] - 6, area[1] + 6))
-    parts = [_grid(area, [(tick, x(tick)) for tick in _tens(x.domain)], [(tick, y(tick)) for tick in _tens(y.domain)])]
-    parts.append(_axis_words(area, x_words, y_words))
-    parts.append(f'<text class="q" x="{short(area[2])}" y="11" text-anchor="end">better \N{NORTH EAST ARROW}</text>')
-    equal = max(x.domain[0], y.domain[0]), min(x.domain[1], y.domain[1])
+    points = sorted(points, key=lambda point: point.y)  # the lower labels, with the least room, are placed first
+    chart = _Chart(PANEL, (34.0, 20.0, PANEL[0] - 104, PANEL[1] - 36), x_words, y_words)
+    chart.figure.text(
+        (PANEL[0] - 104) / PANEL[0], 1 - 11 / PANEL[1], "better \N{NORTH EAST ARROW}", ha="right", gid="q"
+    )
+    domains = []
+    for axis in ("x", "y"):
+        values = [v for p in points for v in (getattr(p, axis), *(getattr(p, f"{axis}_interval") or ()))]
+        low, high = percent_domain(values)
+        step = 10 if high - low <= 60 else 20
+        chart.axes.set(**{f"{axis}ticks": range(math.ceil(low / step) * step, round(high) + 1, step)})
+        chart.axes.set(**{f"{axis}lim": (low - 0.024 * (high - low), high + 0.024 * (high - low))})
+        domains.append((low, high))
+    equal = max(low for low, _ in domains), min(high for _, high in domains)
     if equal[0] < equal[1]:
-        parts.append(f'<path class="eq" d="{_path([(x(at), y(at)) for at in equal])}"/>')
-    labels = [elided(point.label, 128) for point in points]
-    sizes = [(text_width(label), LETTER + 1) for label in labels]
-    middles = [(round(x(point.x)), round(y(point.y))) for point in points]
-    whiskers = [_whiskers(point, x, y) for point in points]
-    room = (area[0] + 2, area[1], width - 2, area[3])  # labels may leave the area at the right, where most points are
-    boxes = place_labels(middles, sizes, room, [grown(bar) for bars in whiskers for bar in bars])
-    for point, label, middle, box, lines in zip(points, labels, middles, boxes, whiskers, strict=True):
-        cross = "".join(f"M{short(a)} {short(b)}{f'H{short(c)}' if b == d else f'V{short(d)}'}" for a, b, c, d in lines)
-        start = leader(middle, box)
-        line = f'<path class="l" d="{_path(start)}"/>' if start else ""
+        chart.axes.plot(equal, equal, gid="eq")
+    for n, point in enumerate(points):
         told = f"{point.label}: {point.x:.1f} {x_words.split()[0]}, {point.y:.1f} {y_words.split()[0]}"
-        parts.append(
-            f'<g class="p {point.look.style}"><title>{html.escape(told)}</title>{line}'
-            f'<path class="w" d="{cross}"/><path class="g" d="{marked(point.look, middle)}"/>'
-            f'<text {anchored(middle, box)} y="{box[3] - 2.5:.0f}">{html.escape(label)}</text></g>'
-        )
-    return _svg(PANEL, f"{y_words} against {x_words}, {len(points)} metrics", parts)
+        chart.member(n, point.look, told)
+        for interval in (point.x_interval, point.y_interval):
+            if interval:
+                across = interval if interval is point.x_interval else (point.x, point.x)
+                up = interval if interval is point.y_interval else (point.y, point.y)
+                chart.axes.plot(across, up, gid=f"{n} w")
+        chart.axes.plot([point.x], [point.y], "o", gid=f"{n} g")
+    middles = chart.axes.transData.transform([(point.x, point.y) for point in points])
+    room = chart.layer((36.0, 20.0, PANEL[0] - 2, PANEL[1] - 36))  # right of the area too, where most points are
+    _, leaders, _, _ = textalloc.allocate(
+        room,
+        x := middles[:, 0],
+        y := middles[:, 1],
+        [shortened(point.label) for point in points],
+        x_scatter=x,
+        y_scatter=y,
+        textsize=LETTER,
+        fontweight=["bold" if point.look.filled else "normal" for point in points],
+        direction=DIRECTIONS,
+        margin=0.007,
+        min_distance=0.019,
+        draw_lines=False,
+        va="bottom",
+    )
+    for n, (text, leader) in enumerate(zip(room.texts, leaders, strict=True)):
+        text.set_gid(f"{n}")
+        if leader and math.dist(*zip(*leader[:2], strict=True)) >= 13:  # else it is right beside it
+            room.plot(*leader[:2], gid=f"{n} l")
+    return chart.svg(f"{y_words} against {x_words}, {len(points)} metrics")
 
 
 def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | None = None) -> Markup:
@@ -158,52 +165,38 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
         chance: percent at which to draw what guessing gets.
     """
     width, height = PANEL[0], max(PANEL[1], 56 + (LETTER + 2) * len(lines))
-    labels = [elided(line.label, 118) for line in lines]
-    gutter = max(text_width(label) for label in labels) + 22
-    area = (34.0, 20.0, width - gutter, height - 36)
-    x = radius_scale(lines, (area[0] + 4, area[2]))
-    y = Scale((0.0, 100.0), (area[3], area[1]))
-    x_words += ", log scale" if x.bend is not float else ""
-    radii = sorted({point[0] for line in lines for point in line.points}) or list(x.domain)
-    ticks = _thinned([(radius, x(radius)) for radius in radii])
-    parts = [_grid(area, ticks, [(tick, y(tick)) for tick in range(0, 101, 20)]), _axis_words(area, x_words, y_words)]
+    labels = [shortened(line.label) for line in lines]
+    right, bottom = width - 22 - 0.54 * LETTER * max(map(len, labels)), height - 36
+    radii = sorted({point[0] for line in lines for point in line.points})
+    proven = [radius for line in lines for radius, percent in line.certified if percent > 0]
+    radii = radii if any(radii) else [0.0, max(proven, default=0.0) or 1.0]
+    chart = _Chart((width, height), (38.0, 20.0, right, bottom), x_words, y_words)
+    if radius_axis(chart.axes, radii, WIDE):
+        chart.x_words.set_text(f"{x_words}, log scale")
+    chart.axes.set(xlim=(0, radii[-1]), ylim=(0, 100), yticks=range(0, 101, 20))
+    places = [float(x) for x, _ in chart.axes.transData.transform([(radius, 0) for radius in radii])]
+    shown = list(_apart(places, 24.0))
+    chart.axes.set_xticks([radii[n] for n in shown], [f"{radii[n]:.3g}" for n in shown])
     if chance is not None:
-        parts.append(f'<path class="eq" d="M{short(area[0])} {short(y(chance))}H{short(area[2])}"/>')
-    drawn = [[(round(x(r)), *(round(y(at)) for at in numbers)) for r, *numbers in line.points] for line in lines]
-    certified = [_thinned_curve([(x(r), y(at)) for r, at in line.certified if r <= x.domain[1]]) for line in lines]
-    ends = [points[-1][:2] if points else dashes[-1] for points, dashes in zip(drawn, certified, strict=True)]
-    levels = spread([end[1] for end in ends], LETTER + 2, (area[1], height - 6))
-    for line, label, points, dashes, end, level in zip(lines, labels, drawn, certified, ends, levels, strict=True):
+        chart.axes.axhline(chance, gid="eq")
+    layer, ends = chart.layer((0.0, 0.0, width, height)), []
+    for n, line in enumerate(lines):
         told = ", ".join(f"{point[1]:.1f} at {point[0]:.3g}" for point in line.points)
-        parts.append(
-            f'<g class="p {line.look.style}"><title>{html.escape(": ".join(filter(None, [line.label, told])))}</title>'
-        )
-        if len(points) > 1:
-            edges = [(a, low) for a, _, low, _ in points] + [(a, high) for a, _, _, high in reversed(points)]
-            parts.append(f'<path class="b" d="{_path(edges)}z"/><path class="c" d="{_path(points)}"/>')
+        chart.member(n, line.look, ": ".join(filter(None, [line.label, told])))
+        dashes = [place for place in line.certified if place[0] <= radii[-1]]
+        if line.points:
+            x, y, low, high = zip(*line.points, strict=True)
+            chart.axes.fill_between(x, low, high, gid=f"{n} b")
+            chart.axes.plot(x, y, "o-", gid=f"{n} c")
         if len(dashes) > 1:
-            parts.append(f'<path class="c d" d="{_path(dashes)}"/>')
-        parts.append(f'<path class="g" d="{"".join(marked(line.look, point) for point in points)}"/>')
-        bend = (area[2] + 6, end[1]), (area[2] + 14, level)
-        if abs(level - end[1]) > 3 or end[0] < area[2] - 1:
-            parts.append(f'<path class="l" d="{_path((end, *bend))}"/>')
-        parts.append(f'<text x="{area[2] + 17:.0f}" y="{level + 3.6:.0f}">{html.escape(label)}</text></g>')
-    return _svg((width, height), f"{y_words} against {x_words}, {len(lines)} metrics", parts)
-
-
-def radius_scale(lines: Sequence[Line], span: tuple[float, float]) -> Scale:
-    """From 0 to the largest radius of the lines (of the certified curves if there is no other).
-
-    Linear, but from the smallest radius on logarithmic where the largest is more than `SYMLOG` times that.
-    """
-    radii = sorted({point[0] for line in lines for point in line.points if point[0] > 0})
-    if not radii:
-        certified = [radius for line in lines for radius, percent in line.certified if percent > 0]
-        return Scale((0.0, max(certified, default=0.0) or 1.0), span)
-    first = radii[0]
-    if radii[-1] <= SYMLOG * first:
-        return Scale((0.0, radii[-1]), span)
-    return Scale((0.0, radii[-1]), span, lambda r: r / first if r < first else 1 + math.log(r / first))
+            chart.axes.plot(*zip(*dashes, strict=True), gid=f"{n} c d")
+        ends.append(chart.axes.transData.transform(line.points[-1][:2] if line.points else dashes[-1]))
+    levels = spread([height - end[1] for end in ends], LETTER + 2, (20.0, height - 6))
+    for n, (label, end, level) in enumerate(zip(labels, ends, levels, strict=True)):
+        if abs(height - level - end[1]) > 3 or end[0] < right - 1:
+            layer.plot((end[0], right + 6, right + 14), (end[1], end[1], height - level), gid=f"{n} l")
+        layer.text(right + 17, height - level - 3.6, label, gid=f"{n}")
+    return chart.svg(f"{y_words} against {x_words}, {len(lines)} metrics")
 
 
 def histogram(values: Sequence[float], others: Sequence[float], top: float) -> Markup:
@@ -211,114 +204,165 @@ def histogram(values: Sequence[float], others: Sequence[float], top: float) -> M
 
     Args:
         values, others: 0 or more, in the unit in which 1 is marked; what is beyond ``top`` counts in the last bin.
-        top: the end of the axis, which is drawn by `histogram_axis`.
+        top: the end of the axis, which all histograms of a page share.
     """
     parts = []
     for numbers, style in ((values, "h"), (others, "ho")):
-        counts = bin_counts(numbers, top, BINS)
-        peak = max(counts)
-        if peak:
-            levels = [round(TALL * count / peak) for count in counts]
-            runs = [(level, BIN * len(list(run))) for level, run in groupby(levels)]
-            outline = "".join(f"v{before - level}h{wide}" for (before, _), (level, wide) in pairwise([(0, 0), *runs]))
-            parts.append(f'<path class="{style}" d="M{EDGE} {FLOOR}{outline}V{FLOOR}"/>')
-    return _svg(SMALL, "", [*parts, '<use href="#axis"/>'])
+        counts, _ = np.histogram(np.clip(numbers, 0, top), BINS, (0, top))
+        if counts.any():
+            levels = [0, *(round(TALL * count / counts.max()) for count in counts)]
+            steps = "".join(f"v{before - level}h5" for before, level in pairwise(levels))
+            parts.append(Markup('<path class="{}" d="M5 64{}V64"/>').format(style, steps))
+    box = Markup('<svg class="chart" viewBox="0 0 170 82">{}<use href="#axis"/></svg>')
+    return box.format(Markup("").join(parts))
 
 
-def histogram_axis(top: float, more: bool) -> Markup:
-    """The axis of all histograms, once per page, with a mark at 1; ``more``: the last bin holds what is beyond."""
-    end = EDGE + BIN * BINS
-    one = short(EDGE + BIN * BINS / top)
-    texts = ((f"{EDGE}", "start", "0"), (one, "middle", "1"), (f"{end}", "end", f"{top:g}{'+' * more}"))
-    numbers = "".join(
-        f'<text x="{x}" y="{FLOOR + 14}" text-anchor="{anchor}">{words}</text>' for x, anchor, words in texts
-    )
-    lines = f'<path class="ax" d="M{EDGE} {FLOOR}H{end}"/><path class="one" d="M{one} 4V{FLOOR + 4}"/>'
-    return Markup(f'<svg class="say" aria-hidden="true"><g id="axis">{lines}{numbers}</g></svg>')
+def spread(wanted: Sequence[float], gap: float, bounds: tuple[float, float]) -> list[float]:
+    """Levels as near as possible to the wanted ones, ``gap`` apart and within bounds, in the same order.
+
+    Where the bounds are too narrow for all, the gap shrinks.
+    """
+    if not wanted:
+        return []
+    gap = min(gap, (bounds[1] - bounds[0]) / max(1, len(wanted) - 1))
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    blocks: list[tuple[float, int]] = []  # levels without their gaps, which neighbours share where they would cross
+    for level in np.asarray(wanted, dtype=float)[order] - steps:
+        blocks.append((level, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (high, many), (low, few) = blocks[-2:]
+            blocks[-2:] = [((high * many + low * few) / (many + few), many + few)]
+    placed = np.empty(len(wanted))
+    means, counts = zip(*blocks, strict=True)
+    placed[order] = np.repeat(means, counts).clip(bounds[0], bounds[1] - steps[-1]) + steps
+    return placed.tolist()
 
 
-def bin_counts(values: Sequence[float], top: float, bins: int) -> list[int]:
-    """How many values are in each of equal bins from 0 to ``top``; what is beyond either end is in the last there."""
-    counts = [0] * bins
-    for value in values:
-        counts[max(0, min(bins - 1, int(value / top * bins)))] += 1
-    return counts
+def shortened(label: str) -> str:
+    """The label, cut with an ellipsis where it is too long."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1].rstrip(" ,(-") + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _whiskers(point: Point, x: Scale, y: Scale) -> list[Box]:
-    """The horizontal and the vertical interval of a point, as boxes without height or width."""
-    across, up = round(x(point.x)), round(y(point.y))
-    boxes: list[Box] = []
-    if point.x_interval:
-        boxes.append((round(x(point.x_interval[0])), up, round(x(point.x_interval[1])), up))
-    if point.y_interval:
-        boxes.append((across, round(y(point.y_interval[1])), across, round(y(point.y_interval[0]))))
-    return boxes
+def _apart(places: Sequence[float], gap: float) -> Iterator[int]:
+    """Which of rising places are far enough apart: the last, the first, and what fits between, from the right."""
+    kept = len(places) - 1
+    for n in range(len(places) - 1, -1, -1):
+        if n in (0, len(places) - 1) or (places[kept] - places[n] >= gap and places[n] - places[0] >= gap):
+            kept = n
+            yield n
 
 
-def _thinned(ticks: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The ticks that have room for their numbers: the last, the first, and what fits between, from the right."""
+class _Chart:
+    """A figure with axes in an area (left, top, right, bottom) of it, in units of the viewBox.
 
-    def apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        return abs(a[1] - b[1]) >= 6 + sum(text_width(f"{tick[0]:.3g}") for tick in (a, b)) / 2
+    A gid tells what an artist is: "c" is drawn with that class of the style sheet, "3 c" in the group of the member 3.
+    What has none is left out.
+    """
 
-    kept = [ticks[-1]]
-    for tick in reversed(ticks[:-1]):
-        if apart(tick, kept[-1]) and (tick == ticks[0] or apart(tick, ticks[0])):
-            kept.append(tick)
-    return kept[::-1]
+    def __init__(self, size: Place, area: Sequence[float], x_words: str, y_words: str) -> None:
+        self.size = size
+        self.members: dict[int, tuple[Look, str]] = {}
+        self.figure = Figure((size[0] / 72, size[1] / 72), dpi=72)
+        FigureCanvasAgg(self.figure)
+        self.axes = self._axes(area)
+        self.axes.grid(True)
+        self.axes.tick_params(length=0, pad=6, labelsize=LETTER)
+        self.axes.xaxis.set_gid("gr")
+        self.axes.yaxis.set_gid("gr")
+        self.figure.text(2 / size[0], 1 - 11 / size[1], y_words, gid="q")
+        self.x_words = self.figure.text(area[2] / size[0], 1 - (area[3] + 30) / size[1], x_words, ha="right", gid="q")
 
+    def _axes(self, area: Sequence[float]) -> Axes:
+        (width, height), (left, top, right, bottom) = self.size, area
+        box = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+        return self.figure.add_axes(box, label=str(len(self.figure.axes)), frameon=False)
 
-def _thinned_curve(points: Sequence[Place]) -> list[Place]:
-    """A curve without the points that are less than a unit from the one before: as it looks, in fewer characters."""
-    kept = list(points[:1])
-    for point in points[1:]:
-        if math.dist(kept[-1], point) >= 1.5 or point == points[-1]:
-            kept.append(point)
-    return kept
+    def layer(self, area: Sequence[float]) -> Axes:
+        """Axes above the others, in which a place is told as it is displayed: in units, from the bottom left."""
+        axes = self._axes(area)
+        axes.set(xlim=(area[0], area[2]), ylim=(self.size[1] - area[3], self.size[1] - area[1]))
+        axes.set_axis_off()
+        return axes
 
+    def member(self, number: int, look: Look, words: str) -> None:
+        """What is drawn together, and shown alone where the mouse is at it."""
+        self.members[number] = look, words
 
-def _tens(domain: tuple[float, float]) -> range:
-    """Ticks of a percent axis: every 10, every 20 from 60 on."""
-    low, high = (round(edge) for edge in domain)
-    step = 10 if high - low <= 60 else 20
-    return range(math.ceil(low / step) * step, high + 1, step)
-
-
-def _grid(area: Box, across: Sequence[tuple[float, float]], up: Sequence[tuple[float, float]]) -> str:
-    """Lines at the ticks of both axes, (number, place), and the numbers."""
-    left, top, right, bottom = map(short, area)
-    lines = "".join(f"M{short(at)} {top}V{bottom}" for _, at in across)
-    lines += "".join(f"M{left} {short(at)}H{right}" for _, at in up)
-    numbers = [
-        f'<text x="{short(at)}" y="{short(area[3] + 14)}" text-anchor="middle">{tick:.3g}</text>' for tick, at in across
-    ]
-    numbers += [
-        f'<text x="{short(area[0] - 6)}" y="{short(at + 3.6)}" text-anchor="end">{tick:.3g}</text>' for tick, at in up
-    ]
-    return f'<path class="gr" d="{lines}"/><g class="t">{"".join(numbers)}</g>'
-
-
-def _axis_words(area: Box, x_words: str, y_words: str) -> str:
-    """The names of the axes: above the vertical one, below the end of the horizontal one."""
-    words = html.escape(x_words)
-    across = f'<text class="q" x="{short(area[2])}" y="{short(area[3] + 30)}" text-anchor="end">{words}</text>'
-    return f'<text class="q" x="2" y="11">{html.escape(y_words)}</text>{across}'
-
-
-def _pair(place: Sequence[float]) -> str:
-    return f"{short(place[0])} {short(place[1])}"
+    def svg(self, words: str) -> Markup:
+        """The picture, with what it shows in words."""
+        drawn = _Svg(self)
+        self.figure.draw(drawn)
+        parts = []
+        for style, elements in drawn.parts.items():
+            if isinstance(style, str):
+                parts.append(Markup('<g class="{}">{}</g>').format(style, Markup("").join(elements)))
+        for number, (look, told) in self.members.items():
+            inner = Markup("").join(drawn.parts.get(number, []))
+            parts.append(Markup('<g class="p {}"><title>{}</title>{}</g>').format(look.style, told, inner))
+        box = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+        return box.format(*map(short, self.size), words, Markup("").join(parts))
 
 
-def _path(places: Sequence[Sequence[float]]) -> str:
-    """A line through places, as steps between whole units."""
-    whole = [(round(place[0]), round(place[1])) for place in places]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(whole)]
-    return f"M{whole[0][0]} {whole[0][1]}l" + " ".join(f"{a} {b}" for a, b in steps).replace(" -", "-")
+class _Svg(RendererBase):
+    """Collects what matplotlib draws as elements, by the member that they are of."""
 
+    def __init__(self, chart: _Chart) -> None:
+        super().__init__()
+        self.chart = chart
+        self.parts: dict[int | str, list[Markup]] = {}
+        self.gids: list[str | None] = []
+        self.down = Affine2D().scale(1, -1).translate(0, chart.size[1])
 
-def _svg(size: Place, words: str, parts: Sequence[str]) -> Markup:
-    """The picture, with what it shows in words; without any where the text beside it says it all."""
-    label = f' role="img" aria-label="{html.escape(words)}"' if words else ""
-    box = f"0 0 {short(size[0])} {short(size[1])}"
-    return Markup(f'<svg class="chart" viewBox="{box}"{label}>{"".join(parts)}</svg>')
+    def get_canvas_width_height(self) -> Place:
+        return self.chart.size
+
+    def open_group(self, s: str, gid: str | None = None) -> None:
+        self.gids.append(gid or (self.gids[-1] if self.gids else None))
+
+    def close_group(self, s: str) -> None:
+        self.gids.pop()
+
+    def _add(self, gid: str | None, markup: str, **values: Any) -> None:
+        """Keep an element: of a member, with its class, or among those of a class."""
+        number, _, style = (gid or "").partition(" ")
+        if gid:
+            values["style"] = Markup(' class="{}"').format(style) if style else ""
+            self.parts.setdefault(int(number) if number.isdigit() else gid, []).append(Markup(markup).format(**values))
+
+    def draw_path(self, gc: Any, path: Path, transform: Any, rgbFace: Any = None) -> None:
+        steps, last, level = [], (0, 0), 0  # level: how far it goes on at the same height
+        for place, code in path.transformed(transform + self.down).iter_segments(simplify=False, curves=False):
+            here = (round(place[0]), round(place[1])) if code != Path.CLOSEPOLY else last
+            across, down = here[0] - last[0], here[1] - last[1]
+            if (down and level) or code == Path.MOVETO:
+                steps.append(f"h{level}" * (level != 0))
+                level = 0
+            if code == Path.MOVETO:
+                steps.append(f"M{here[0]} {here[1]}")
+            elif down:
+                steps.append(f"l{across} {down}" if across else f"v{down}")
+            else:
+                level += across
+            last = here
+        steps.append(f"h{level}" * (level != 0))
+        self._add(self.gids[-1], '<path{style} d="{d}"/>', d="".join(steps))
+
+    def draw_markers(
+        self, gc: Any, marker_path: Path, marker_trans: Any, path: Path, trans: Any, rgbFace: Any = None
+    ) -> None:
+        gid = self.gids[-1] or ""
+        if gid.endswith(" b"):  # a band is the one marker of its collection
+            super().draw_markers(gc, marker_path, marker_trans, path, trans, rgbFace)
+        elif gid:
+            shape = _SHAPES[self.chart.members[int(gid.split()[0])][0].shape]
+            places = np.asarray(path.transformed(trans + self.down).vertices)
+            self._add(gid, '<path class="g" d="{d}"/>', d="".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in places))
+
+    def draw_text(
+        self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, ismath: Any = False, mtext: Any = None
+    ) -> None:
+        anchor = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}[mtext.get_ha()]
+        at = mtext.get_transform().transform(mtext.get_unitless_position())[0]
+        gid = "q" if self.gids[-1] == "gr" else self.gids[-1]
+        text = '<text x="{x}" y="{y}"{anchor}>{s}</text>'
+        self._add(gid, text, x=short(at), y=short(y), anchor=Markup(anchor), s=s)

@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page import charts
-from rclip_metric.train.benchmark.page.reading import (
+from rclip_metric.train.benchmark.page.table import CHANCE
+from rclip_metric.train.benchmark.page.words import NORMS, ball_name, figure, norm_name
+from rclip_metric.train.benchmark.reading import (
     Entry,
     interval_of,
     numbers_of,
@@ -20,8 +22,6 @@ from rclip_metric.train.benchmark.page.reading import (
     score_of,
     tried_threats,
 )
-from rclip_metric.train.benchmark.page.table import CHANCE
-from rclip_metric.train.benchmark.page.words import NORMS, ball_name, figure, norm_name
 
 TOP_RATIO = 4.0  # where the axis of the histograms ends at the latest
 Panels = list[tuple[Markup, Markup]]  # charts side by side: their names and pictures
@@ -99,5 +99,5 @@ def distance_section(board: Entry) -> dict[str, Any]:
                 cards.append((metric, charts.histogram(values, others, top), figure(statistics.median(values)), past))
         if cards:
             groups.append((ball_name(threat), cards))
-    more = any(value > top for values in every for value in values)
-    return {"axis": charts.histogram_axis(top, more), "groups": groups}
+    end = f"{top:g}{'+' * any(value > top for values in every for value in values)}"
+    return {"groups": groups, "one": charts.short(5 + 160 / top), "end": end}

@@ -91,14 +91,24 @@ def figure(records: Sequence[Record]) -> Figure:
     drawn = _empty_figure(chart)
     for axes, (norm, curves) in zip(drawn.axes, chart.panels.items(), strict=True):
         radii = sorted({x for curve in curves for x in curve.points})
-        if len(radii) > 2 and radii[-1] > WIDE * radii[1]:
-            axes.set_xscale("symlog", linthresh=radii[1], linscale=0.4)
-        axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
-        axes.set_xticks([], minor=True)
+        radius_axis(axes, radii)
         axes.set_xlabel(f"{_SYMBOLS.get(norm, norm)} radius" + (" (/255)" if norm == "linf" else ""))
         for curve in curves:
             _draw(axes, curve, chart.labels.index(curve.label))
     return drawn
+
+
+def radius_axis(axes: Axes, radii: Sequence[float], wide: float = WIDE) -> bool:
+    """Mark radii, rising from 0, on a horizontal axis, and make it logarithmic from the first one on if it must be.
+
+    It must where the largest radius is more than ``wide`` times the smallest above 0; returns whether it was.
+    """
+    bent = len(radii) > 2 and radii[-1] > wide * radii[1]
+    if bent:
+        axes.set_xscale("symlog", linthresh=radii[1], linscale=0.4)
+    axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
+    axes.set_xticks([], minor=True)
+    return bent
 
 
 def sweep_figure(records: Sequence[Record], x: str = "steps") -> Figure:
