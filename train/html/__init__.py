@@ -25,7 +25,7 @@ def render(template: str, folder: Path = _HERE, **values: Any) -> str:
     loader = FileSystemLoader([folder, _HERE])
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = made.get_template(template).render(asset=_asset, **values)
-    return re.sub(r">(\n|\s\s+)<", "><", text) + "\n"
+    return re.sub(r">(\n|\s\s+)<", "><", text)
 
 
 def _asset(name: str) -> Markup:

@@ -2,7 +2,7 @@
   const root = document.documentElement;
   root.classList.add("scripted");
 
-  document.querySelector(".theme").addEventListener("click", () => {
+  document.querySelector(".theme")?.addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });

@@ -250,68 +250,20 @@ def _csv(board: Board) -> str:
     return text.getvalue().rstrip("\n")
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --quiet: #888; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
-h1 {{ font-size: 1.3rem; }}
-div {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
-th {{ border-bottom-width: 2px; cursor: pointer; vertical-align: bottom; }}
-.number {{ text-align: right; }}
-small {{ color: var(--quiet); display: block; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<div><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
-<p>{caption} Click a heading to sort.</p>
-{footnotes}
-<script>
-document.querySelectorAll("th").forEach((heading, column) => heading.addEventListener("click", () => {{
-  const body = document.querySelector("tbody"), numeric = heading.classList.contains("number");
-  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const sign = heading.dataset.sign = heading.dataset.sign ? -heading.dataset.sign : numeric ? -1 : 1;
-  const order = (a, b) => numeric ? sign * (a - b) : sign * a.localeCompare(b);
-  [...body.rows].sort((a, b) => order(key(a), key(b))).forEach(row => body.append(row));
-}}));
-</script>
-</body>
-</html>"""
-
-
 def _html(board: Board) -> str:
-    def shown(cell: Cell) -> str:
-        value = -1 if cell.summary is None else cell.summary["accuracy"]
-        notes = "".join(f'<sup><a href="#note-{number}">[{number}]</a></sup>' for number in cell.notes)
-        under = "".join(f"<small>{part}</small>" for part in (cell.interval, cell.beside) if part)
-        return f'<td class="number" data-value="{value}">{cell.accuracy}{notes}{under}</td>'
+    from rclip_metric.train.html import render
 
-    head = ["samples", "clean", *(board.labels[threat] for threat in board.threats), *["human"] * board.human]
+    threats = (None, *board.threats)
+    head = ["model", "data", "samples", "clean", *(board.labels[threat] for threat in board.threats)]
     rows = []
     for row in board.rows:
-        first = row.records[0]
-        cells = [f"<td>{html.escape(text)}</td>" for text in (model_label(first), data_label(first))]
-        cells.append(f'<td class="number">{first["data"]["samples"]}</td>')
-        cells += [shown(row.cell(threat)) for threat in (None, *board.threats)]
-        cells += [shown(row.human)] * board.human
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    notes = [f'<li id="note-{number}">{html.escape(note)}</li>' for number, note in enumerate(board.footnotes, 1)]
-    return _PAGE.format(
-        title=html.escape("Accuracy on " + ", ".join(dict.fromkeys(data_label(row.records[0]) for row in board.rows))),
-        head="<th>model</th><th>data</th>" + "".join(f'<th class="number">{html.escape(name)}</th>' for name in head),
-        rows="\n".join(rows),
-        caption=html.escape(board.caption),
-        footnotes=f"<ol>{''.join(notes)}</ol>" if notes else "",
+        first, cells = row.records[0], [*map(row.cell, threats), *[row.human] * board.human]
+        rows.append((model_label(first), data_label(first), first["data"]["samples"], cells))
+    return render(
+        "results.html",
+        title="Accuracy on " + ", ".join(dict.fromkeys(data_label(row.records[0]) for row in board.rows)),
+        head=head + ["human"] * board.human,
+        rows=rows,
+        caption=board.caption,
+        footnotes=board.footnotes,
     )
