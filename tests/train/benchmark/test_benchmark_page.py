@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import importlib.util
 import io
 import math
@@ -717,6 +718,16 @@ def test_labels_do_not_cover_each_other() -> None:
     [(x, y)] = re.findall(r'class="g" d="M([\d.]+) ([\d.]+)', alone)
     assert 3 < box[0] - float(x) < 12 and box[1] < float(y) < box[3]
     assert 'class="l"' not in alone
+
+
+def test_names_on_charts_are_neither_mathematics_nor_markup() -> None:
+    for name in ("$x_{$", "<b>&amp;", "$a$"):
+        points = [charts.Point(name, Look(0), 70, 50)]
+        for picture in (
+            charts.scatter(points, "clean", "robust"),
+            charts.curves([charts.Line(name, Look(0), [(0, 50, 40, 60)])], "radius", "accuracy, %"),
+        ):
+            assert html.escape(name) + "</text></g>" in picture and html.escape(name) + ": " in picture
 
 
 def test_levels_are_spread_apart() -> None:

@@ -148,6 +148,7 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         min_distance=0.019,
         draw_lines=False,
         va="bottom",
+        parse_math=False,
     )
     for n, (text, leader) in enumerate(zip(room.texts, leaders, strict=True)):
         text.set_gid(f"{n}")
@@ -195,7 +196,7 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
     for n, (label, end, level) in enumerate(zip(labels, ends, levels, strict=True)):
         if abs(height - level - end[1]) > 3 or end[0] < right - 1:
             layer.plot((end[0], right + 6, right + 14), (end[1], end[1], height - level), gid=f"{n} l")
-        layer.text(right + 17, height - level - 3.6, label, gid=f"{n}")
+        layer.text(right + 17, height - level - 3.6, label, gid=f"{n}", parse_math=False)
     return chart.svg(f"{y_words} against {x_words}, {len(lines)} metrics")
 
 
