@@ -331,21 +331,16 @@ class _Svg(RendererBase):
             self.parts.setdefault(int(number) if number.isdigit() else gid, []).append(Markup(markup).format(**values))
 
     def draw_path(self, gc: Any, path: Path, transform: Any, rgbFace: Any = None) -> None:
-        steps, last, level = [], (0, 0), 0  # level: how far it goes on at the same height
+        steps, last = [], (0, 0)
         for place, code in path.transformed(transform + self.down).iter_segments(simplify=False, curves=False):
-            here = (round(place[0]), round(place[1])) if code != Path.CLOSEPOLY else last
-            across, down = here[0] - last[0], here[1] - last[1]
-            if (down and level) or code == Path.MOVETO:
-                steps.append(f"h{level}" * (level != 0))
-                level = 0
-            if code == Path.MOVETO:
-                steps.append(f"M{here[0]} {here[1]}")
-            elif down:
-                steps.append(f"l{across} {down}" if across else f"v{down}")
-            else:
-                level += across
-            last = here
-        steps.append(f"h{level}" * (level != 0))
+            if code != Path.CLOSEPOLY:
+                here = round(place[0]), round(place[1])
+                across, down = here[0] - last[0], here[1] - last[1]
+                if code == Path.MOVETO:
+                    steps.append(f"M{here[0]} {here[1]}")
+                else:
+                    steps.append(f"h{across}" if not down else f"l{across} {down}" if across else f"v{down}")
+                last = here
         self._add(self.gids[-1], '<path{style} d="{d}"/>', d="".join(steps))
 
     def draw_markers(
