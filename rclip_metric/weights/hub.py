@@ -110,6 +110,12 @@ def cached_file(source: HubSource, name: str) -> HubFile | None:
     return None
 
 
+def first_cached(source: HubSource, files: Sequence[WeightFile]) -> tuple[HubFile, WeightFile] | None:
+    """The first of the files that is in the cache, as it is there and as it was asked for; None if none is."""
+    hits = ((cached_file(source, file.name), file) for file in files)
+    return next(((hit, file) for hit, file in hits if hit is not None), None)
+
+
 def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
     """The first of the files that the repository has: from the cache or downloaded, and checked.
 
@@ -125,11 +131,10 @@ def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
     """
     from huggingface_hub import constants
 
-    hits = ((cached_file(source, file.name), file) for file in files)
-    cached, file = next(((hit, file) for hit, file in hits if hit is not None), (None, files[0]))
+    hit = first_cached(source, files)
     offline = source.local_files_only or constants.HF_HUB_OFFLINE
-    if cached is not None and (offline or source.pinned or not source.newest):
-        return _checked(source, cached, file)
+    if hit is not None and (offline or source.pinned or not source.newest):
+        return _checked(source, *hit)
     if offline:
         reason = "local_files_only" if source.local_files_only else "HF_HUB_OFFLINE"
         raise NetworkError(
@@ -138,9 +143,9 @@ def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
     try:
         return _download(source, files)
     except NetworkError:
-        if cached is None:
+        if hit is None:
             raise
-        return _checked(source, cached, file)  # nothing answers, and what was newest last time is here
+        return _checked(source, *hit)  # nothing answers, and what was newest last time is here
 
 
 def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:

@@ -18,7 +18,7 @@ from rclip_metric.errors import CheckpointError, ManifestError, NetworkError, No
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import file_digest
-from rclip_metric.weights.hub import HubFile, HubSource, cached_file, fetch, recheck
+from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
 from rclip_metric.weights.manifest import PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair
@@ -141,7 +141,9 @@ def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None)
     """Whether a manifest entry can be loaded without a network."""
     if spec.source in PACKAGED:
         return packaged_path(spec) is not None
-    return spec.repo is not None and _cached(HubSource(spec.repo, spec.revision, cache_dir), spec) is not None
+    if spec.repo is None:
+        return False
+    return first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates) is not None
 
 
 def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
@@ -159,20 +161,19 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
     spec = get_spec(name)
     if spec.source in PACKAGED:
         return file_digest(find_packaged(spec).path)
-    source = HubSource(_repo(spec), revision or spec.revision, cache_dir)
-    found = _cached(source, spec)
-    if found is None:
+    source, files = _on_hub(spec, revision, functools.partial(HubSource, cache_dir=cache_dir))
+    hit = first_cached(source, files)
+    if hit is None:
         raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
-    return recheck(source, found, _expected(spec, source, found.name))
+    return recheck(source, *hit)
 
 
 def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
     if spec.source in PACKAGED:
         return find_packaged(spec)
-    source = hub(_repo(spec), revision or spec.revision)
-    source = replace(source, newest=revision is not None)
+    source, files = _on_hub(spec, revision, hub)
     try:
-        found = fetch(source, [_expected(spec, source, file.name) for file in spec.candidates])
+        found = fetch(replace(source, newest=revision is not None), files)
     except NetworkError as error:
         raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, revision)}.") from error
     return Located(spec, found.path, found.commit, spec.layout)
@@ -221,23 +222,17 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     return Located(spec, found.path, found.commit, FORMAT, config.resize)
 
 
-def _repo(spec: WeightSpec) -> str:
+def _on_hub(
+    spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]
+) -> tuple[HubSource, list[WeightFile]]:
+    """The repository of an entry, and its files with the digests that the manifest knows of its own revision."""
     if spec.repo is None:
         raise UnknownModelError(
             f"{spec.name} cannot be loaded by its name: {spec.url_note} {spec.notes} Pass its path."
         )
-    return spec.repo
-
-
-def _cached(source: HubSource, spec: WeightSpec) -> HubFile | None:
-    hits = (cached_file(source, file.name) for file in spec.candidates)
-    return next((hit for hit in hits if hit is not None), None)
-
-
-def _expected(spec: WeightSpec, source: HubSource, name: str) -> WeightFile:
-    """The file with the manifest's sha256, unless the caller asked for another revision than that."""
-    same = (source.revision or "") == (spec.revision or "")
-    return next(file if same else WeightFile(name) for file in spec.candidates if file.name == name)
+    known = not revision or revision == spec.revision
+    files = [file if known else WeightFile(file.name) for file in spec.candidates]
+    return hub(spec.repo, revision or spec.revision), files
 
 
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:

@@ -11,11 +11,11 @@ from rclip_metric.errors import CheckpointError, MissingPackageError
 from rclip_metric.images.preprocessing import Preprocessing, Resize
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file
-from rclip_metric.weights.manifest import WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.weights.manifest import PUBLISHED_NAMES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, read_metadata
 
 _OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
-USUAL_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS_NAME)
+USUAL_NAMES = (*PUBLISHED_NAMES["open-clip"], WEIGHTS_NAME)
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 # Of a manifest entry, what does not hold for other weights that are only read in the same way.
 _NOT_INHERITED: dict[str, Any] = {"repo": None, "revision": None, "reported": {}, "training": None, "domain": None}

@@ -37,7 +37,7 @@ _SHA256 = matching("64 lower-case hex digits", r"[0-9a-f]{64}")
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
-_USUAL_NAMES = {
+PUBLISHED_NAMES = {
     "rclip-metric": ("model.safetensors",),
     "open-clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     "transformers-vit": ("model.safetensors",),
@@ -103,7 +103,7 @@ class WeightSpec:
     def candidates(self) -> tuple[WeightFile, ...]:
         """The files to try in order: safetensors, or a pickle where the entry lists nothing else."""
         if not self.files:
-            return tuple(WeightFile(name) for name in _USUAL_NAMES.get(self.layout, ()))
+            return tuple(WeightFile(name) for name in PUBLISHED_NAMES.get(self.layout, ()))
         return tuple(file for file in self.files if file.name.endswith(".safetensors")) or self.files
 
     @classmethod

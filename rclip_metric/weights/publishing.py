@@ -39,9 +39,7 @@ def push_encoder(
         token: With the right to write; HF_TOKEN or the stored login if None.
         revision: Branch, which must exist; the main one if None.
         commit_message: The first line of the commit.
-        training: See `save_encoder`.
-        license: See `save_encoder`.
-        notes: See `save_encoder`.
+        training, license, notes: See `save_encoder`.
 
     Returns:
         The commit.
@@ -75,11 +73,7 @@ def push_files(
 
     Args:
         files: Paths on this machine, or contents, by their path in the repository.
-        repo_id: As for `push_encoder`.
-        private: As for `push_encoder`.
-        token: As for `push_encoder`.
-        revision: As for `push_encoder`.
-        commit_message: As for `push_encoder`.
+        repo_id, private, token, revision, commit_message: As for `push_encoder`.
 
     Raises:
         HubError: The network or the Hub.
