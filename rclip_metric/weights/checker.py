@@ -28,6 +28,12 @@ def matching(words: str, pattern: str) -> Kind:
     return words, lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
 
 
+def or_null(kind: Kind) -> Kind:
+    """A value of that kind, or null."""
+    words, holds = kind
+    return f"{words} or null", lambda value: value is None or holds(value)
+
+
 class Checker:
     """Checks of the values in one file or entry, each of which raises ManifestError."""
 
@@ -39,12 +45,12 @@ class Checker:
         """Return the complaint about a field, or about the whole where its name is empty."""
         return ManifestError(f"{self.where}{f', field {field!r}' if field else ''}: {problem}.")
 
-    def value(self, field: str, value: Any, kind: Kind, *, optional: bool = False) -> Any:
-        """Return the value if it is of that kind, or None where that is allowed."""
+    def value(self, field: str, value: Any, kind: Kind) -> Any:
+        """Return the value if it is of that kind."""
         words, holds = kind
-        if holds(value) or (optional and value is None):
+        if holds(value):
             return value
-        raise self.fail(field, f"expected {words}{' or null' if optional else ''}, got {value!r}")
+        raise self.fail(field, f"expected {words}, got {value!r}")
 
     def object(
         self, field: str, value: Any, keys: Sequence[str] | None = None, rare: Sequence[str] = ()

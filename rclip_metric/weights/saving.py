@@ -16,7 +16,7 @@ from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
-from rclip_metric.weights.checker import TEXT, Checker, one_of
+from rclip_metric.weights.checker import TEXT, Checker, one_of, or_null
 from rclip_metric.weights.manifest import WeightSpec
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class SavedConfig:
             reads = f"got {version!r} and this version of rclip-metric reads {FORMAT_VERSION}: update it"
             raise check.fail("format_version", reads)
         check.object("", config, _CONFIG_FIELDS, [_DOMAIN])
-        check.value("resize", config["resize"], one_of(filter(None, RESIZES)), optional=True)
-        check.value("revision", config["revision"], TEXT, optional=True)
+        check.value("resize", config["resize"], or_null(one_of(filter(None, RESIZES))))
+        check.value("revision", config["revision"], or_null(TEXT))
         entry = {
             **dict.fromkeys(("repo", "revision", "files", "citation", "url_note")),
             **{field: config[field] for field in _SPEC_FIELDS},
