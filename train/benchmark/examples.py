@@ -50,7 +50,7 @@ def example_triplets(
 
     Returns:
         One dict per triplet, JSON: ``key`` and ``share_right``, as in `TripletFiles`; ``before`` and ``after``, the
-        distances [to left, to right] of `direct.dissimilarity`; ``right_before``, ``right_after`` and ``was_attacked``;
+        distances [to left, to right] of `dissimilarity`; ``right_before``, ``right_after`` and ``was_attacked``;
         ``reference``, ``left`` and ``right`` from their files, ``attacked`` and ``perturbation`` from the metric's own
         square, PNG in data URIs of at most 160 pixels. The perturbation is 0.5 + factor * delta, ``amplification`` the
         factor (None where nothing moved): 1 / (2 eps) for l_inf, elsewhere 1 / (2 max |delta|). A triplet that cannot

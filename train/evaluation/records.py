@@ -115,8 +115,8 @@ class Evaluation:
 class Row(TypedDict, total=False):
     """One sample: as `Outcome`, with (robust score, margin) per attack, or (None, None) where it was not attacked.
 
-    ``fooled_by`` is there for attacks of several stages: "wrong" (on the clean image), the stage that fooled it, or
-    None, per attack.
+    ``fooled_by`` is there for attacks of several stages, where any sample of the block was attacked: per attack the
+    stage that fooled it, None, or "wrong" (on the clean image).
     """
 
     key: str

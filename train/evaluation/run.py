@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Confirmed
+from rclip_metric.train.attacks.base import Attacked, Confirmed
 from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, Decision, RunSettings, attack_block
+from rclip_metric.train.evaluation.blocks import ALONE
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
@@ -26,10 +28,13 @@ from rclip_metric.train.evaluation.records import (
     records_of,
 )
 from rclip_metric.train.metrics.base import Metric
-from rclip_metric.train.runs.distributed import ALONE, Team
+from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.precision import resolved_precision
 
 Sample = TypeVar("Sample", bound=Keyed)
+NOTHING = Confirmed(
+    torch.zeros(0), torch.zeros(0), Attacked(torch.zeros(0), torch.zeros(0), torch.zeros(0)), violation=0.0, seconds=0.0
+)  # what an attack does where there is nobody to attack
 
 
 class Aim(NamedTuple):
@@ -154,18 +159,21 @@ class Task(ABC, Generic[Sample]):
         costs = [cost(time.perf_counter() - begun, images.passes - passes)]
 
         chosen = [self.is_attacked(sample) for sample in samples]
-        right = [i for i in range(len(rows)) if on.attacks and chosen[i] and not wrong[i]]
+        right = [i for i in range(len(rows)) if chosen[i] and not wrong[i]]
+        found: Iterable[Confirmed] = repeat(NOTHING, len(on.attacks))
+        if right and on.attacks:
+            found = self.under_attack([samples[i] for i in right], similarities[right], images, on)
         passes = images.passes
-        for confirmed in self.under_attack([samples[i] for i in right], similarities[right], images, on):
-            stages = confirmed.stages or [None] * len(right)
-            columns = (confirmed.fooled.tolist(), confirmed.margin.tolist(), stages)
-            after = dict(zip(right, zip(*columns, strict=True), strict=True))
+        for confirmed in found:
+            pairs = zip(confirmed.fooled.tolist(), confirmed.margin.tolist(), strict=True)
+            after = dict(zip(right, pairs, strict=True))
+            stages = dict(zip(right, confirmed.stages or (), strict=False))
             for i, row in enumerate(rows):
-                fooled, margin, stage = after.get(i, (False, row["margin"], "wrong"))
+                fooled, margin = after.get(i, (False, row["margin"]))
                 score = self.score(samples[i], True, False) if fooled else row["clean"]
                 row["attacks"].append((score, margin) if chosen[i] else (None, None))
-                if confirmed.stages is not None:
-                    row.setdefault("fooled_by", []).append(stage)
+                if stages:
+                    row.setdefault("fooled_by", []).append(stages.get(i, "wrong"))
             costs.append(attack_cost(confirmed, images.passes - passes))
             passes = images.passes
         return Block(rows=rows, unreadable=unreadable, costs=costs)
@@ -193,8 +201,6 @@ class Task(ABC, Generic[Sample]):
         self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
     ) -> Iterator[Confirmed]:
         """What every attack does to n samples that are right; the similarities are those of the clean decision."""
-        if not on.attacks:
-            return
         aim = self.aim(samples, similarities)
         moved = images.pixels(aim.moved)
         radius, spent = torch.zeros(0), 0.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.base import Attacked, Confirmed
-from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, Embed, attack_classes, margins
+from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins
 from rclip_metric.train.attacks.classifier import similarities as class_similarities
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
@@ -189,58 +189,48 @@ class ZeroShot(Task[LabelledImage]):
 
     def decide(self, samples: Sequence[LabelledImage], similarities: Tensor) -> Decided:
         """The nearest class."""
-        label = _labels(samples, similarities.device)
+        label = _labels(samples, similarities)
         margin = margins(similarities, label)
         return Decided(-margin, margin, similarities.argmax(1) != label)
 
     def under_attack(
         self, samples: Sequence[LabelledImage], similarities: Tensor, images: ImageSet, on: Evaluation
     ) -> Iterator[Confirmed]:
-        """Every attack in its two stages."""
-        centre = images.pixels([sample.path for sample in samples])
-        label, seeds = _labels(samples, centre.device), on.seeds(samples)
-        for attack in on.attacks:
-            yield self._attacked(attack, centre, label, margins(similarities, label), seeds, on)
-
-    def _attacked(
-        self, attack: ZeroShotAttack, images: Tensor, label: Tensor, clean: Tensor, seeds: list[int], on: Evaluation
-    ) -> Confirmed:
-        """One attack on n images with these clean margins; the margin is that of the worst point."""
-        begun, embed, chunk = time.perf_counter(), _embed(on.metric), on.run.chunk_size
-        stages: list[str | None] = [None] * len(seeds)
-        found: list[Attacked] = []
-        worst, violation = clean.clone(), 0.0
+        """Every attack in its two stages; the margin is that of the worst point."""
+        centre, label = images.pixels([sample.path for sample in samples]), _labels(samples, similarities)
+        judge: Any = on.metric
+        attacked_by: Any = on.half or judge
 
         def exactly(points: Tensor) -> Tensor:
             with torch.no_grad():
-                return class_similarities(embed, self.classes, points, chunk)
+                return class_similarities(judge.embed, self.classes, points, on.run.chunk_size)
 
         def confirm(points: Tensor, indices: Tensor) -> Tensor:
             return exactly(points).argmax(1) != label[indices]
 
-        if seeds:
+        for attack in on.attacks:
+            begun, worst, violation = time.perf_counter(), margins(similarities, label), 0.0
             attacked = attack_classes(
-                _embed(on.half or on.metric),
+                attacked_by.embed,
                 self.classes,
-                images,
+                centre,
                 label,
                 attack.ball,
                 attack.steps,
-                seeds,
+                on.seeds(samples),
                 scale=self.text.scale,
                 targets=attack.targets,
                 confirm=confirm if on.half else None,
                 slack=SLACK if on.half else 0.0,
-                chunk_size=chunk,
+                chunk_size=on.run.chunk_size,
             )
-            stages, found = attacked.stages, attacked.attacks
-            for part, stage in zip((torch.arange(len(images)), attacked.left), found, strict=False):
-                worst[part] = torch.minimum(worst[part], margins(exactly(stage.images), label[part]))
-                violation = max(violation, attack.ball.violation(stage.images, images[part]))
-        fooled = torch.tensor([stage is not None for stage in stages], dtype=torch.bool)
-        counts = ([getattr(stage, name) for stage in found] for name in _COUNTS)
-        spent = Attacked(images, -worst, fooled, **dict(zip(_COUNTS, map(sum, counts), strict=True)))
-        return Confirmed(fooled, worst, spent, violation, time.perf_counter() - begun, stages)
+            for part, found in zip((torch.arange(len(samples)), attacked.left), attacked.attacks, strict=False):
+                worst[part] = torch.minimum(worst[part], margins(exactly(found.images), label[part]))
+                violation = max(violation, attack.ball.violation(found.images, centre[part]))
+            fooled = torch.tensor([stage is not None for stage in attacked.stages])
+            counts = {name: sum(getattr(found, name) for found in attacked.attacks) for name in _COUNTS}
+            spent = Attacked(centre, -worst, fooled, **counts)
+            yield Confirmed(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """With the words in the settings, and ``stages``: a letter per sample for what became of it."""
@@ -248,7 +238,7 @@ class ZeroShot(Task[LabelledImage]):
         rows = [row for block in blocks for row in block["rows"]]
         for index, record in enumerate(records):
             record["settings"] |= self.about()
-            fates = [row["fooled_by"][index] if on.attacks else None if row["clean"] else "wrong" for row in rows]
+            fates = ["wrong" if not row["clean"] else row["fooled_by"][index] if on.attacks else None for row in rows]
             record["stages"] = {"letters": _MEANINGS, "samples": "".join(_LETTERS[fate] for fate in fates)}
         return records
 
@@ -279,12 +269,8 @@ def evaluate_zero_shot(
     return records
 
 
-def _embed(metric: Any) -> Embed:
-    return metric.embed  # type: ignore[no-any-return]
-
-
-def _labels(samples: Sequence[LabelledImage], device: torch.device) -> Tensor:
-    return torch.tensor([sample.label for sample in samples], dtype=torch.long, device=device)
+def _labels(samples: Sequence[LabelledImage], similarities: Tensor) -> Tensor:
+    return torch.tensor([sample.label for sample in samples], device=similarities.device)
 
 
 def _digest(texts: Sequence[str]) -> str:
