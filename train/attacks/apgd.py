@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked, Judge, Judged, LossFunction, judged, restart_seeds
+from rclip_metric.train.attacks.base import (
+    AttackResult,
+    BestPoints,
+    Judge,
+    LossAndSuccess,
+    LossFunction,
+    restart_seeds,
+    split_loss,
+)
 from rclip_metric.train.attacks.step_sizes import Halving, Sparsity
 from rclip_metric.train.attacks.threat import Feasible, LpBall
 
@@ -31,26 +41,26 @@ def apgd(
     larger_eps: bool = False,
     threshold: float = 0.75,
     chunk_size: int | None = None,
-) -> Attacked:
+) -> AttackResult:
     """Raise a per-sample loss inside a ball, with a step size that adapts to each sample.
 
     The first step is 2 eps long (eps for l_1); at checkpoints after 22 %, 41 %, 57 %, ... of the steps a sample whose
     loss rose in at most 75 % of the steps since the last one, or whose step and best loss both stood still, halves its
     step and goes back to its best point. For l_1 the sparsity of the step adapts as well (see `schedule`).
 
-    A fooled sample leaves the batch with the point that fooled it; the others are judged at ``steps + 1`` points, the
+    A fooled sample leaves the batch with the point that fooled it; the others are judged at `steps + 1` points, the
     last of them without a backward pass. No sample's path depends on the others, on their order or on the number of
     processes, beyond float rounding.
 
     Args:
-        loss_fn: (images (n, 3, H, W), sample indices (n,)) -> losses (n,), or `Judged`.
+        loss_fn: (images (n, 3, H, W), sample indices (n,)) -> losses (n,), or `LossAndSuccess`.
         images: the clean images (N, 3, H, W) in [0, 1], which are also the centres of the balls.
         ball: the feasible set.
         steps: gradient steps of each restart.
-        start: where the first restart begins, (N, 3, H, W). Default: a random point if there are ``seeds`` or a
-            ``generator``, else the clean images.
-        succeeded: (losses (n,), sample indices (n,)) -> bool (n,), where loss_fn does not return `Judged`. Without
-            either the attack runs to the end and returns the best point of every sample.
+        start: where the first restart begins, (N, 3, H, W). Default: a random point if there are `seeds` or a
+            `generator`, else the clean images.
+        succeeded: (losses (n,), sample indices (n,)) -> bool (n,), where loss_fn does not return `LossAndSuccess`.
+            Without either the attack runs to the end and returns the best point of every sample.
         confirm: (images, sample indices) -> bool, asked about every success before it counts: an attack that runs in
             half precision is confirmed in full. A point is asked about only if its loss is higher than at the
             sample's last refusal.
@@ -67,24 +77,32 @@ def apgd(
 
     Raises:
         ValueError: for restarts without seeds or generator, or arguments that do not fit each other.
+
+    Example:
+        >>> images = torch.full((2, 3, 4, 4), 0.5)
+        >>> found = apgd(lambda points, _: points.flatten(1).sum(1), images, LpBall("linf", 0.1), steps=10)
+        >>> found.images.amin(), found.images.amax()  # the loss is the sum, so every value goes up by eps
+        (tensor(0.6000), tensor(0.6000))
+        >>> found.evaluations, found.gradients
+        (22, 20)
     """
     _check(images, steps, restarts, start)
     images = images.detach()
-    result: Attacked | None = None
+    result: AttackResult | None = None
     for restart in range(restarts):
         drawn = restart_seeds(len(images), restart, seeds, generator)
         if restart > 0 and drawn is None:
             raise ValueError(f"{restarts} restarts need seeds, one per image, or a generator")
 
-        def attempt(left: Tensor, restart: int = restart, drawn: list[int] | None = drawn) -> Attacked:
+        def attempt(left: Tensor, restart: int = restart, drawn: list[int] | None = drawn) -> AttackResult:
             centre = images[left]
             first = LpBall(ball.norm, ball.eps * LARGER_EPS[0][0]) if larger_eps else ball
             if restart == 0 and start is not None:
                 points = first.project(start[left].detach(), centre)
             else:
                 points = centre if drawn is None else first.start(centre, [drawn[index] for index in left.tolist()])
-            run = _larger_eps if larger_eps else _single
-            return run((loss_fn, left, succeeded, confirm), centre, points, ball, steps, threshold, chunk_size)
+            problem = _Problem(loss_fn, left, centre, succeeded, confirm, threshold, chunk_size)
+            return (_larger_eps if larger_eps else _single)(problem, points, ball, steps)
 
         result = _continued(result, attempt, images)
         if bool(result.success.all()):
@@ -105,8 +123,8 @@ def apgd_targeted(
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
-) -> Attacked:
-    """APGD at one target after another, each on the samples that no earlier one has fooled.
+) -> AttackResult:
+    """Run APGD at one target after another, each on the samples that no earlier one has fooled.
 
     Args:
         loss_for: k -> the loss function that aims at every sample's k-th target, k = 0 ... targets - 1.
@@ -121,21 +139,32 @@ def apgd_targeted(
         chunk_size: images per forward and backward pass.
 
     Returns:
-        What was found; ``success`` wherever any target succeeded.
+        What was found; `success` wherever any target succeeded.
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+
+    Example:
+        >>> images = torch.full((2, 3, 4, 4), 0.5)
+        >>> def towards(target):
+        ...     return lambda points, _: points[:, target].mean((1, 2))  # raise one colour
+        >>> bright = lambda loss, _: loss > 0.55
+        >>> apgd_targeted(towards, images, LpBall("linf", 0.1), 5, targets=3, succeeded=bright).success
+        tensor([True, True])
     """
     if targets < 1:
         raise ValueError(f"targets must be at least 1, and it is {targets}")
     _check(images, steps, 1, None)
     images = images.detach()
-    result: Attacked | None = None
+    result: AttackResult | None = None
     for target in range(targets):
         drawn = restart_seeds(len(images), target, seeds, generator)
 
-        def attempt(left: Tensor, target: int = target, drawn: list[int] | None = drawn) -> Attacked:
+        def attempt(left: Tensor, target: int = target, drawn: list[int] | None = drawn) -> AttackResult:
             centre = images[left]
             points = centre if drawn is None else ball.start(centre, [drawn[index] for index in left.tolist()])
-            within = (loss_for(target), left, succeeded, confirm)
-            return _single(within, centre, points, ball, steps, 0.75, chunk_size)
+            problem = _Problem(loss_for(target), left, centre, succeeded, confirm, 0.75, chunk_size)
+            return _single(problem, points, ball, steps)
 
         result = _continued(result, attempt, images)
         if bool(result.success.all()):
@@ -144,7 +173,16 @@ def apgd_targeted(
     return result
 
 
-_Within = tuple[LossFunction, Tensor, "Judge | None", "Judge | None"]
+class _Problem(NamedTuple):
+    """What one attempt is about: some of the caller's samples, their loss and their judges."""
+
+    loss_fn: LossFunction
+    samples: Tensor  # (n,), indices in the caller's batch
+    centre: Tensor  # (n, 3, H, W)
+    succeeded: Judge | None
+    confirm: Judge | None
+    threshold: float
+    chunk_size: int | None
 
 
 def _check(images: Tensor, steps: int, restarts: int, start: Tensor | None) -> None:
@@ -156,8 +194,8 @@ def _check(images: Tensor, steps: int, restarts: int, start: Tensor | None) -> N
         raise ValueError(f"steps must be at least 0 and restarts at least 1, and they are {steps} and {restarts}")
 
 
-def _continued(before: Attacked | None, attempt: Callable[[Tensor], Attacked], images: Tensor) -> Attacked:
-    """One more attempt on the samples that are left, merged into what was found before."""
+def _continued(before: AttackResult | None, attempt: Callable[[Tensor], AttackResult], images: Tensor) -> AttackResult:
+    """Make one more attempt on the samples that are left, and merge it into what was found before."""
     if before is None:
         return attempt(torch.arange(len(images), device=images.device))
     left = (~before.success).nonzero()[:, 0]
@@ -166,7 +204,7 @@ def _continued(before: Attacked | None, attempt: Callable[[Tensor], Attacked], i
     points, loss, success = before.images, before.loss, before.success
     points[left[better]], loss[left[better]] = more.images[better], more.loss[better]
     success[left] = more.success
-    return Attacked(
+    return AttackResult(
         points,
         loss,
         success,
@@ -177,109 +215,74 @@ def _continued(before: Attacked | None, attempt: Callable[[Tensor], Attacked], i
     )
 
 
-def _larger_eps(
-    within: _Within,
-    centre: Tensor,
-    points: Tensor,
-    ball: LpBall,
-    steps: int,
-    threshold: float,
-    chunk_size: int | None,
-) -> Attacked:
-    """The schedule of shrinking balls; the warm-up maximises the loss and is not judged."""
-    loss_fn, left, _, _ = within
+def _larger_eps(problem: _Problem, points: Tensor, ball: LpBall, steps: int) -> AttackResult:
+    """Run in balls that shrink to the one asked for; the warm-up maximises the loss and is not judged."""
 
     def loss_alone(images: Tensor, indices: Tensor) -> Tensor:
-        result = loss_fn(images, indices)
-        return result.loss if isinstance(result, Judged) else result
+        result = problem.loss_fn(images, indices)
+        return result.loss if isinstance(result, LossAndSuccess) else result
 
+    warm_up = problem._replace(loss_fn=loss_alone, succeeded=None, confirm=None)
     spent = 0
-    found: list[Attacked] = []
-    for factor, part in LARGER_EPS:
-        now = steps - spent if factor == 1 else min(steps - spent, math.ceil(part * steps))
+    stages: list[AttackResult] = []
+    for factor, share in LARGER_EPS:
+        now = steps - spent if factor == 1 else min(steps - spent, math.ceil(share * steps))
         spent += now
         wider = LpBall(ball.norm, ball.eps * factor)
-        points = wider.project(points, centre)
-        stage = within if factor == 1 else (loss_alone, left, None, None)
-        found.append(_single(stage, centre, points, wider, now, threshold, chunk_size))
-        points = found[-1].images
-    return Attacked(
-        found[-1].images,
-        found[-1].loss,
-        found[-1].success,
-        *(
-            sum(getattr(stage, name) for stage in found)
-            for name in ("evaluations", "gradients", "zero_gradients", "nonfinite_gradients")
-        ),
+        points = wider.project(points, problem.centre)
+        stages.append(_single(problem if factor == 1 else warm_up, points, wider, now))
+        points = stages[-1].images
+    return replace(
+        stages[-1],
+        evaluations=sum(stage.evaluations for stage in stages),
+        gradients=sum(stage.gradients for stage in stages),
+        zero_gradients=sum(stage.zero_gradients for stage in stages),
+        nonfinite_gradients=sum(stage.nonfinite_gradients for stage in stages),
     )
 
 
-def _single(
-    within: _Within,
-    centre: Tensor,
-    points: Tensor,
-    ball: LpBall,
-    steps: int,
-    threshold: float,
-    chunk_size: int | None,
-) -> Attacked:
-    """One run from given points; ``within`` is the loss, the samples' indices in the caller's batch, and the judges."""
-    loss_fn, sample, succeeded, confirm = within
-    total, device = len(centre), centre.device
-    best = points.clone()
-    best_loss = torch.full((total,), -torch.inf, device=device)
-    refused = best_loss.clone()  # the highest loss that `confirm` has turned down
-    success = torch.zeros(total, dtype=torch.bool, device=device)
-    zero, nonfinite = torch.zeros_like(success), torch.zeros_like(success)
-    evaluations = gradients = 0
-    schedule = (Sparsity if ball.norm == "l1" else Halving)(total, steps, ball.eps, threshold, device)
-
+def _single(problem: _Problem, points: Tensor, ball: LpBall, steps: int) -> AttackResult:
+    """Run once, from given points."""
+    total, device = len(problem.centre), problem.centre.device
+    best = BestPoints(points.clone(), torch.float32, problem.samples, problem.confirm)
     if not total:
-        return Attacked(best, best_loss, success)
+        return AttackResult(best.images, best.loss, best.success)
+    zero, nonfinite = torch.zeros_like(best.success), torch.zeros_like(best.success)
+    evaluations = gradients = 0
+    schedule = (Sparsity if ball.norm == "l1" else Halving)(total, steps, ball.eps, problem.threshold, device)
 
     # What follows is of the samples that are still in the batch; `alive` holds their rows.
     alive = torch.arange(total, device=device)
     point = previous = points
-    feasible = Feasible(ball, centre)
-    best_gradient = torch.zeros_like(centre)
+    feasible = Feasible(ball, problem.centre)
+    best_gradient = torch.zeros_like(problem.centre)
 
     for step in range(steps + 1):
         last = step == steps
-        loss, gradient, found = _evaluate(loss_fn, point, sample[alive], succeeded, not last, chunk_size)
+        loss, gradient, fooled = _evaluate(problem, point, problem.samples[alive], differentiate=not last)
         evaluations += len(alive)
-        gradients += 0 if last else len(alive)
-        if confirm is not None and bool(found.any()):
-            asked = (found & (loss > refused[alive])).nonzero()[:, 0]
-            found = torch.zeros_like(found)
-            if len(asked):
-                found[asked] = confirm(point[asked], sample[alive[asked]])
-                turned_down = asked[~found[asked]]
-                refused[alive[turned_down]] = loss[turned_down]
-        better = (loss > best_loss[alive]) | found
-        rows = better.nonzero()[:, 0]
-        best[alive[rows]] = point[rows]
-        best_loss[alive[rows]] = loss[rows]
-        success[alive] = found
+        fooled, better = best.update(alive, point, loss, fooled)
         if last:
             break
 
+        gradients += len(alive)
         peak = gradient.flatten(1).abs().amax(1)
         broken = ~peak.isfinite()
         zero[alive] |= peak == 0
         if bool(broken.any()):
             nonfinite[alive] |= broken
             gradient = torch.where(broken.view(-1, 1, 1, 1), 0.0, gradient)
-        best_gradient[rows] = gradient[rows]
+        best_gradient[better] = gradient[better]
 
-        top = best_loss[alive]
-        back = schedule.reviewed(step, loss, top, (best[alive] - feasible.centre) if schedule.due(step) else None)
+        perturbation = best.images[alive] - feasible.centre if schedule.due(step) else None
+        back = schedule.reviewed(step, loss, best.loss[alive], perturbation)
         if back is not None and bool(back.any()):
             # Only the next step starts there; the move before it stays in the momentum, as published.
-            point = torch.where(back.view(-1, 1, 1, 1), best[alive], point)
+            point = torch.where(back.view(-1, 1, 1, 1), best.images[alive], point)
             gradient = torch.where(back.view(-1, 1, 1, 1), best_gradient, gradient)
 
-        if bool(found.any()):
-            keep = (~found).nonzero()[:, 0]
+        if bool(fooled.any()):
+            keep = (~fooled).nonzero()[:, 0]
             if not len(keep):
                 break
             alive, point, previous, gradient, best_gradient = (
@@ -288,34 +291,38 @@ def _single(
             schedule.keep(keep)
             feasible.keep(keep)
 
-        share = {"share": schedule.share} if isinstance(schedule, Sparsity) else {}
-        moved = torch.addcmul(point, ball.ascent(gradient, **share), schedule.size.view(-1, 1, 1, 1))
-        moved = feasible.project_(moved, exact=step == 0 or ball.norm == "l1")
-        if step > 0 and ball.norm != "l1":
-            # point + 0.75 (moved - point) + 0.25 (point - previous)
-            moved.mul_(MOMENTUM).add_(point, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
-            moved = feasible.project_(moved)
-        previous, point = point, moved
+        point, previous = _stepped(point, previous if step > 0 else None, gradient, feasible, schedule), point
 
-    return Attacked(best, best_loss, success, evaluations, gradients, int(zero.sum()), int(nonfinite.sum()))
+    return AttackResult(
+        best.images, best.loss, best.success, evaluations, gradients, int(zero.sum()), int(nonfinite.sum())
+    )
+
+
+def _stepped(
+    point: Tensor, previous: Tensor | None, gradient: Tensor, feasible: Feasible, schedule: Halving | Sparsity
+) -> Tensor:
+    """Go one step up the gradient and, except in l_1 balls and on the first step, on where the one before led."""
+    ball = feasible.ball
+    share = {"share": schedule.share} if isinstance(schedule, Sparsity) else {}
+    moved = torch.addcmul(point, ball.ascent(gradient, **share), schedule.size.view(-1, 1, 1, 1))
+    moved = feasible.project_(moved, exact=previous is None or ball.norm == "l1")
+    if previous is None or ball.norm == "l1":
+        return moved
+    # point + 0.75 (moved - point) + 0.25 (point - previous)
+    moved.mul_(MOMENTUM).add_(point, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
+    return feasible.project_(moved)
 
 
 def _evaluate(
-    loss_fn: LossFunction,
-    points: Tensor,
-    indices: Tensor,
-    succeeded: Judge | None,
-    differentiate: bool,
-    chunk_size: int | None,
+    problem: _Problem, points: Tensor, indices: Tensor, *, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (n,), their gradients (n, 3, H, W) (empty unless wanted) and successes (n,), chunk by chunk."""
+    """Give losses (n,), their gradients (n, 3, H, W) (empty unless wanted) and successes (n,), chunk by chunk."""
     losses, gradients, successes = [], [], []
-    for part, where in zip(
-        points.split(chunk_size or len(points)), indices.split(chunk_size or len(points)), strict=True
-    ):
+    size = problem.chunk_size or len(points)
+    for part, where in zip(points.split(size), indices.split(size), strict=True):
         with torch.set_grad_enabled(differentiate):
             variable = part.detach().requires_grad_(differentiate)
-            loss, success = judged(loss_fn(variable, where), where, succeeded)
+            loss, success = split_loss(problem.loss_fn(variable, where), where, problem.succeeded)
         if differentiate:
             gradients.append(torch.autograd.grad(loss.sum(), variable)[0])
         losses.append(loss.detach().float())

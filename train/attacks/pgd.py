@@ -20,7 +20,7 @@ def pgd(
     noise: Tensor,
     momentum: float = 0.9,
 ) -> Tensor:
-    """Fixed steps with momentum on the normalised gradient, from a random start.
+    """Raise a per-sample loss by fixed steps with momentum on the normalised gradient, from a random start.
 
     v <- momentum * v + ascent(gradient); point <- project(point + step_size * ascent(v)).
 
@@ -30,11 +30,19 @@ def pgd(
         ball: the feasible set.
         steps: gradient steps (10 in the paper).
         step_size: length of one (1/255 in the paper).
-        noise: the random start, as ``LpBall.sample`` takes it.
+        noise: the random start, as `LpBall.sample` takes it.
         momentum: 0.9 in the paper.
 
     Returns:
         The last point, detached (N, 3, H, W).
+
+    Example:
+        >>> images = torch.full((2, 3, 4, 4), 0.5)
+        >>> brighter = lambda points: points.flatten(1).sum(1)
+        >>> ball = LpBall("linf", 4 / 255)
+        >>> adversarial = pgd(brighter, images, ball, 10, 1 / 255, noise=torch.zeros_like(images))
+        >>> bool(adversarial.allclose(images + 4 / 255))
+        True
     """
     images = images.detach()
     point = ball.sample(images, noise)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from rclip_metric.train.attacks.base import Attacked, Judge, LossFunction, judged, restart_seeds
+from rclip_metric.train.attacks.base import AttackResult, BestPoints, Judge, LossFunction, restart_seeds, split_loss
 from rclip_metric.train.attacks.threat import LpBall
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
@@ -16,10 +16,10 @@ BLOCK = 256  # queries whose random numbers are drawn at a time; a sample's stre
 
 
 def window_side(move: int, queries: int, share: float, ball: LpBall, height: int, width: int) -> int:
-    """Side of the square that a move changes, in pixels; the moves are counted from 0, after the start.
+    """Compute the side of the square that a move changes, in pixels; moves are counted from 0, after the start.
 
     The area is a share p of the image; p is halved after move 10, 50, 200, ... 8,000 of 10,000, rescaled to
-    ``queries``. For l_2 the side is odd and at least 3. It never exceeds the image.
+    `queries`. For l_2 the side is odd and at least 3. It never exceeds the image.
     """
     rescaled = int(move / queries * 10_000)
     p = share / 2 ** sum(rescaled > bound for bound in HALVINGS)
@@ -30,12 +30,12 @@ def window_side(move: int, queries: int, share: float, ball: LpBall, height: int
 
 
 def _unit(tensor: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Scale to l_2 norm 1 over ``dims``; zero stays zero."""
+    """Scale to l_2 norm 1 over `dims`; zero stays zero."""
     return tensor / tensor.square().sum(dims, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _pyramid(height: int, width: int) -> torch.Tensor:
-    """Nested rectangles around a centre: sum of 1 / j^2 for j from m + 1 to n + 1, at distance m from the centre.
+    """Build nested rectangles around a centre: sum of 1 / j^2 for j from m + 1 to n + 1, at distance m from the centre.
 
     m is the larger of the row and the column distance, n = max(height, width) // 2.
     """
@@ -47,7 +47,7 @@ def _pyramid(height: int, width: int) -> torch.Tensor:
 
 
 def bumps(side: int) -> torch.Tensor:
-    """The l_2 patch eta with norm 1 and its transpose, (2, side, side): a pyramid above its negative.
+    """Build the l_2 patch eta with norm 1 and its transpose, (2, side, side): a pyramid above its negative.
 
     Both halves have the same norm, as in the authors' code. A single pixel is its own lower half: -1.
     """
@@ -58,12 +58,12 @@ def bumps(side: int) -> torch.Tensor:
 
 
 def _signs(uniform: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [0, 1) as random signs."""
+    """Turn uniform numbers in [0, 1) into random signs."""
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
 def _window(uniform: torch.Tensor, side: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random windows along one axis, each start from 0 to length - side alike: coordinates (n, length) and mask.
+    """Place random windows along one axis, each start from 0 to length - side alike: coordinates (n, length) and mask.
 
     A coordinate is counted from the start of the window; where the mask is False it is clamped into the window.
     """
@@ -74,7 +74,7 @@ def _window(uniform: torch.Tensor, side: int, length: int) -> tuple[torch.Tensor
 
 
 def _start(images: torch.Tensor, ball: LpBall, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Where the search begins, before projection.
+    """Draw where the search begins, before projection.
 
     l_inf: vertical stripes one pixel wide, +-eps per channel and column. l_2: the image tiled by eta patches, five to
     the shorter side (square cells in the middle, as many as fit), turned at random, a random sign per channel, scaled
@@ -145,7 +145,7 @@ def square(
     succeeded: Judge | None = None,
     confirm: Judge | None = None,
     share: float = 0.8,
-) -> Attacked:
+) -> AttackResult:
     """Raise a per-sample loss inside a ball by random search, with no gradient of it.
 
     Every query changes one square patch of each image; the change is kept where the loss rises or the sample is
@@ -160,10 +160,10 @@ def square(
         queries: points judged per sample, the random start among them (the paper has 5,000).
         seeds: one per image; or else
         generator: from which the seeds are drawn.
-        succeeded: judges success from the loss, where ``loss_fn`` does not return `Judged`. A fooled sample leaves
-            the batch with that point.
+        succeeded: judges success from the loss, where `loss_fn` does not return `LossAndSuccess`. A fooled sample
+            leaves the batch with that point.
         confirm: asked about a success before it counts, if its loss is higher than at the sample's last refusal; what
-            it denies counts by its loss alone. Its own forward passes are not in ``evaluations``.
+            it denies counts by its loss alone. Its own forward passes are not in `evaluations`.
         share: of the image's area that the first patches cover.
 
     Returns:
@@ -171,6 +171,14 @@ def square(
 
     Raises:
         ValueError: for another norm, without seeds and generator, or with settings out of range.
+
+    Example:
+        >>> images = torch.full((2, 3, 8, 8), 0.5)
+        >>> found = square(lambda points, _: points.mean((1, 2, 3)), images, LpBall("linf", 0.1), 200, seeds=[0, 1])
+        >>> found.evaluations, found.gradients
+        (400, 0)
+        >>> bool((found.loss > 0.55).all() and (found.loss <= 0.6).all())
+        True
     """
     if ball.norm not in ("linf", "l2"):
         raise ValueError(f"Square Attack works in linf and l2 balls and this one is {ball.norm}: use apgd there")
@@ -179,56 +187,54 @@ def square(
     own = restart_seeds(len(images), 0, seeds, generator)
     if own is None:
         raise ValueError("Square Attack draws at random and got neither seeds nor a generator: pass one seed per image")
-    success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    best_loss = images.new_full((len(images),), -torch.inf)
-    refused = best_loss.clone()  # the highest loss that `confirm` has turned down
+    alive = torch.arange(len(images), device=images.device)
+    centre = images.detach()
     if not own:
-        return Attacked(images.detach().clone(), best_loss, success)
+        nothing = BestPoints(centre.clone(), images.dtype, alive, confirm)
+        return AttackResult(nothing.images, nothing.loss, nothing.success)
 
     generators = [torch.Generator().manual_seed(seed) for seed in own]
-    channels, height, width = images.shape[1:]
-    numbers = channels + (2 if ball.norm == "linf" else 5)  # random numbers in one move
-    centre = images.detach()
-    best = ball.project(_start(centre, ball, generators), centre)
-    alive = torch.arange(len(images), device=images.device)
+    start = ball.project(_start(centre, ball, generators), centre)
+    best = BestPoints(start, images.dtype, alive, confirm)
+    numbers = images.shape[1] + (2 if ball.norm == "linf" else 5)  # random numbers in one move
     draws = torch.empty(0)
-    patches: dict[int, torch.Tensor] = {}  # per side
+    patches: dict[int, torch.Tensor] = {}  # of l_2, per side
     evaluations = 0
 
     for query in range(queries):
         if query % BLOCK == 0:
             rows = [torch.rand(BLOCK, numbers, generator=generators[index]) for index in alive.tolist()]
             draws = torch.stack(rows).to(images.device)  # (n, BLOCK, numbers)
-        candidate = best[alive]
+        candidate = best.images[alive]
         if query > 0:
-            uniform = draws[:, query % BLOCK]
-            side = window_side(query - 1, queries, share, ball, height, width)
-            if ball.norm == "linf":
-                candidate = _linf_move(candidate, uniform, side, ball.eps)
-            else:
-                if side not in patches:
-                    patches[side] = bumps(side).to(images)
-                candidate = _l2_move(candidate, centre, uniform, patches[side], ball.eps)
-            candidate = ball.project(candidate, centre)
+            side = window_side(query - 1, queries, share, ball, *images.shape[2:])
+            if ball.norm == "l2" and side not in patches:
+                patches[side] = bumps(side).to(images)
+            candidate = _moved(candidate, centre, draws[:, query % BLOCK], side, ball, patches.get(side))
 
-        loss, fooled = judged(loss_fn(candidate, alive), alive, succeeded)
+        loss, fooled = split_loss(loss_fn(candidate, alive), alive, succeeded)
         evaluations += len(alive)
-        loss = loss.to(images.dtype)
-        if confirm is not None and fooled.any():
-            asked = (fooled & (loss > refused[alive])).nonzero()[:, 0]
-            fooled = torch.zeros_like(fooled)
-            if len(asked):
-                fooled[asked] = confirm(candidate[asked], alive[asked])
-                denied = asked[~fooled[asked]]
-                refused[alive[denied]] = loss[denied]
-        better = fooled | (loss > best_loss[alive])
-        best[alive[better]] = candidate[better]
-        best_loss[alive[better]] = loss[better]
+        fooled, _ = best.update(alive, candidate, loss.to(images.dtype), fooled)
         if fooled.any():
-            success[alive[fooled]] = True
             kept = ~fooled
             if not kept.any():
                 break
             alive, centre, draws = alive[kept], centre[kept], draws[kept]
 
-    return Attacked(best, best_loss, success, evaluations)
+    return AttackResult(best.images, best.loss, best.success, evaluations)
+
+
+def _moved(
+    point: torch.Tensor,
+    centre: torch.Tensor,
+    uniform: torch.Tensor,
+    side: int,
+    ball: LpBall,
+    patches: torch.Tensor | None,
+) -> torch.Tensor:
+    """Make one random move and stay in the ball; in an l_2 ball with the `bumps` of that side."""
+    if patches is None:
+        moved = _linf_move(point, uniform, side, ball.eps)
+    else:
+        moved = _l2_move(point, centre, uniform, patches, ball.eps)
+    return ball.project(moved, centre)

@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The iterations at which APGD reviews its step size: periods of 22 %, shrinking by 3 %, at least 6 % of steps."""
+    """List the steps at which APGD reviews its step size: periods of 22 %, shrinking by 3 %, at least 6 % of steps.
+
+    Example:
+        >>> checkpoints(100)
+        [22, 41, 57, 70, 80, 87, 93, 99]
+    """
     period, shrink, least = (max(1, int(share * steps)) for share in (0.22, 0.03, 0.06))
     found, at = [], 0
     while at + period < steps:
@@ -20,12 +25,12 @@ def checkpoints(steps: int) -> list[int]:
 class Halving:
     """Step sizes that start at 2 eps and are halved at checkpoints (Croce & Hein 2020, section 3).
 
-    A sample halves its step when its loss rose in at most ``threshold`` of the steps since the last checkpoint, or when
+    A sample halves its step when its loss rose in at most `threshold` of the steps since the last checkpoint, or when
     neither its step nor its best loss has changed since then.
     """
 
     def __init__(self, count: int, steps: int, eps: float, threshold: float, device: torch.device) -> None:
-        """Begin with ``count`` samples."""
+        """Begin with `count` samples."""
         self.size = torch.full((count,), 2.0 * eps, device=device)
         self.threshold = threshold
         self._reviews = set(checkpoints(steps))
@@ -36,7 +41,7 @@ class Halving:
         self._halved = torch.ones(count, dtype=torch.bool, device=device)  # at the last review
 
     def due(self, step: int) -> bool:
-        """Whether this iteration needs the best perturbations: never."""
+        """Say whether this iteration needs the best perturbations: never."""
         return False
 
     def reviewed(self, step: int, loss: Tensor, top: Tensor, _: Tensor | None) -> Tensor | None:
@@ -75,14 +80,14 @@ class Sparsity:
     """
 
     def __init__(self, count: int, steps: int, eps: float, threshold: float, device: torch.device) -> None:
-        """Begin with ``count`` samples; ``threshold`` has no part in this schedule."""
+        """Begin with `count` samples; `threshold` has no part in this schedule."""
         self.eps, self.period = eps, max(1, int(0.04 * steps))
         self.size = torch.full((count,), float(eps), device=device)
         self.share = torch.full((count,), 0.2, device=device)
         self._moved = torch.full((count,), torch.inf, device=device)  # number of values moved at the last review
 
     def due(self, step: int) -> bool:
-        """Whether this iteration is a review, which needs the best perturbations."""
+        """Say whether this iteration is a review, which needs the best perturbations."""
         return step > 0 and step % self.period == 0
 
     def reviewed(self, step: int, loss: Tensor, top: Tensor, delta: Tensor | None) -> Tensor | None:

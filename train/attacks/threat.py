@@ -18,12 +18,20 @@ _TINY = 1e-30  # keeps zero vectors from dividing by zero, and is too small to c
 
 @dataclass(frozen=True)
 class LpBall:
-    """All images within ``eps`` of a centre in the ``norm``, and inside [0, 1].
+    """All images within `eps` of a centre in the `norm`, and inside [0, 1].
 
     Args:
         norm: "linf" (every value moves by at most eps), "l2" (the Euclidean norm over all values of an image) or
             "l1" (the sum of all moves).
         eps: radius in the scale of [0, 1] images, e.g. 4 / 255.
+
+    Example:
+        >>> ball = LpBall("linf", 4 / 255)
+        >>> str(ball)
+        'linf 4/255'
+        >>> white = torch.ones(1, 3, 8, 8)
+        >>> ball.project(white + 0.5, white).amax(), ball.project(white - 0.5, white).amin() * 255  # box, ball
+        (tensor(1.), tensor(251.))
     """
 
     norm: Norm
@@ -37,14 +45,14 @@ class LpBall:
             raise ValueError(f"eps must be a finite number that is not negative, and it is {self.eps}")
 
     def __str__(self) -> str:
-        """Name the ball as papers do: ``linf 4/255``, ``linf 0.25/255`` where two decimals tell all, ``l2 0.857``."""
+        """Name the ball as papers do: `linf 4/255`, `linf 0.25/255` where two decimals tell all, `l2 0.857`."""
         levels = self.eps * 255
         if self.norm == "linf" and abs(levels - round(levels, 2)) < 1e-6:
             return f"linf {round(levels, 2):g}/255"
         return f"{self.norm} {self.eps:.4g}"
 
     def norms(self, delta: Tensor) -> Tensor:
-        """The ball's norm of every sample (N, 1, 1, 1), summed up in float64 where the device has it."""
+        """Compute the ball's norm of every sample (N, 1, 1, 1), summed up in float64 where the device has it."""
         wide = None if self.norm == "linf" or delta.device.type == "mps" else torch.float64
         found = torch.linalg.vector_norm(delta.flatten(1), _ORDER[self.norm], dim=1, dtype=wide)
         return found.to(delta.dtype if wide is None else wide).view(-1, 1, 1, 1)
@@ -54,9 +62,9 @@ class LpBall:
         return Feasible(self, centre).project_(points.clone())
 
     def ascent(self, gradient: Tensor, share: Tensor | None = None) -> Tensor:
-        """The direction of steepest ascent with unit norm.
+        """Find the direction of steepest ascent with unit norm.
 
-        l_inf: the sign. l_2: the normalised gradient. l_1: the signs of the largest values, a ``share`` (N,) of them
+        l_inf: the sign. l_2: the normalised gradient. l_1: the signs of the largest values, a `share` (N,) of them
         (default: the largest alone), divided by their number, as in Croce & Hein 2021.
         """
         if self.norm == "linf":
@@ -71,7 +79,7 @@ class LpBall:
         return gradient.sign() * (chosen / chosen.sum(1, keepdim=True)).view_as(gradient)
 
     def sample(self, centre: Tensor, noise: Tensor) -> Tensor:
-        """A random point: ``noise`` uniform on [-1, 1] (l_inf) or normal (l_2, l_1), shaped like ``centre``.
+        """Turn noise shaped like `centre`, uniform on [-1, 1] (l_inf) or normal (l_2, l_1), into a random point.
 
         l_inf: uniform in the ball. l_2: on the sphere, in a uniform direction. l_1: the projection of normal noise.
         """
@@ -82,7 +90,7 @@ class LpBall:
         return self.project(centre + noise * (self.eps / self.norms(noise).clamp(min=_TINY)).to(noise.dtype), centre)
 
     def start(self, centre: Tensor, seeds: Sequence[int]) -> Tensor:
-        """A random start per sample from a seed per sample, as APGD has it: independent of the batch a sample is in.
+        """Draw a start per sample from a seed per sample, as APGD has it: independent of the batch a sample is in.
 
         Like `sample`; for l_inf, the noise is stretched so that its largest value is eps. Drawn on the CPU, so that
         a seed means the same start on every device.
@@ -100,7 +108,7 @@ class LpBall:
         return self.sample(centre, torch.stack(rows).to(centre))
 
     def violation(self, points: Tensor, centre: Tensor) -> float:
-        """By how much the worst point leaves ball or box (0 when all are inside), computed in float64."""
+        """Measure by how much the worst point leaves ball or box (0 when all are inside), in float64."""
         if not len(points):
             return 0.0
         points, centre = points.detach().cpu().double(), centre.detach().cpu().double()
@@ -132,7 +140,7 @@ class Feasible:
         For l_inf and l_1 this is the nearest point of the intersection (l_1: `_project_l1`). For l_2 the points are
         scaled into the ball and then clamped, which stays inside both (clamping towards a centre in the box never
         lengthens the perturbation) and is what APGD's authors do. Rounding to float32 does not carry a point out by
-        more than an ulp of eps, unless ``exact`` is off: for points on the way to others, which it saves two passes.
+        more than an ulp of eps, unless `exact` is off: for points on the way to others, which it saves two passes.
         """
         ball, centre = self.ball, self.centre
         if ball.norm == "linf":
@@ -159,7 +167,7 @@ class Feasible:
 
 
 def _project_l1(points: Tensor, centre: Tensor, eps: float) -> Tensor:
-    """The nearest point of the intersection of the l_1 ball and the box (Croce & Hein 2021, Proposition 2.1).
+    """Find the nearest point of the intersection of the l_1 ball and the box (Croce & Hein 2021, Proposition 2.1).
 
     It moves value i by sign(d_i) * clip(|d_i| - t, 0, c_i), with d = points - centre, c_i the room between the centre
     and the box in that direction, and the threshold t >= 0 at which the moves sum up to eps. Their sum falls

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import Attacked, Confirmed, Judge, Judged, LossFunction
+from rclip_metric.train.attacks.base import AttackResult, Confirmed, Judge, LossAndSuccess, LossFunction
 from rclip_metric.train.attacks.square import square
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Metric
@@ -147,7 +147,7 @@ def attack_block(
     begun = time.perf_counter()
     if not len(images):
         nothing = torch.zeros(0, dtype=torch.bool, device=images.device)
-        return Confirmed(nothing, images.new_zeros(0), Attacked(images, images.new_zeros(0), nothing), 0.0, 0.0)
+        return Confirmed(nothing, images.new_zeros(0), AttackResult(images, images.new_zeros(0), nothing), 0.0, 0.0)
     seeds = [sample_seed(run.seed, key) for key in keys]
     kept = fixed(metric)
     ball, chunk = settings.ball, run.chunk_size
@@ -167,16 +167,16 @@ def attack_block(
     confirm: Judge | None = None
     if half is None:
 
-        def loss_fn(points: Tensor, indices: Tensor) -> Judged:
+        def loss_fn(points: Tensor, indices: Tensor) -> LossAndSuccess:
             decided = judge(metric, kept, points, indices)
-            return Judged(decided.loss, decided.wrong)
+            return LossAndSuccess(decided.loss, decided.wrong)
 
     else:
         held = fixed(half)
 
-        def loss_fn(points: Tensor, indices: Tensor) -> Judged:
+        def loss_fn(points: Tensor, indices: Tensor) -> LossAndSuccess:
             decided = judge(half, held, points, indices)
-            return Judged(decided.loss, decided.margin.detach() < SLACK)
+            return LossAndSuccess(decided.loss, decided.margin.detach() < SLACK)
 
         def confirm(points: Tensor, indices: Tensor) -> Tensor:
             return exactly(points, indices).wrong
@@ -215,7 +215,7 @@ def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Te
 
 def noise(
     judge: Callable[[Tensor, Tensor], Decided], images: Tensor, ball: LpBall, draws: int, seeds: Sequence[int]
-) -> Attacked:
+) -> AttackResult:
     """Random points of the ball, as APGD's starts: what a perturbation of this size does when nobody aims it."""
     best, loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
     success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -230,4 +230,4 @@ def noise(
         better = (decided.loss > loss[left]) | decided.wrong
         best[left[better]], loss[left[better]] = points[better], decided.loss[better]
         success[left] = decided.wrong
-    return Attacked(best, loss, success, evaluations)
+    return AttackResult(best, loss, success, evaluations)

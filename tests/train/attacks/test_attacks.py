@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rclip_metric.train.attacks.apgd import apgd, apgd_targeted
-from rclip_metric.train.attacks.base import Judged, restart_seeds
+from rclip_metric.train.attacks.base import LossAndSuccess, restart_seeds
 from rclip_metric.train.attacks.pgd import pgd
 from rclip_metric.train.attacks.step_sizes import checkpoints
 from rclip_metric.train.attacks.threat import LpBall
@@ -177,7 +177,7 @@ def test_more_restarts_never_do_worse_and_only_attack_what_is_left():
     def recorded(points, alive):
         asked.append(set(alive.tolist()))
         value = loss(points, alive)
-        return Judged(value, value.detach() > bar)
+        return LossAndSuccess(value, value.detach() > bar)
 
     one = apgd(recorded, images, BALLS[1], 8, seeds=list(range(6)))
     asked.clear()
@@ -244,7 +244,7 @@ def test_targets_are_tried_in_turn_on_what_is_left():
     def loss_for(target):
         def loss(points, alive):
             asked.append((target, tuple(alive.tolist())))
-            return Judged(points.flatten(1).sum(1), alive == target)
+            return LossAndSuccess(points.flatten(1).sum(1), alive == target)
 
         return loss
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import Judged
+from rclip_metric.train.attacks.base import LossAndSuccess
 from rclip_metric.train.attacks.square import BLOCK, square
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.runs.seeds import seeded
@@ -92,7 +92,7 @@ def test_a_sample_does_not_depend_on_its_batch(ball):
 
         def loss(points, alive):
             found = value(points, kept[alive])
-            return Judged(found, found > bar[kept[alive]])
+            return LossAndSuccess(found, found > bar[kept[alive]])
 
         return square(loss, images[kept], ball, BLOCK + 40, seeds=[10 * row + 5 for row in rows])
 
@@ -122,7 +122,8 @@ def test_fooled_samples_leave_at_once_with_the_point_that_fooled():
 
     def loss(points, alive):
         seen.append((points.clone(), alive.tolist()))
-        return Judged(torch.full((len(alive),), -float(len(seen))), fooled_at[alive] == len(seen) - 1)  # ever lower
+        ever_lower = torch.full((len(alive),), -float(len(seen)))
+        return LossAndSuccess(ever_lower, fooled_at[alive] == len(seen) - 1)
 
     found = square(loss, images, L2, 8, seeds=range(3))
     assert [alive for _, alive in seen] == [[0, 1, 2]] * 3 + [[1, 2]] * 3 + [[1]] * 2

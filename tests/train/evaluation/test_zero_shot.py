@@ -13,7 +13,7 @@ from open_clip import zero_shot_metadata
 from PIL import Image
 from torch import Tensor
 
-from rclip_metric.train.attacks.classifier import ClassesAttacked, attack_classes, margins
+from rclip_metric.train.attacks.classifier import ClassifierAttackResult, attack_classes, margins
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, prompt_names, read_classes, read_prompts
 from rclip_metric.train.data.scenes.draw import BACKGROUNDS, SHAPES, generator, render, sample_scene
@@ -173,7 +173,7 @@ def flat(images: Tensor) -> Tensor:
 class TestAttack:
     ball = LpBall("linf", 0.02)
 
-    def attack(self, classes: int, embed: Any = flat, **settings: Any) -> tuple[ClassesAttacked, Tensor]:
+    def attack(self, classes: int, embed: Any = flat, **settings: Any) -> tuple[ClassifierAttackResult, Tensor]:
         images, weights, label, fooled = linear_problem(classes)
         settings = {"scale": 100.0, **settings}
         return attack_classes(embed, weights, images, label, self.ball, 20, list(range(40)), **settings), fooled

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import Judged
+from rclip_metric.train.attacks.base import LossAndSuccess
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Certified, Facts
 from rclip_metric.train.metrics.lipsim import sll
@@ -259,7 +259,7 @@ def attacked(metric, x, fixed, radii, steps=20):
     def loss(points, alive):
         moved = x[alive] + (points - 0.5) * stretch[alive]
         margin = metric.similarities(moved, fixed[alive]).diff(dim=1)[:, 0] * before[alive]
-        return Judged(-margin, margin <= 0)
+        return LossAndSuccess(-margin, margin <= 0)
 
     half = torch.full_like(x, 0.5)
     return apgd(loss, half, LpBall("l2", 0.4), steps, seeds=range(len(x))).success
@@ -295,7 +295,7 @@ def test_the_published_radius_is_too_large_where_embeddings_are_short():
 
         def loss(points, alive, index=index, before=before):
             margin = (metric.similarities(points, fixed[index : index + 1]).diff(dim=1) * before)[:, 0]
-            return Judged(-margin, margin <= 0)
+            return LossAndSuccess(-margin, margin <= 0)
 
         flipped += apgd(loss, x[index : index + 1], ball, 20).success.item()
     assert flipped == 8

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked, Confirmed
+from rclip_metric.train.attacks.base import AttackResult, Confirmed
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.metrics.base import Certified, Metric
@@ -70,7 +70,7 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
         ``fooled`` where the ball is not proven; ``margin`` is the certified radius less the ball's.
     """
     unproven = radius <= certificate.ball.eps
-    nothing_moved = Attacked(images, radius, unproven, len(images))
+    nothing_moved = AttackResult(images, radius, unproven, len(images))
     return Confirmed(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, seconds)
 
 
