@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked, Confirmed
+from rclip_metric.train.attacks.base import AttackResult, Confirmed
 from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, Decision, RunSettings, attack_block
 from rclip_metric.train.evaluation.blocks import ALONE
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
@@ -33,7 +33,11 @@ from rclip_metric.train.runs.precision import resolved_precision
 
 Sample = TypeVar("Sample", bound=Keyed)
 NOTHING = Confirmed(
-    torch.zeros(0), torch.zeros(0), Attacked(torch.zeros(0), torch.zeros(0), torch.zeros(0)), violation=0.0, seconds=0.0
+    torch.zeros(0),
+    torch.zeros(0),
+    AttackResult(torch.zeros(0), torch.zeros(0), torch.zeros(0)),
+    violation=0.0,
+    seconds=0.0,
 )  # what an attack does where there is nobody to attack
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import Attacked, Confirmed
+from rclip_metric.train.attacks.base import AttackResult, Confirmed
 from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins
 from rclip_metric.train.attacks.classifier import similarities as class_similarities
 from rclip_metric.train.attacks.threat import LpBall
@@ -229,7 +229,7 @@ class ZeroShot(Task[LabelledImage]):
                 violation = max(violation, attack.ball.violation(found.images, centre[part]))
             fooled = torch.tensor([stage is not None for stage in attacked.stages])
             counts = {name: sum(getattr(found, name) for found in attacked.attacks) for name in _COUNTS}
-            spent = Attacked(centre, -worst, fooled, **counts)
+            spent = AttackResult(centre, -worst, fooled, **counts)
             yield Confirmed(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
