@@ -52,7 +52,7 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
         ValueError: for data that cannot be read at all, two sets of one name, or a device that is not there.
     """
     if settings.page:
-        import rclip_metric.train.benchmark.page  # noqa: F401 - what is missing for it is told before any work
+        import rclip_metric.train.benchmark.page.page  # noqa: F401 - what is missing for it is told before any work
     run = _Run(settings, join(settings.device))
     sets = run.open_data()
     entries = [Entry(name) for name in settings.metrics]

@@ -9,7 +9,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.benchmark.reading import SHARE, is_judged, ranked, timed
+from rclip_metric.train.benchmark.page.reading import SHARE, is_judged, ranked, timed
 from rclip_metric.train.evaluation.results.leaderboard import Cell, plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
@@ -28,7 +28,7 @@ def write_board(board: Board, out: Path, *, page: bool) -> None:
     write_text(out / "benchmark.md", markdown(board))
     write_text(out / "benchmark.csv", as_csv(board))
     if page:
-        from rclip_metric.train.benchmark.page import page as html
+        from rclip_metric.train.benchmark.page.page import page as html
 
         write_text(out / "benchmark.html", html(board))
 

@@ -22,8 +22,9 @@ import pytest
 from matplotlib.textpath import TextPath
 from PIL import Image
 
-from rclip_metric.train.benchmark.page import charts, page
-from rclip_metric.train.benchmark.reading import COLOURS, Look
+from rclip_metric.train.benchmark.page import charts
+from rclip_metric.train.benchmark.page.page import page
+from rclip_metric.train.benchmark.page.reading import COLOURS, Look
 
 ROOT = Path(__file__).parents[3]
 
@@ -834,7 +835,7 @@ def test_bars_and_looks() -> None:
 @pytest.mark.parametrize("library", ["matplotlib", "textalloc"])
 def test_without_what_draws_there_is_one_sentence(library: str, tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{library!r}] = None; from rclip_metric.train.benchmark import tables; "
-    code += "import rclip_metric.train.benchmark.page"
+    code += "import rclip_metric.train.benchmark.page.page"
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert ended.stderr.splitlines()[-1] == (
         "ValueError: the page needs matplotlib and textalloc, which are in an extra: "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from rclip_metric.train.benchmark.reading import Look
+from rclip_metric.train.benchmark.page.reading import Look
 from rclip_metric.train.evaluation.results.curves import radius_axis
 
 try:

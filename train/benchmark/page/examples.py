@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from rclip_metric.train.benchmark.page.reading import Entry, data_name, known, numbers_of, ranked
 from rclip_metric.train.benchmark.page.words import DASH, NO_BREAK, ball_name, figure, judges_of
-from rclip_metric.train.benchmark.reading import Entry, data_name, known, numbers_of, ranked
 
 SMALL_IMAGE = 128  # pixels; an image with fewer is shown with its pixels
 WHEN = {"before": "clean", "after": "attacked"}

@@ -9,9 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page import charts
-from rclip_metric.train.benchmark.page.table import CHANCE
-from rclip_metric.train.benchmark.page.words import NORMS, ball_name, figure, norm_name
-from rclip_metric.train.benchmark.reading import (
+from rclip_metric.train.benchmark.page.reading import (
     Entry,
     interval_of,
     numbers_of,
@@ -22,6 +20,8 @@ from rclip_metric.train.benchmark.reading import (
     score_of,
     tried_threats,
 )
+from rclip_metric.train.benchmark.page.table import CHANCE
+from rclip_metric.train.benchmark.page.words import NORMS, ball_name, figure, norm_name
 
 TOP_RATIO = 4.0  # where the axis of the histograms ends at the latest
 Panels = list[tuple[Markup, Markup]]  # charts side by side: their names and pictures

@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rclip_metric.train.benchmark.page.words import DASH, ball_name, joined, norm_name
-from rclip_metric.train.benchmark.reading import (
+from rclip_metric.train.benchmark.page.reading import (
     Entry,
     data_name,
     is_judged,
@@ -18,6 +17,7 @@ from rclip_metric.train.benchmark.reading import (
     score_of,
     tried_threats,
 )
+from rclip_metric.train.benchmark.page.words import DASH, ball_name, joined, norm_name
 
 PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
 

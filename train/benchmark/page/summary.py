@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from rclip_metric.train.benchmark.page.words import ball_name, joined, judges_of, percent
-from rclip_metric.train.benchmark.reading import (
+from rclip_metric.train.benchmark.page.reading import (
     OWN,
     Entry,
     data_name,
@@ -21,6 +20,7 @@ from rclip_metric.train.benchmark.reading import (
     score_of,
     tried_threats,
 )
+from rclip_metric.train.benchmark.page.words import ball_name, joined, judges_of, percent
 from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 SMALL, BREAK = Markup("<small>{}</small>"), Markup("<br>")

@@ -9,17 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rclip_metric.train.benchmark.page.words import (
-    DASH,
-    NO_BREAK,
-    ball_name,
-    count_words,
-    figure,
-    joined,
-    judges_of,
-    norm_name,
-)
-from rclip_metric.train.benchmark.reading import (
+from rclip_metric.train.benchmark.page.reading import (
     SHARE,
     Entry,
     certified_points,
@@ -34,6 +24,16 @@ from rclip_metric.train.benchmark.reading import (
     score_of,
     timed,
     tried_threats,
+)
+from rclip_metric.train.benchmark.page.words import (
+    DASH,
+    NO_BREAK,
+    ball_name,
+    count_words,
+    figure,
+    joined,
+    judges_of,
+    norm_name,
 )
 
 CHANCE = {"2afc": 50.0}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
-from rclip_metric.train.benchmark.reading import Entry, known
+from rclip_metric.train.benchmark.page.reading import Entry, known
 from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 DASH, NO_BREAK = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
