@@ -30,6 +30,10 @@ class Facts:
         parameters: numbers that were learned, of which an image's score depends on.
         licence: of the weights.
         source: the paper, or where the weights are from, in one clause.
+
+    Example:
+        >>> Facts(label="l_1", parameters=0).licence is None
+        True
     """
 
     label: str | None = None
@@ -45,8 +49,15 @@ class Metric(Protocol):
     a triplet) goes through `fix` once, and `similarities` compares images with it again and again: for embeddings
     that is a dot product, for a pairwise distance the other images themselves.
 
-    A metric with an ``embed`` besides states that `fix` gives unit embeddings (N, D) and that similarities are their
+    A metric with an `embed` besides states that `fix` gives unit embeddings (N, D) and that similarities are their
     dot products: evaluations then embed each image once, in however many samples it stands.
+
+    Example:
+        >>> metric: Metric = EmbeddingMetric(lambda images: images.flatten(1), 4, name="pixels")
+        >>> reference, options = torch.rand(1, 3, 4, 4), torch.rand(2, 3, 4, 4)
+        >>> fixed = metric.fix(options)[None]  # (1, 2, D)
+        >>> metric.similarities(reference, fixed).shape
+        torch.Size([1, 2])
     """
 
     name: str
@@ -57,38 +68,52 @@ class Metric(Protocol):
         """Where images have to be."""
 
     def describe(self) -> dict[str, Any]:
-        """What the numbers depend on, for the record: JSON."""
+        """Say what the numbers depend on, for the record: JSON."""
 
     def preprocess(self, image: ImageSource) -> Tensor:
         """Read one image: (3, S, S) in [0, 1]; raises `ImageError` when it cannot be read."""
 
     def fix(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, ...), without a graph."""
+        """Keep of images what comparing with them takes: (N, 3, H, W) -> (N, ...), without a graph."""
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Images (N, 3, H, W) against K fixed ones each, (N, K, ...) -> (N, K), float32, higher is more alike.
+        """Compare images (N, 3, H, W) with K fixed ones each, (N, K, ...) -> (N, K), float32, higher is more alike.
 
         Differentiable in the images; the smallest difference decides, so nothing may be rounded to half precision.
         """
 
     def in_bfloat16(self) -> Metric:
-        """The same metric with a backbone in bfloat16, for the attack's own passes."""
+        """Copy the metric with a backbone in bfloat16, for the attack's own passes."""
 
 
 @runtime_checkable
 class Certified(Protocol):
-    """A metric that can prove how far the reference may move before a 2AFC decision changes."""
+    """A metric that can prove how far the reference may move before a 2AFC decision changes.
+
+    Example:
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> isinstance(load_metric("l2"), Certified), isinstance(load_metric("tiny"), Certified)
+        (True, False)
+    """
 
     def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Images (N, 3, H, W) and what `Metric.fix` keeps of two options each, (N, 2, ...) -> l_2 radii (N,), float32.
+        """Certify decisions on images (N, 3, H, W): l_2 radii (N,), float32.
 
-        In the scale of [0, 1] images of the metric's own size; 0 at a tie. Within its radius no perturbation changes
-        which option is closer, whether that is the right one or not.
+        `fixed` is what `Metric.fix` keeps of two options each, (N, 2, ...). Radii are in the scale of [0, 1] images of
+        the metric's own size, and 0 at a tie. Within its radius no perturbation changes which option is closer, whether
+        that is the right one or not.
         """
 
 
 class EncoderMetric:
-    """A `RobustPerceptualDistance` as the evaluations see it; its similarity is the cosine."""
+    """A `RobustPerceptualDistance` as the evaluations see it; its similarity is the cosine.
+
+    Example:
+        >>> metric = EncoderMetric(RobustPerceptualDistance("tiny"))
+        >>> image = torch.full((1, 3, 64, 64), 0.5)
+        >>> metric.similarities(image, metric.fix(image)[:, None]).round(decimals=4)  # with itself
+        tensor([[1.]])
+    """
 
     def __init__(self, metric: RobustPerceptualDistance) -> None:
         """Wrap; nothing is copied."""
@@ -111,7 +136,7 @@ class EncoderMetric:
         return Facts(parameters=parameters, licence=spec.license, source=spec.citation)
 
     def describe(self) -> dict[str, Any]:
-        """Name, revision and preprocessing."""
+        """State name, revision and preprocessing."""
         encoder = self.metric.encoder
         p = encoder.preprocessing
         return {
@@ -123,24 +148,24 @@ class EncoderMetric:
         }
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """As for the published numbers, or squashed if the metric was built so: (3, S, S)."""
+        """Prepare an image as for the published numbers, or squashed if the metric was built so: (3, S, S)."""
         return self.metric.encoder.preprocess(image)
 
     def fix(self, images: Tensor) -> Tensor:
-        """Unit embeddings (N, D)."""
+        """Embed, without a graph: unit embeddings (N, D)."""
         with torch.no_grad():
             return self.metric.embed(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit embeddings (N, D), differentiable."""
+        """Embed, differentiably: unit embeddings (N, D)."""
         return normalize(self.metric.encoder(images))
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        """Compute the cosines (N, K) with unit embeddings (N, K, D)."""
         return (self.embed(images)[:, None] * fixed).sum(2)
 
     def in_bfloat16(self) -> EncoderMetric:
-        """A copy in bfloat16; images, mean and head stay float32."""
+        """Copy it in bfloat16; images, mean and head stay float32."""
         return EncoderMetric(copy.deepcopy(self.metric).to(torch.bfloat16))
 
 
@@ -159,7 +184,7 @@ class _FunctionMetric:
         facts: Facts | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Judge ``function``, frozen by the caller.
+        """Judge `function`, frozen by the caller.
 
         Args:
             function: differentiable; see the class.
@@ -184,14 +209,14 @@ class _FunctionMetric:
         return self._device
 
     def describe(self) -> dict[str, Any]:
-        """Name, revision and size."""
+        """State name, revision and size."""
         how = {"mode": "squash", "resize": self.image_size, "crop": self.image_size, "interpolation": "bicubic"}
         kind = "cosine" if isinstance(self, EmbeddingMetric) else "minus the distance"
         about = {"name": self.name, "revision": self.revision, "preprocessing": how, "similarity": kind}
         return about | self._details
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """The whole image, squashed: (3, S, S)."""
+        """Squash the whole image: (3, S, S)."""
         return preprocess_pil(open_image(image), self._preprocessing, "squash")
 
     def _call(self, *images: Tensor) -> Tensor:
@@ -199,7 +224,7 @@ class _FunctionMetric:
             return self.function(*images).float()
 
     def in_bfloat16(self) -> Any:
-        """The same function under autocast."""
+        """Copy it, with the function under autocast."""
         if not self._autocast:
             raise ValueError(f"{self.name} does not run in bfloat16: attack it with precision float32")
         other = copy.copy(self)
@@ -208,31 +233,45 @@ class _FunctionMetric:
 
 
 class EmbeddingMetric(_FunctionMetric):
-    """Any function from images (N, 3, S, S) in [0, 1] to embeddings (N, D); the similarity is their cosine."""
+    """Any function from images (N, 3, S, S) in [0, 1] to embeddings (N, D); the similarity is their cosine.
+
+    Example:
+        >>> metric = EmbeddingMetric(lambda images: images.mean((2, 3)), 8, name="mean colour")
+        >>> red, white = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+        >>> metric.similarities(red, metric.fix(white)[:, None])  # 1 / sqrt(3)
+        tensor([[0.5774]])
+    """
 
     def fix(self, images: Tensor) -> Tensor:
-        """Unit embeddings (N, D)."""
+        """Embed, without a graph: unit embeddings (N, D)."""
         with torch.no_grad():
             return normalize(self._call(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit embeddings (N, D), differentiable."""
+        """Embed, differentiably: unit embeddings (N, D)."""
         return normalize(self._call(images))
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Cosines (N, K) with unit embeddings (N, K, D)."""
+        """Compute the cosines (N, K) with unit embeddings (N, K, D)."""
         return (self.embed(images)[:, None] * fixed).sum(2)
 
 
 class DistanceMetric(_FunctionMetric):
-    """Any function of two batches (N, 3, S, S) in [0, 1] to distances (N,); the similarity is minus the distance."""
+    """Any function of two batches (N, 3, S, S) in [0, 1] to distances (N,); the similarity is minus the distance.
+
+    Example:
+        >>> metric = DistanceMetric(lambda x, y: (x - y).abs().mean((1, 2, 3)), 8, name="l1")
+        >>> black, white = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+        >>> metric.similarities(white, metric.fix(black)[:, None])
+        tensor([[-1.]])
+    """
 
     def fix(self, images: Tensor) -> Tensor:
-        """The images themselves."""
+        """Keep the images themselves."""
         return images.detach()
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Minus the distances (N, K) to images (N, K, 3, S, S)."""
+        """Compute minus the distances (N, K) to images (N, K, 3, S, S)."""
         n, k = fixed.shape[:2]
         distance = self._call(images.repeat_interleave(k, 0), fixed.flatten(0, 1))  # (N * K,)
         if distance.numel() != n * k:
@@ -241,7 +280,12 @@ class DistanceMetric(_FunctionMetric):
 
 
 def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bfloat16"]:
-    """Resolve "auto" for the passes of an attack on a metric: of ours by `encoder_precision`, else by the device."""
+    """Resolve "auto" for the passes of an attack on a metric: of ours by `encoder_precision`, else by the device.
+
+    Example:
+        >>> metric_precision("float32", EmbeddingMetric(torch.flatten, 8, name="pixels"))
+        'float32'
+    """
     if isinstance(metric, EncoderMetric):
         return encoder_precision(precision, metric.metric.encoder)
     return resolved_precision(precision, metric.device)
@@ -250,10 +294,10 @@ def metric_precision(precision: str, metric: Metric) -> Literal["float32", "bflo
 def dissimilarity(
     metric: Metric, images: Tensor, fixed: Tensor, clean: Tensor, chunk_size: int | None = None
 ) -> Tensor:
-    """A metric's distances on its own scale, by which an image is less alike than a clean one is to itself.
+    """Compute by how much an image is less alike than a clean one is to itself, on the metric's own scale.
 
-    s(x, x) - s(z, y): 1 - cos for cosines, the distance itself where the similarity is minus a distance, 1 - SSIM for
-    SSIM. In float64, so that what a float32 similarity tells apart stays apart.
+    This is s(x, x) - s(z, y): 1 - cos for cosines, the distance itself where the similarity is minus a distance,
+    1 - SSIM for SSIM. In float64, so that what a float32 similarity tells apart stays apart.
 
     Args:
         metric: has the similarity s.
@@ -267,6 +311,12 @@ def dissimilarity(
 
     Raises:
         ValueError: if the metric gives a similarity that is not finite, as PSNR does for an image and itself.
+
+    Example:
+        >>> metric = EmbeddingMetric(lambda images: images.mean((2, 3)), 8, name="mean colour")
+        >>> red, green = torch.eye(3)[:2, None, :, None, None].expand(2, 1, 3, 8, 8)
+        >>> dissimilarity(metric, red, metric.fix(green)[:, None], clean=red)  # 1 - cos of a right angle
+        tensor([[1.]], dtype=torch.float64)
     """
     found = []
     with torch.no_grad():

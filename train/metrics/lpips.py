@@ -47,7 +47,7 @@ class Trunk:
     Attributes:
         model: torchvision's name of the classifier.
         weights: torchvision's name of its weights, of the entry IMAGENET1K_V1.
-        ends: the features y_l are what comes out of the classifier's ``features`` before these places.
+        ends: the features y_l are what comes out of the classifier's `features` before these places.
         channels: of y_l.
         least: the smallest side in pixels for which every y_l has at least one place.
         linear: sha256 of the package's weights/v0.1/NAME.pth.
@@ -107,7 +107,7 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """e: ||e(x) - e(z)||^2 is the distance; float32 whatever the trunk is in, and with finite gradients."""
+        """Compute e, of which ||e(x) - e(z)||^2 is the distance, in float32 and with finite gradients."""
         features = (2 * images - 1 - self.shift) / self.scale
         features = features.to(next(self.net.parameters()).dtype)
         parts = []
@@ -156,7 +156,7 @@ class LpipsMetric(DistanceMetric):
     """
 
     def __init__(self, network: Lpips, image_size: int, *, keeps: bool, **about: Any) -> None:
-        """Judge with a network that is on its device; ``about`` as for `DistanceMetric`."""
+        """Judge with a network that is on its device; `about` as for `DistanceMetric`."""
         super().__init__(self._distance, image_size, **about)
         self.network, self.keeps = network, keeps
 
@@ -164,14 +164,14 @@ class LpipsMetric(DistanceMetric):
         return _squared(self.network(one), self.network(other))
 
     def fix(self, images: Tensor) -> Tensor:
-        """e of the images, (N, F), or the images."""
+        """Keep e of the images, (N, F), or the images."""
         if not self.keeps:
             return images.detach()
         with torch.no_grad():
             return self._embed(images)
 
     def similarities(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Minus the distances (N, K) to what was kept, (N, K, ...)."""
+        """Compute minus the distances (N, K) to what was kept, (N, K, ...)."""
         embedding, columns = self._embed(images), []
         for other in fixed.unbind(1):
             if not self.keeps:
@@ -186,7 +186,7 @@ class LpipsMetric(DistanceMetric):
         return embedding
 
     def in_bfloat16(self) -> LpipsMetric:
-        """A copy with the trunk in bfloat16; images, lengths and distances stay float32."""
+        """Copy it with the trunk in bfloat16; images, lengths and distances stay float32."""
         other = copy.copy(self)
         other.network = copy.deepcopy(self.network)
         other.network.net.to(torch.bfloat16)
@@ -291,7 +291,7 @@ def _load(network: Lpips, tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _linear(net: str) -> dict[str, Tensor]:
-    """The weights w of the package, checked."""
+    """Read the weights w of the package, checked."""
     package = importlib.util.find_spec("lpips")
     if package is None or not package.submodule_search_locations:
         raise ValueError(_EXTRA)
@@ -302,18 +302,20 @@ def _linear(net: str) -> dict[str, Tensor]:
 
 
 def _random(network: Lpips) -> dict[str, Tensor]:
-    """Seeded weights of a trunk, He's normal ones, which keep the size of the features from layer to layer."""
+    """Draw seeded weights of a trunk, He's normal ones, which keep the size of the features from layer to layer."""
     tensors = {}
     with temporary_seed(0):
-        for key, shape in ((key, tensor.shape) for key, tensor in network.state_dict().items() if key[:3] == "net"):
-            tensors[key] = torch.zeros(shape)
-            if len(shape) == 4:
+        for key, tensor in network.state_dict().items():
+            if not key.startswith("net"):
+                continue
+            tensors[key] = torch.zeros(tensor.shape)
+            if tensor.dim() == 4:
                 nn.init.kaiming_normal_(tensors[key], nonlinearity="relu")
     return tensors
 
 
 def fetch_trunk(net: str) -> Path:
-    """Torchvision's file of a classifier, in "checkpoints" of torch's hub folder; fetched if it is not there.
+    """Find torchvision's file of a classifier in "checkpoints" of torch's hub folder, and fetch it if it is not there.
 
     Raises:
         DigestError: it is not the file that its name says, by the first digits of its sha256.
@@ -337,7 +339,7 @@ def fetch_trunk(net: str) -> Path:
 
 
 def read_trunk(net: str, path: Path) -> dict[str, Tensor]:
-    """A torchvision classifier's state dict as the tensors of a trunk: features.8.weight is net.slice3.8.weight, say.
+    """Read a torchvision classifier as the tensors of a trunk: features.8.weight is net.slice3.8.weight, say.
 
     Raises:
         CheckpointError: it holds something else.

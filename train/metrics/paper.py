@@ -69,7 +69,7 @@ REPORTED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 
 
 def reported_of(name: str) -> Mapping[str, Mapping[str, float]]:
-    """All published numbers of a baseline, {"nights": {"clean": ..., "linf": ..., "l2": ...}, ...}; {} for none."""
+    """List a baseline's published numbers, {"nights": {"clean": ..., "linf": ..., "l2": ...}, ...}; {} for none."""
     return REPORTED.get(name, {})
 
 
@@ -79,7 +79,7 @@ class PublishedSet:
 
     Attributes:
         samples: the least and the largest number of them.
-        digest: of ids and labels, as records have it (``data.digest``); None where nobody has run this on the data.
+        digest: of ids and labels, as records have it (`data.digest`); None where nobody has run this on the data.
         split: of the set.
     """
 
@@ -103,7 +103,7 @@ _ZERO_SHOT = {("linf", 2 / 255): "linf_2", ("linf", 4 / 255): "linf_4"}
 
 
 def published_as(name: str, samples: int, digest: str, split: str | None = None, *, stated: bool = False) -> str | None:
-    """The published set that data are: its name, or None.
+    """Recognise a published set: its name, or None.
 
     They are recognised by number and digest. Where the digest of the published set is not known, they are never taken
     for it unless the user states so, and the number fits.
@@ -117,6 +117,12 @@ def published_as(name: str, samples: int, digest: str, split: str | None = None,
 
     Raises:
         ValueError: they cannot be what the user states.
+
+    Example:
+        >>> published_as("nights", 1824, "sha256:0", "test", stated=True)
+        'nights'
+        >>> published_as("nights", 300, "sha256:0", "test") is None  # a part of it, or another set
+        True
     """
     known, (least, most) = PUBLISHED[name], PUBLISHED[name].samples
     fits = least <= samples <= most and split == known.split
@@ -131,7 +137,12 @@ def published_as(name: str, samples: int, digest: str, split: str | None = None,
 
 
 def is_published(model: Mapping[str, Any]) -> bool:
-    """Whether a record's model is the manifest's of that name: it has its revision, where the manifest states one."""
+    """Say whether a record's model is the manifest's of that name: with its revision, where the manifest states one.
+
+    Example:
+        >>> is_published({"name": "tiny", "revision": "another"}), is_published({"name": "my own"})
+        (False, False)
+    """
     if model["name"] not in model_names():
         return False
     spec, revision = get_spec(model["name"]), model.get("revision") or ""
@@ -141,12 +152,22 @@ def is_published(model: Mapping[str, Any]) -> bool:
 
 
 def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> float | None:
-    """The paper's number for the record's model, data, protocol and, under attack, threat: percent, or None.
+    """Find the paper's number for the record's model, data, protocol and, under attack, threat: percent, or None.
 
-    It is the manifest's, or that of `baselines.reported`.
+    It is the manifest's, or that of `REPORTED`.
 
     The data have to be the published ones (`published_as`), whatever their name and format. A part of them, or a part
     under attack, has no such number; nor has another attack, another number of steps or another way of resizing.
+
+    Example:
+        >>> record = {
+        ...     "model": {"name": "r-lpips", "revision": "sha256:0", "preprocessing": {"crop": 224}},
+        ...     "data": {"published": "nights", "unreadable": []},
+        ...     "settings": {},
+        ...     "splits": {},
+        ... }
+        >>> reported(record, "clean")
+        71.6
     """
     model, data = record["model"], record["data"]
     task = data.get("published") or ""
@@ -164,7 +185,7 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
 
 
 def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
-    """All numbers that a paper states of a model, or of a metric of others at the size that it was evaluated at."""
+    """Find all numbers that a paper states of a model, or of another metric at the size that it was evaluated at."""
     if is_published(model):
         return get_spec(model["name"]).reported
     converted = (model.get("revision") or "").startswith("sha256:")  # of its published weights
@@ -173,7 +194,7 @@ def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | Non
 
 
 def _same_protocol(record: Mapping[str, Any], task: str, column: str) -> bool:
-    """Whether published data were judged by the paper's protocol."""
+    """Say whether published data were judged by the paper's protocol."""
     data, parts = record["data"], record["splits"]
     if task == "bapps":
         attacked = [part["robust"] and part["robust"]["samples"] for part in parts.values()]
@@ -183,7 +204,7 @@ def _same_protocol(record: Mapping[str, Any], task: str, column: str) -> bool:
 
 
 def _threat_column(threat: Mapping[str, Any], task: str) -> str | None:
-    """The manifest's name for a threat, None unless it is the paper's in every setting."""
+    """Find the manifest's name for a threat, None unless it is the paper's in every setting."""
     zero_shot = task == "imagenet_zero_shot"
     attacks = ("apgd-ce+apgd-t",) if zero_shot else ("apgd", "apgd-ce")
     losses = (None, "ce", "cross-entropy", *(("ce+dlr",) if zero_shot else ()))

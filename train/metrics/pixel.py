@@ -39,7 +39,7 @@ class PixelMetric(DistanceMetric):
     """A distance of pixels as the evaluations see it."""
 
     def in_bfloat16(self) -> PixelMetric:
-        """The same: there is no backbone to speed up, and windows would lose their variances to rounding."""
+        """Return it as it is: there is no backbone to speed up, and rounding would cost windows their variances."""
         return self
 
 
@@ -58,12 +58,12 @@ class CertifiedPixelMetric(PixelMetric):
     def __init__(
         self, function: Distance, image_size: int, *, radius: Callable[[Tensor, Tensor, Tensor], Tensor], **about: Any
     ) -> None:
-        """Judge with ``radius``, of images and their two options, (N, D) each; ``about`` as for `DistanceMetric`."""
+        """Judge with `radius`, of images and their two options, (N, D) each; `about` as for `DistanceMetric`."""
         super().__init__(function, image_size, **about)
         self._radius = radius
 
     def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """Images (N, 3, S, S), options (N, 2, 3, S, S) -> l_2 radii (N,), float32; 0 at a tie.
+        """Certify decisions on images (N, 3, S, S), options (N, 2, 3, S, S): l_2 radii (N,), float32; 0 at a tie.
 
         Computed in float64 where the device has it, and rounded down. It is a statement about real numbers: within
         float32's rounding of the distances the metric itself may decide otherwise.
@@ -107,7 +107,7 @@ def build(name: str, request: Request) -> PixelMetric:
 
 
 def scale_weights(image_size: int) -> tuple[float, ...]:
-    """The exponents of MS-SSIM's scales, finest first: five from 176 pixels on.
+    """Choose the exponents of MS-SSIM's scales, finest first: five from 176 pixels on.
 
     Smaller images have as many scales as the window fits into (four from 99 pixels, as torchmetrics asks; three from
     44, two from 22), with the first exponents divided by their sum.
@@ -134,7 +134,7 @@ def _ssim() -> Distance:
 
 
 def _ms_ssim(weights: tuple[float, ...]) -> Distance:
-    """1 - MS-SSIM, in which scales of negative structure count as 0, lest a root of them be NaN."""
+    """Build 1 - MS-SSIM, in which scales of negative structure count as 0, lest a root of them be NaN."""
     functional = _torchmetrics()
 
     def distance(one: Tensor, other: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _mean_absolute(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _root_mean_square(one: Tensor, other: Tensor) -> Tensor:
-    """Its gradient is 0 where the images are identical, where the slope of the root has no bound."""
+    """Pass on a gradient of 0 where the images are identical, where the slope of the root has no bound."""
     squared = _mean_square(one, other)
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
 
@@ -173,7 +173,7 @@ def _largest(one: Tensor, other: Tensor) -> Tensor:
 
 
 def bisector_radius(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """| ||x - y0||^2 - ||x - y1||^2 | / (2 ||y0 - y1||_2): how far x is from the plane half-way between y0 and y1.
+    """Compute | ||x - y0||^2 - ||x - y1||^2 | / (2 ||y0 - y1||_2): how far x is from the plane half-way between them.
 
     Args:
         images: x, (N, D).
@@ -190,7 +190,7 @@ def bisector_radius(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def l1_radius(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """| ||x - y0||_1 - ||x - y1||_1 | / (2 sqrt(D')), where D' counts the values in which the options differ.
+    """Compute | ||x - y0||_1 - ||x - y1||_1 | / (2 sqrt(D')), where D' counts the values in which the options differ.
 
     Only in these does ||x - y0||_1 - ||x - y1||_1 depend on x, each with a slope of at most 2, so that its gradient is
     at most 2 sqrt(D') long.
@@ -200,7 +200,7 @@ def l1_radius(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def linf_radius(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """| ||x - y0||_inf - ||x - y1||_inf | / 2: each distance changes by at most ||delta||_inf <= ||delta||_2."""
+    """Compute | ||x - y0||_inf - ||x - y1||_inf | / 2: a distance changes by ||delta||_inf <= ||delta||_2 at most."""
     return ((images - left).abs().amax(1) - (images - right).abs().amax(1)).abs() / 2
 
 

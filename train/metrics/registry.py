@@ -67,7 +67,12 @@ BASELINES: dict[str, Baseline] = {
 
 
 def is_baseline(name: str) -> bool:
-    """Whether a name, also one that ends in ``@random``, is that of a baseline."""
+    """Say whether a name, also one that ends in `@random`, is that of a baseline.
+
+    Example:
+        >>> is_baseline("lpips-alex"), is_baseline("dreamsim@random"), is_baseline("tiny")
+        (True, True, False)
+    """
     return name.removesuffix(RANDOM) in BASELINES
 
 
@@ -75,7 +80,7 @@ def load_baseline(name: str, *, device: str = "cpu", image_size: int = 224, weig
     """Build a metric of others.
 
     Args:
-        name: of `BASELINES`, with ``@random`` for seeded random weights.
+        name: of `BASELINES`, with `@random` for seeded random weights.
         device: cpu, cuda, cuda:1, ...
         image_size: side of the square that images are squashed to, in pixels, where the metric leaves it open.
         weights: its converted file; None for the usual place.
@@ -85,6 +90,13 @@ def load_baseline(name: str, *, device: str = "cpu", image_size: int = 224, weig
             them.
         CheckpointError: the file is another one.
         ValueError: an extra is missing, or the size is too small.
+
+    Example:
+        >>> import torch
+        >>> metric = load_baseline("linf", image_size=8)
+        >>> grey, white = torch.full((1, 3, 8, 8), 0.5), torch.ones(1, 3, 8, 8)
+        >>> metric.similarities(grey, metric.fix(white)[:, None])
+        tensor([[-0.5000]])
     """
     short = name.removesuffix(RANDOM)
     baseline = require_baseline(short)
@@ -102,9 +114,9 @@ def load_metric(
 
     Args:
         name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.models.base.load_base` takes it
-            (``open_clip:...``, ``timm:...``), a metric of `rclip_metric.train.metrics`, or ``module:function``, a
+            (`open_clip:...`, `timm:...`), a metric of `rclip_metric.train.metrics`, or `module:function`, a
             function that is called with the device and returns a `Metric` (how any other metric is judged). With
-            ``@random``, any but the last with seeded random weights.
+            `@random`, any but the last with seeded random weights.
         device: cpu, cuda, cuda:1, ...
         resize: for our own encoders: how images of another size are brought to theirs; "default" as published.
         image_size: side that images are squashed to, for metrics that leave it open.
@@ -112,6 +124,10 @@ def load_metric(
     Raises:
         ValueError: if the module, the function or the metric is not what it should be.
         WeightsError: as `RobustPerceptualDistance` and `load_baseline` raise it.
+
+    Example:
+        >>> load_metric("tiny").describe()["similarity"], load_metric("ssim").describe()["distance"]
+        ('cosine', '1 - SSIM')
     """
     if is_baseline(name):
         return load_baseline(name, device=device, image_size=image_size)
@@ -132,8 +148,8 @@ def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
         built: Metric = getattr(importlib.import_module(module), function)(device)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
-    missing = [part for part in ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
-               if not hasattr(built, part)]  # fmt: skip
+    parts = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
+    missing = [part for part in parts if not hasattr(built, part)]
     if missing:
         raise ValueError(f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.metrics.base")
     return built
@@ -150,6 +166,12 @@ def convert_baseline(name: str, source: Path, *, backbone: str | None = None) ->
     Raises:
         UnknownModelError: no such name, or a metric that has nothing to convert.
         CheckpointError: it holds something else.
+
+    Example:
+        >>> convert_baseline("ssim", Path("ssim.pth"))
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.UnknownModelError: ssim has nothing to convert: it is ready, as --metrics ssim.
     """
     baseline = require_baseline(name)
     if baseline.published is None:
@@ -161,7 +183,7 @@ def convert_baseline(name: str, source: Path, *, backbone: str | None = None) ->
 
 
 def require_baseline(name: str) -> Baseline:
-    """The baseline of that name; UnknownModelError, with the closest one, if there is none."""
+    """Find the baseline of that name; UnknownModelError, with the closest one, if there is none."""
     if name not in BASELINES:
         close = difflib.get_close_matches(name, BASELINES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(BASELINES)}."

@@ -40,7 +40,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` of a family makes of published files: tensors, settings (JSON), and the files that were read."""
+    """What `convert` of a family makes of published files: tensors, settings (JSON), and the files that were read.
+
+    Example:
+        >>> import torch
+        >>> Converted({"weight": torch.zeros(3)}, {"version": "0.1"}, [Path("published.pth")]).config
+        {'version': '0.1'}
+    """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -49,7 +55,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a converted file holds; ``revision`` is ``sha256:`` and 12 digits of the file's own digest."""
+    """What a converted file holds; `revision` is `sha256:` and 12 digits of the file's own digest."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any]
@@ -57,7 +63,12 @@ class Stored:
 
 
 def weights_folder() -> Path:
-    """Where converted files are: $RCLIP_METRIC_BASELINES, else rclip-metric/baselines in the user's cache."""
+    """Find the folder of converted files: $RCLIP_METRIC_BASELINES, else rclip-metric/baselines in the user's cache.
+
+    Example:
+        >>> FOLDER_VARIABLE in os.environ or weights_folder().parts[-2:] == ("rclip-metric", "baselines")
+        True
+    """
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -65,7 +76,7 @@ def weights_folder() -> Path:
 
 
 def weights_path(name: str, request: Request) -> Path:
-    """The converted file of a metric.
+    """Find the converted file of a metric.
 
     Raises:
         UnknownModelError: it is not there; one sentence says where to get it and which command converts it.
@@ -84,6 +95,15 @@ def write_stored(name: str, converted: Converted, path: Path) -> None:
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> converted = Converted({"weight": torch.arange(3.0)}, {"version": "0.1"}, files=[])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_stored("r-lpips", converted, Path(folder, "r-lpips.safetensors"))
+        ...     stored = read_stored("r-lpips", Path(folder, "r-lpips.safetensors"))
+        >>> stored.config, stored.tensors["weight"]
+        ({'version': '0.1'}, tensor([0., 1., 2.]))
     """
     sources = {file.name: file_digest(file) for file in converted.files if file.is_file()}
     metadata = {

@@ -34,7 +34,7 @@ class Branch:
         architecture: what computes it.
         file: its file in the zip; of a DINO tower it need not hold the tower.
         clean: the manifest's model of a DINO tower; None for a CLIP tower, which is in the zip.
-        hub_file: what torch.hub calls a DINO tower's file, in the folder ``checkpoints``.
+        hub_file: what torch.hub calls a DINO tower's file, in the folder `checkpoints`.
         grid: side of the grid of position embeddings in a DINO tower's file; None for the architecture's own.
     """
 
@@ -116,7 +116,7 @@ class DreamSimMetric(EmbeddingMetric):
     """DreamSim as the evaluations see it."""
 
     def in_bfloat16(self) -> DreamSimMetric:
-        """A copy with towers in bfloat16 (autocast casts frozen weights at every call); all else stays float32."""
+        """Copy it with towers in bfloat16 (autocast casts frozen weights at every call); all else stays float32."""
         other = copy.copy(self)
         other.function = copy.deepcopy(self.function).to(torch.bfloat16)  # type: ignore[attr-defined]
         return other
@@ -132,6 +132,13 @@ def build(name: str, request: Request) -> DreamSimMetric:
     Raises:
         UnknownModelError: its converted file is not there.
         CheckpointError: the file is damaged or another one: names the keys or shapes.
+
+    Example:
+        >>> build("dreamsim", Request(weights=Path("nowhere.safetensors"), published="the zip of its release page"))
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.UnknownModelError: dreamsim needs its published weights, and nowhere.safetensors is not
+        there: get the zip of its release page, then run: rclip-metric train baseline dreamsim FILE
     """
     details: dict[str, object] = {"embedding": "class tokens of all towers, minus their mean"}
     if request.random:
@@ -165,7 +172,14 @@ def build(name: str, request: Request) -> DreamSimMetric:
 
 
 def convert(name: str, source: Path, *, backbone: str | None = None) -> Converted:
-    """Read the published files of a variant, see `dreamsim_files.read_published`."""
+    """Read the published files of a variant, see `published.read_published`.
+
+    Example:
+        >>> convert("dreamsim", Path("nothing.zip"))
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.CheckpointError: nothing.zip is neither a folder nor a whole zip file: ...
+    """
     from rclip_metric.train.metrics.dreamsim.published import read_published
 
     return read_published(name, source, backbone)
@@ -177,7 +191,7 @@ def _random(name: str) -> Encoder:
 
 
 def _loaded(name: str, tensors: Mapping[str, Tensor], revision: str) -> dict[str, Encoder]:
-    """The towers around a converted file's tensors, every one of which must be used."""
+    """Build the towers around a converted file's tensors, every one of which must be used."""
     states: dict[str, dict[str, Tensor]] = {branch: {} for branch in VARIANTS[name].branches}
     for key, tensor in tensors.items():
         branch, _, inner = key.partition(".")

@@ -34,8 +34,8 @@ _FACTOR = re.compile(r"(?:base_model\.model\.)*extractor_list\.(\d+)\.model\.(.+
 def read_published(name: str, source: Path, backbone: str | None = None) -> Converted:
     """Read a published variant: its towers in our layout under their names, the adapter merged.
 
-    A DINO tower comes from ``backbone`` if given; else from its file in the zip, if that holds a tower or the teacher
-    of DINO's training; else from ``checkpoints/`` beside the files, where torch.hub puts it; else it is the manifest's
+    A DINO tower comes from `backbone` if given; else from its file in the zip, if that holds a tower or the teacher
+    of DINO's training; else from `checkpoints/` beside the files, where torch.hub puts it; else it is the manifest's
     clean model.
 
     Args:
@@ -105,7 +105,7 @@ def _require(name: str, source: Path) -> None:
 
 @contextmanager
 def _unpacked(source: Path, variant: Variant) -> Iterator[Path]:
-    """The folder itself; of a zip, the files that are read, written under their known names to a temporary folder."""
+    """Give the folder itself; of a zip, a temporary folder with the files that are read, under their known names."""
     if source.is_dir():
         yield source
         return
@@ -127,7 +127,7 @@ def _unpacked(source: Path, variant: Variant) -> Iterator[Path]:
 
 
 def _split(adapter: adapters.Adapter, variant: Variant) -> list[adapters.Adapter]:
-    """One adapter of every tower, of one that was trained on all of them."""
+    """Make one adapter per tower of one that was trained on all of them."""
     parts: list[dict[str, Tensor]] = [{} for _ in variant.branches]
     unexpected = []
     for key, tensor in adapter.tensors.items():
@@ -148,7 +148,7 @@ def _split(adapter: adapters.Adapter, variant: Variant) -> list[adapters.Adapter
 
 
 def _targets(adapter: adapters.Adapter, wrapper: str, architecture: ViTArchitecture) -> Iterator[str]:
-    """The layers of one tower that the adapter's configuration names, by PEFT's rule for their full names."""
+    """List the layers of one tower that the adapter's configuration names, by PEFT's rule for their full names."""
     for key, shape in state_dicts.expected_shapes(architecture).items():
         layer = key.removeprefix("tower.trunk.").removesuffix(".weight")
         if len(shape) != 2 or not layer.startswith("blocks."):
@@ -160,7 +160,7 @@ def _targets(adapter: adapters.Adapter, wrapper: str, architecture: ViTArchitect
 
 
 def _clip_state(path: Path, architecture: ViTArchitecture) -> dict[str, Tensor]:
-    """A CLIP tower in our layout; the file names the LayerNorm before the blocks after what it stands in for."""
+    """Read a CLIP tower in our layout; the file names the LayerNorm before the blocks after what it stands in for."""
     tensors = read_tensors(path)
     names = {}
     for key in state_dicts.expected_shapes(architecture):
@@ -176,7 +176,7 @@ def _clip_state(path: Path, architecture: ViTArchitecture) -> dict[str, Tensor]:
 
 
 def _dino_state(path: Path, tensors: Mapping[str, Tensor], branch: Branch) -> dict[str, Tensor]:
-    """A DINO tower in our layout, DINOv2's position embeddings resampled."""
+    """Convert a DINO tower to our layout, DINOv2's position embeddings resampled."""
     try:
         layout = state_dicts.detect(tensors)
     except CheckpointError as error:
@@ -195,7 +195,7 @@ def _dino_state(path: Path, tensors: Mapping[str, Tensor], branch: Branch) -> di
 
 
 def resampled(embedding: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + G*G, width) on another grid, by DINOv2's own rule: (1, 1 + grid*grid, width).
+    """Put position embeddings (1, 1 + G*G, width) on another grid by DINOv2's own rule: (1, 1 + grid*grid, width).
 
     Bicubic without antialiasing, the coordinates scaled by (grid + 0.1) / G. The 0.1 was there to round the size
     well, and shifts what every model of theirs sees; timm resamples to the exact size, antialiased.
@@ -217,7 +217,7 @@ def _checked(path: Path, state: Mapping[str, Tensor], layout: str, architecture:
 def _backbone(
     branch: Branch, source: Path, folder: Path, backbone: str | None
 ) -> tuple[Path, Mapping[str, Tensor], str]:
-    """A DINO tower's file, its tensors in the file's names, and where it is from in words."""
+    """Find a DINO tower's file, its tensors in the file's names, and where it is from in words."""
     assert branch.clean is not None and branch.hub_file is not None
     if backbone is not None and backbone not in model_names():
         path = Path(backbone).expanduser()
@@ -243,7 +243,7 @@ def _backbone(
 
 
 def _read_dino(path: Path) -> Mapping[str, Tensor] | None:
-    """The tower in a file: its tensors alone, or the teacher of a training checkpoint; None if it has neither.
+    """Read the tower in a file: its tensors alone, or the teacher of a training checkpoint; None if it has neither.
 
     The student is another network than the one that was released.
     """

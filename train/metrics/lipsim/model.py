@@ -34,6 +34,13 @@ class LipSim(nn.Module):
     """Images (N, 3, S, S) in [0, 1] to embeddings (N, D), not normalised, 1-Lipschitz in l_2.
 
     The weights are buffers: trained as they are, they would leave the constraint that is folded into them.
+
+    Example:
+        >>> small = LipSimArchitecture(image_size=32, channels=6, depth=2, linear_depth=1, linear_inner=8, embedding=16)
+        >>> network = LipSim(small, folded(small, random_tensors(small)))
+        >>> x, z = torch.rand(2, 1, 3, 32, 32)
+        >>> bool((network(x) - network(z)).norm() <= (x - z).norm())  # 1-Lipschitz
+        True
     """
 
     kernels: Tensor
@@ -69,7 +76,7 @@ class LipSim(nn.Module):
         return torch.cat([embedding, torch.ones_like(embedding[:, :1])], 1) if self.bias else embedding
 
     def run(self, images: Tensor, gates: tuple[list[Tensor], list[Tensor]] | None = None) -> Tensor:
-        """The embedding (N, D) without the constant; ``gates`` get what `run_backward` needs."""
+        """Compute the embedding (N, D) without the constant; `gates` get what `run_backward` needs."""
         if images.shape[1:] != (3, self.architecture.image_size, self.architecture.image_size):
             size = self.architecture.image_size
             raise ValueError(f"LipSim takes images (N, 3, {size}, {size}), and they are {tuple(images.shape)}")
@@ -79,7 +86,7 @@ class LipSim(nn.Module):
         return last[:, : self.architecture.embedding]
 
     def run_backward(self, gradient: Tensor, gates: tuple[list[Tensor], list[Tensor]]) -> Tensor:
-        """From the gradient (N, D) of what `run` gave to that of the images (N, 3, S, S)."""
+        """Turn the gradient (N, D) of what `run` gave into that of the images (N, 3, S, S)."""
         side = self.architecture.image_size // POOL
         last = torch.nn.functional.pad(gradient, (0, self.architecture.features - self.architecture.embedding))
         pooled = sll.linears_backward(last, self.weights, gates[1]).unflatten(1, (-1, side, side))
@@ -101,18 +108,26 @@ class _Embedding(torch.autograd.Function):
 
 
 class LipSimMetric(EmbeddingMetric):
-    """LipSim as the evaluations see it."""
+    """LipSim as the evaluations see it.
+
+    Example:
+        >>> small = LipSimArchitecture(image_size=32, channels=6, depth=2, linear_depth=1, linear_inner=8, embedding=16)
+        >>> metric = LipSimMetric(LipSim(small, folded(small, random_tensors(small))), 32, name="small LipSim")
+        >>> x, left, right = torch.rand(3, 1, 3, 32, 32)
+        >>> metric.certified_radius(x, torch.stack([metric.fix(left), metric.fix(right)], 1)).shape
+        torch.Size([1])
+    """
 
     function: LipSim
 
     def in_bfloat16(self) -> LipSimMetric:
-        """A copy with weights and activations in bfloat16; embeddings and head stay float32."""
+        """Copy it with weights and activations in bfloat16; embeddings and head stay float32."""
         other = copy.copy(self)
         other.function = copy.deepcopy(self.function).to(torch.bfloat16)
         return other
 
     def certified_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """How far the reference may move in l_2 before the 2AFC decision changes: (N,), float32.
+        """Certify how far the reference may move in l_2 before the 2AFC decision changes: (N,), float32.
 
         The decision is the sign of <phi(x), w>, w = v_0 - v_1 the difference of the options' unit embeddings: dividing
         phi(x) by its length changes no sign. phi is 1-Lipschitz: the layers are (see `sll`, borders included); padding
@@ -144,7 +159,7 @@ class LipSimMetric(EmbeddingMetric):
         return torch.where(moving > 0, radius.clamp(min=0), 0.0).to(images)
 
     def published_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
-        """The authors' radius (N,): the difference of the two cosines, over ||v_0 - v_1||; 0 at a tie.
+        """Compute the authors' radius (N,): the difference of the two cosines, over ||v_0 - v_1||; 0 at a tie.
 
         Their theorem takes the unit embedding for 1-Lipschitz. Normalising is 1/||phi(x)||-Lipschitz, so it is a
         guarantee where ||phi(x)|| >= 1 only (always with the appended 1, without which their table is made). Elsewhere
@@ -157,14 +172,14 @@ class LipSimMetric(EmbeddingMetric):
         return torch.where(there, radius, 0.0).to(images)
 
     def _decision(self, images: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi(x) (N, D), w (N, D), and the length (N,) of what of w an image can move; float64."""
+        """Compute phi(x) (N, D), w (N, D), and the length (N,) of what of w an image can move; float64."""
         with torch.no_grad():
             embedding = self._call(images).cpu().double()
         w = fixed[:, 0].cpu().double() - fixed[:, 1].cpu().double()
         return embedding, w, w[:, : self.function.architecture.embedding].norm(dim=1)
 
     def _bias_lengths(self) -> float:
-        """What the biases can add to an activation's length: ||V^T relu(c)|| <= sqrt(2) ||relu(c)||, all layers."""
+        """Bound what all biases add to an activation's length: ||V^T relu(c)|| <= sqrt(2) ||relu(c)|| per layer."""
         of_pixels = self.function.kernel_biases.relu().norm(dim=1).sum().item() * self.function.architecture.image_size
         return math.sqrt(2) * (of_pixels + self.function.weight_biases.relu().norm(dim=1).sum().item())
 
@@ -180,6 +195,14 @@ def build(name: str, request: Request, *, bias: bool = False) -> LipSimMetric:
     Raises:
         UnknownModelError: its converted file is not there.
         CheckpointError: the file is damaged or another one: names the keys or shapes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> build("lipsim-0.5", Request(weights=Path("nowhere.safetensors"), published="its checkpoint"))
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.UnknownModelError: lipsim-0.5 needs its published weights, and nowhere.safetensors is not
+        there: get its checkpoint, then run: rclip-metric train baseline lipsim-0.5 FILE
     """
     revision = None
     if request.random:

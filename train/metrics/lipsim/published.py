@@ -34,6 +34,10 @@ class LipSimArchitecture:
         linear_depth: linear layers.
         linear_inner: ReLUs of each.
         embedding: dimensions of the last layer that are kept.
+
+    Example:
+        >>> LipSimArchitecture().features, LipSimArchitecture().shapes["kernels"]  # 45 * 14 * 14
+        (8820, (20, 5, 45, 3, 3))
     """
 
     image_size: int = 224
@@ -94,6 +98,15 @@ def convert(
 
     Raises:
         CheckpointError: it cannot be read, or holds something else: names the keys, or the tensor.
+
+    Example:
+        >>> import tempfile
+        >>> small = LipSimArchitecture(image_size=16, channels=4, depth=1, linear_depth=1, linear_inner=8, embedding=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"model_state_dict": random_tensors(small)}, Path(folder, "small.pth"))
+        ...     converted = convert("lipsim-0.5", Path(folder, "small.pth"), architecture=small)
+        >>> converted.tensors["weights"].shape
+        torch.Size([1, 8, 4])
     """
     if backbone is not None:
         raise CheckpointError(f"{name} has no backbone of its own: leave the backbone {backbone!r} out.")
@@ -117,7 +130,7 @@ _SHARED = {"convs": "base.1", "linear": "base.2"}
 
 
 def _named(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict in the names of `LipSimArchitecture.published_shapes`."""
+    """Give the tensors of a state dict the names of `LipSimArchitecture.published_shapes`."""
     tensors: dict[str, Tensor] = {}
     unexpected = []
     for key, tensor in state.items():
@@ -150,7 +163,13 @@ def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def folded(architecture: LipSimArchitecture, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `LipSimArchitecture.shapes`, from those of `LipSimArchitecture.published_shapes`."""
+    """Fold the constraint in: the tensors of `LipSimArchitecture.shapes` from those of `published_shapes`.
+
+    Example:
+        >>> small = LipSimArchitecture(image_size=16, channels=4, depth=1, linear_depth=1, linear_inner=8, embedding=4)
+        >>> {key: tuple(tensor.shape) for key, tensor in folded(small, random_tensors(small)).items()} == small.shapes
+        True
+    """
     result = {key: torch.empty(shape) for key, shape in architecture.shapes.items()}
     for index in range(architecture.depth):
         kernel, bias = (published[f"base.1.{index}.{part}"] for part in ("kernel", "bias"))
@@ -162,7 +181,13 @@ def folded(architecture: LipSimArchitecture, published: Mapping[str, Tensor]) ->
 
 
 def random_tensors(architecture: LipSimArchitecture, seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of `LipSimArchitecture.published_shapes`, distributed as an untrained network of the authors has them."""
+    """Draw the tensors of `LipSimArchitecture.published_shapes` as an untrained network of the authors has them.
+
+    Example:
+        >>> small = LipSimArchitecture(image_size=16, channels=4, depth=1, linear_depth=1, linear_inner=8, embedding=4)
+        >>> torch.equal(random_tensors(small)["base.2.1.q"], random_tensors(small, seed=0)["base.2.1.q"])
+        True
+    """
     tensors: dict[str, Tensor] = {}
     with temporary_seed(seed):
         for key, shape in architecture.published_shapes.items():

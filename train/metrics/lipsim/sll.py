@@ -24,7 +24,7 @@ _VALUES = 2**21  # activations of one layer, 8 MB, that stay in the cache until 
 
 
 def folded_kernel(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel (inner, channels, k, k) and bias (inner,) of a convolution with its constraint folded in, float32.
+    """Fold a convolution's constraint into its kernel (inner, channels, k, k) and bias (inner,), float32.
 
     (W W^T)_ij is a convolution with K_i * K_j, the correlation of two kernels over all channels and shifts, and is
     bounded by the sum of its absolute values. That is on the endless plane C; with zero padding the layer's W is
@@ -39,7 +39,7 @@ def folded_kernel(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def folded_weight(weight: Tensor, bias: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight (inner, features) and bias (inner,) of a linear layer with its constraint folded in, float32."""
+    """Fold a linear layer's constraint into its weight (inner, features) and bias (inner,), float32."""
     wide, q = weight.double(), q.double()
     gram = (wide @ wide.t()).abs_()  # (inner, inner)
     scale = _scale((gram * (q[None, :] - q[:, None]).exp()).sum(1))
@@ -47,14 +47,14 @@ def folded_weight(weight: Tensor, bias: Tensor, q: Tensor) -> tuple[Tensor, Tens
 
 
 def _scale(bound: Tensor) -> Tensor:
-    """sqrt(2 / bound); 0 where the bound, and so the row, is 0."""
+    """Compute sqrt(2 / bound); 0 where the bound, and so the row, is 0."""
     return torch.where(bound > 0, 2 / torch.where(bound > 0, bound, 1.0), 0.0).sqrt()
 
 
 def convolutions(
     images: Tensor, kernels: Tensor, biases: Tensor, pool: int, gates: list[Tensor] | None = None
 ) -> Tensor:
-    """A stack of convolutional SLL layers on zero-padded channels, then sums over squares, over the side of one.
+    """Run convolutional SLL layers on zero-padded channels, then sum over squares and divide by the side of one.
 
     On a CPU as many images at a time as stay in its cache (one of 224 pixels in 45 channels, 9 MB), channels last,
     updated in place.
@@ -92,7 +92,7 @@ def convolutions(
 def convolutions_backward(
     gradient: Tensor, kernels: Tensor, colours: int, pool: int, gates: Sequence[Tensor]
 ) -> Tensor:
-    """From the gradient (N, C, h, w) of what `convolutions` gave to that of the images, (N, colours, H, W)."""
+    """Turn the gradient (N, C, h, w) of what `convolutions` gave into that of the images, (N, colours, H, W)."""
     layers = _prepared(kernels, None)
     size = [side * pool for side in gradient.shape[2:]]
     done = []
@@ -110,7 +110,7 @@ def convolutions_backward(
 
 
 def linears(x: Tensor, weights: Tensor, biases: Tensor, gates: list[Tensor] | None = None) -> Tensor:
-    """A stack of linear SLL layers: x (N, F), folded weights (L, inner, F) and biases (L, inner) -> (N, F).
+    """Run linear SLL layers: x (N, F), folded weights (L, inner, F) and biases (L, inner) -> (N, F).
 
     A few rows at a time, both products with them: every weight comes from memory once.
     """
@@ -126,7 +126,7 @@ def linears(x: Tensor, weights: Tensor, biases: Tensor, gates: list[Tensor] | No
 
 
 def linears_backward(gradient: Tensor, weights: Tensor, gates: Sequence[Tensor]) -> Tensor:
-    """From the gradient (N, F) of what `linears` gave to that of its input."""
+    """Turn the gradient (N, F) of what `linears` gave into that of its input."""
     ends = len(gates)
     for weight in reversed(weights.unbind()):
         blocks = _rows(weight)
@@ -142,12 +142,12 @@ def _rows(tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _together(device: torch.device, channels: int, size: Sequence[int]) -> int:
-    """Images that go through all layers together; elsewhere than on a CPU all of them."""
+    """Count the images that go through all layers together; elsewhere than on a CPU all of them."""
     return max(1, _VALUES // (channels * size[0] * size[1])) if device.type == "cpu" else 2**31
 
 
 def _prepared(kernels: Tensor, biases: Tensor | None) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-    """For each layer its kernel, bias, and minus its transpose, channels last.
+    """Prepare for each layer its kernel, bias, and minus its transpose, channels last.
 
     On a CPU with zeros up to multiples of 8 channels, where odd ones would leave lanes empty.
     """
