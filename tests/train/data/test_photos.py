@@ -12,6 +12,7 @@ from rclip_metric.train.commands.evaluate.main import main as eval_main
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data import photo_changes as c
 from rclip_metric.train.data import photos as p
+from rclip_metric.train.data.photographs import Others, read_photographs
 from rclip_metric.train.data.triplets import read_nights
 
 CONFIG = p.PhotosConfig(count=22, size=48, seed=3)
@@ -140,9 +141,9 @@ def test_the_set_is_what_its_table_says(written, tree):
     folder, record = written
     rows = rows_of(folder)
     triplets = read_nights(folder)
-    assert [t.kind for t in triplets] == list(p.KINDS) * 2 == [row["kind"] for row in rows]
-    assert record["kinds"] == dict.fromkeys(p.KINDS, 2) and (record["photographs"], record["classes"]) == (12, 3)
-    for kind in p.KINDS:  # one of the two has the closer image on the right
+    assert [t.kind for t in triplets] == list(p.PHOTO_KINDS) * 2 == [row["kind"] for row in rows]
+    assert record["kinds"] == dict.fromkeys(p.PHOTO_KINDS, 2) and (record["photographs"], record["classes"]) == (12, 3)
+    for kind in p.PHOTO_KINDS:  # one of the two has the closer image on the right
         assert sorted(row["right_vote"] for row in rows if row["kind"] == kind) == ["0", "1"]
     for row, triplet in zip(rows, triplets, strict=True):
         closer, farther = (triplet.right, triplet.left) if triplet.label else (triplet.left, triplet.right)
@@ -207,7 +208,7 @@ def test_unusable_files_are_named_and_left_out(tree, tmp_path, capsys):
     told = capsys.readouterr()
     assert "broken.png" in told.err and "small.png has 40 x 40 pixels" in told.err
     assert "9 triplets of 3 photographs in 0 classes" in told.out and "left out: photo and class" in told.out
-    assert {row["kind"] for row in rows_of(tmp_path / "out")} == set(p.KINDS) - {"photo", "class"}
+    assert {row["kind"] for row in rows_of(tmp_path / "out")} == set(p.PHOTO_KINDS) - {"photo", "class"}
     record = json.loads((tmp_path / "out" / "photos.json").read_text())
     assert len(record["left_out"]) == 2 and record["versions"]["pillow"]
     (folder / "1.png").unlink()
@@ -221,21 +222,21 @@ def test_a_table_of_classes_stands_for_folders(tree, tmp_path):
     lines += [f"x,{'even' if i % 2 == 0 else 'odd'},class{k}/{i}.png" for k in range(3) for i in range(3)]
     (tree / "index.csv").write_text("\n".join(lines) + "\n")
     try:
-        found, left_out = p.read_photographs([tree], classes=tree / "index.csv", quiet=True)
-        one_class, _ = p.read_photographs([tree / "class1"], classes=tree / "index.csv", quiet=True)
+        found, left_out = read_photographs([tree], classes=tree / "index.csv", quiet=True)
+        one_class, _ = read_photographs([tree / "class1"], classes=tree / "index.csv", quiet=True)
     finally:
         (tree / "index.csv").unlink()
     assert not left_out and len(found) == 9 and {photo.label for photo in found} == {(0, "even"), (0, "odd")}
     assert [photo.name for photo in one_class] == ["0.png", "1.png", "2.png"]
     (tmp_path / "other.csv").write_text("class,file\na,b.png\n")
     with pytest.raises(ValueError, match="names none of the 12 images"):
-        p.read_photographs([tree], classes=tmp_path / "other.csv", quiet=True)
+        read_photographs([tree], classes=tmp_path / "other.csv", quiet=True)
     (tmp_path / "bad.csv").write_text("klass,file\na,b.png\n")
     with pytest.raises(ValueError, match="lacks the column 'class'"):
-        p.read_photographs([tree], classes=tmp_path / "bad.csv", quiet=True)
+        read_photographs([tree], classes=tmp_path / "bad.csv", quiet=True)
     (tmp_path / "twice.csv").write_text("class,file\na,b.png\nc,b.png\n")
     with pytest.raises(ValueError, match="'c' here and 'a' before"):
-        p.read_photographs([tree], classes=tmp_path / "twice.csv", quiet=True)
+        read_photographs([tree], classes=tmp_path / "twice.csv", quiet=True)
 
 
 def test_duplicates_are_nobody_elses_photograph(tmp_path):
@@ -244,8 +245,8 @@ def test_duplicates_are_nobody_elses_photograph(tmp_path):
         drawn(0).save(tmp_path / label / "same.png")
         drawn(0).point(lambda level: level * 0.9).save(tmp_path / label / "darker.png")
         drawn(ord(label)).save(tmp_path / label / "own.png")
-    photographs, _ = p.read_photographs([tmp_path], quiet=True)
-    others = p.Others(photographs)
+    photographs, _ = read_photographs([tmp_path], quiet=True)
+    others = Others(photographs)
     names = [photo.name for photo in photographs]
     one = names.index("a/same.png")
     assert [names[i] for i in others.of_class(one)] == ["a/own.png"]
@@ -259,14 +260,14 @@ def test_results_are_told_by_kind(written, tmp_path, capsys):
     assert "| kind | samples | clean |" in capsys.readouterr().out
     (file,) = tmp_path.glob("*.json")
     record = json.loads(file.read_text())
-    assert list(record["by_kind"]) == list(p.KINDS)
+    assert list(record["by_kind"]) == list(p.PHOTO_KINDS)
     assert all(part["clean"]["samples"] == 2 and part["robust"] is None for part in record["by_kind"].values())
-    mean = sum(part["clean"]["accuracy"] for part in record["by_kind"].values()) / len(p.KINDS)
+    mean = sum(part["clean"]["accuracy"] for part in record["by_kind"].values()) / len(p.PHOTO_KINDS)
     assert np.isclose(mean, record["clean"]["accuracy"], atol=1e-3)
     assert record["by_kind"]["blur"]["clean"]["accuracy"] == 0  # pixels prefer the blurred picture to the moved one
     assert eval_main(["eval", "table", str(tmp_path), "--by", "kind"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(p.KINDS) and [line.split(" | ")[2] for line in lines[2:]] == list(p.KINDS)
+    assert len(lines) == 2 + len(p.PHOTO_KINDS) and [line.split(" | ")[2] for line in lines[2:]] == list(p.PHOTO_KINDS)
     assert eval_main(["eval", "table", str(tmp_path), "--by", "split"]) == 2
     assert "none of the 1 results has several splits" in capsys.readouterr().err
     assert eval_main(["eval", "table", str(tmp_path), "--by", "kind", "--format", "csv"]) == 2

@@ -36,7 +36,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.photos import KINDS, PhotosConfig, write_photos
+    from rclip_metric.train.data.photos import PHOTO_KINDS, PhotosConfig, write_photos
 
     record = write_photos(
         options.out, options.images, configured(PhotosConfig, options),
@@ -49,5 +49,5 @@ def _run(options: argparse.Namespace) -> None:
         f"{options.out}: {record['count']} triplets of {record['photographs']} photographs in {record['classes']} "
         f"classes, seed {record['seed']}; {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     )
-    if missing := [kind for kind in KINDS if kind not in kinds]:
+    if missing := [kind for kind in PHOTO_KINDS if kind not in kinds]:
         print(f"left out: {' and '.join(missing)}, which need classes of at least two photographs each")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
-from rclip_metric.train.data.photos import RECORD as PHOTOS
+from rclip_metric.train.data.photos import PHOTOS_RECORD as PHOTOS
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.triplets import BAPPS_SPLITS, read_bapps, read_nights
 from rclip_metric.train.evaluation.results.labels import CONSTRUCTION, PEOPLE, SCENES
