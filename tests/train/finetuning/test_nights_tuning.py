@@ -23,7 +23,7 @@ from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
-from rclip_metric.train.finetuning.nights.run import NightsConfig, drawn_mlp, hinge, tune_nights
+from rclip_metric.train.finetuning.nights import NightsConfig, drawn_mlp, hinge, tune_nights
 from rclip_metric.train.finetuning.nights.step import sides, squared_distances, update
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.machine import device_record
@@ -224,7 +224,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads({threads})
-
+from rclip_metric.train.finetuning.nights import NightsConfig, tune_nights
+from rclip_metric.weights import load_encoder
 
 replace, count = os.replace, 0
 def killed(source, target):
@@ -386,9 +387,11 @@ def test_the_command(nights, tmp_path, capsys):
         "method": "FARE, then MLP head on clean NIGHTS-format scenes", "norm": "linf", "eps": "4/255",
         "data": "ImageNet, procedural scenes", "base": "robust",
     }  # fmt: skip
+    (tmp_path / "old.json").write_text('{"micro_batch": 3}')  # as the setting was once called
     run_command(
-        *places, "--base", str(tmp_path / "robust"), "--out", str(tmp_path / "b"), "--head", "mlp", "--epochs", "0"
-    )
-    assert record(tmp_path / "b")["recipe"]["batch_size"] == 512
+        *places, "--base", str(tmp_path / "robust"), "--out", str(tmp_path / "b"), "--head", "mlp", "--epochs", "0",
+        "--config", str(tmp_path / "old.json"),
+    )  # fmt: skip
+    assert record(tmp_path / "b")["recipe"]["batch_size"] == 512 and record(tmp_path / "b")["run"]["chunk_size"] == 3
     with pytest.raises(ValueError, match="pass --base"):
         run_command(*places, "--out", str(tmp_path / "d"))

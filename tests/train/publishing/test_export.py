@@ -28,7 +28,7 @@ from rclip_metric.train.commands.train import export as command
 from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.evaluation.results.outcome import Outcome
 from rclip_metric.train.evaluation.results.record import load_results, record, save
-from rclip_metric.train.finetuning.nights.run import NightsConfig
+from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.publishing.export import EXPORT_NAMES, export_run, push_export

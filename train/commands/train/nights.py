@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
-    from rclip_metric.train.finetuning.nights.run import NightsConfig
+    from rclip_metric.train.finetuning.nights import NightsConfig
     from rclip_metric.train.runs.config import add_options, count, recipe_names
     from rclip_metric.train.runs.precision import PRECISIONS
 
@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.finetuning.nights.run import NightsConfig, tune_nights
+    from rclip_metric.train.finetuning.nights import NightsConfig, tune_nights
     from rclip_metric.train.models.base import load_base
     from rclip_metric.train.runs.config import configured, read_recipe, read_settings
     from rclip_metric.weights import locate, read_json

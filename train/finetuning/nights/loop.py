@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rclip_metric.encoder import Encoder
 from rclip_metric.train.data.triplet_images import TripletImages
-from rclip_metric.train.finetuning.nights.step import Forward, Judged, Loss, Source, judge, sides, update
+from rclip_metric.train.finetuning.nights.config import NightsConfig
+from rclip_metric.train.finetuning.nights.step import Passes, ValidationScore, hinge, sides, update, validated
+from rclip_metric.train.models.lora import train_dropout
 from rclip_metric.train.runs.checkpoint import TrainingState, restore_training, save_state
 from rclip_metric.train.runs.files import append_line
 from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
@@ -51,13 +55,13 @@ class Standing:
         return self.total / self.seen if self.seen else None
 
     def add(self, loss: float, count: int) -> None:
-        """Count a step on ``count`` triplets with that mean loss."""
+        """Count a step on `count` triplets with that mean loss."""
         self.done, self.seen, self.total = self.done + 1, self.seen + count, self.total + loss * count
 
-    def finish(self, judged: Judged, seconds: float) -> bool:
-        """Close the epoch with its validation and begin the next; whether it is the best so far."""
-        best = judged.accuracy > max((earlier["val_accuracy"] for earlier in self.epochs), default=-1.0)
-        record = {"epoch": self.epoch, "loss": self.loss, "val_loss": judged.loss, "val_accuracy": judged.accuracy}
+    def finish(self, score: ValidationScore, seconds: float) -> bool:
+        """Close the epoch with its validation, begin the next, and say whether it is the best so far."""
+        best = score.accuracy > max((earlier["val_accuracy"] for earlier in self.epochs), default=-1.0)
+        record = {"epoch": self.epoch, "loss": self.loss, "val_loss": score.loss, "val_accuracy": score.accuracy}
         self.epochs.append({**record, "seconds": round(seconds, 3)})
         if best:
             self.best_epoch = self.epoch
@@ -66,10 +70,10 @@ class Standing:
 
 
 class TuningLog:
-    """``log.jsonl``: one JSON object per line."""
+    """The log of a tuning, `log.jsonl`: one JSON object per line."""
 
     def __init__(self, path: Path, images: Mapping[str, TripletImages]) -> None:
-        """Append to ``path``; what ``images`` know to be unreadable by now has been told."""
+        """Append to `path`; what `images` know to be unreadable by now has been told."""
         self.path, self.images = path, images
         self._told = {split: set(source.unreadable) for split, source in images.items()}
 
@@ -85,59 +89,74 @@ class TuningLog:
                 self._told[split].update(source.unreadable)
 
 
-@dataclass
 class Tuning:
     """A run: what is trained, on what, and where it stands.
 
     Attributes:
-        out: folder of the states.
-        settings: what a state must agree in to be continued.
         trained: the parameters, by name.
         optimizer: over them.
-        loss: per triplet.
-        sources: "train" and "val".
-        forward: for each source; with a graph to what is trained.
-        batch_size: triplets per step.
-        part: triplets per pass.
-        save_every: steps between states within an epoch.
-        seed: of the order of the triplets and of dropout.
-        device: of the parameters.
-        log: where lines go.
-        standing: where the run stands.
         best: the parameters after the best epoch so far.
+        standing: where the run stands.
     """
 
-    out: Path
-    settings: Mapping[str, Any]
-    trained: nn.ParameterDict
-    optimizer: torch.optim.Optimizer
-    loss: Loss
-    sources: Mapping[str, Source]
-    forward: Mapping[str, Forward]
-    batch_size: int
-    part: int
-    save_every: int
-    seed: int
-    device: torch.device
-    log: TuningLog
-    standing: Standing = field(default_factory=Standing)
-    best: Mapping[str, Tensor] = field(default_factory=dict)
+    def __init__(
+        self, out: Path, settings: Mapping[str, Any], config: NightsConfig, encoder: Encoder, passes: Passes,
+        log: TuningLog, standing: Standing,
+    ) -> None:  # fmt: skip
+        """Begin with the weights as they are.
 
-    def __post_init__(self) -> None:
-        """Begin with the weights as they are."""
-        self.best = _copied(self.trained)
+        Args:
+            out: folder of the states.
+            settings: what a state must agree in to be continued.
+            config: the recipe.
+            encoder: on its device; what has a gradient is trained.
+            passes: the triplets, and what turns them into embeddings.
+            log: where lines go.
+            standing: where the run stands.
+        """
+        self.out, self.settings, self.config, self.encoder = out, settings, config, encoder
+        self.passes, self.log, self.standing = passes, log, standing
+        # A ParameterDict takes no dots in its keys.
+        self.trained = nn.ParameterDict(
+            {name.replace(".", "/"): p for name, p in encoder.named_parameters() if p.requires_grad}
+        )
+        self.optimizer = torch.optim.Adam(
+            self.trained.parameters(),
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        self.best: Mapping[str, Tensor] = _copied(self.trained)
+        self._loss = partial(hinge, margin=config.margin)
         self._begun = self._epoch_begun = time.perf_counter()
-        self._before = self.standing.seconds
+        self._before = standing.seconds
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return math.ceil(len(self.sources["train"]) / self.batch_size)
+        return math.ceil(len(self.passes.sources["train"]) / self.config.batch_size)
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from a state; ``standing`` has its facts already."""
+        """Go on from a state; `standing` has its facts already."""
         restore_training(state, self.trained, self.optimizer)
         self.best = state.parts["best"]
+
+    def run(self, quiet: bool = False) -> None:
+        """Train and validate to the end of the last epoch, and leave the weights of the best one in the encoder.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+            ValueError: if no triplet can be read.
+            Interrupted: after a signal, when the state is saved.
+        """
+        with Interrupt() as interrupt:
+            while (epoch := self.standing.epoch) <= self.config.epochs:
+                if epoch > 0:
+                    train_dropout(self.encoder)
+                    self.train(interrupt, f"epoch {epoch}/{self.config.epochs}", quiet)
+                self.encoder.eval()
+                self.validate()
+        self.trained.load_state_dict(self.best)
 
     def train(self, interrupt: Interrupt, label: str, quiet: bool) -> None:
         """Train through the epoch that is under way, from the step that it has come to.
@@ -147,9 +166,9 @@ class Tuning:
             ValueError: if no triplet can be read.
             Interrupted: after a signal, when the state is saved.
         """
-        standing, source = self.standing, self.sources["train"]
-        generator = seeded(self.seed, standing.epoch)
-        orders = torch.randperm(len(source), generator=generator).split(self.batch_size)[standing.done :]
+        config, standing, source = self.config, self.standing, self.passes.sources["train"]
+        generator = seeded(config.seed, standing.epoch)
+        orders = torch.randperm(len(source), generator=generator).split(config.batch_size)[standing.done :]
         bar = tqdm(
             source.batches(orders),
             desc=label,
@@ -159,9 +178,10 @@ class Tuning:
         )
         self._epoch_begun = begun = time.perf_counter()
         for indices, values in bar:
-            with temporary_seed(mixed_seed(self.seed, standing.epoch, standing.done), self.device):
+            with temporary_seed(mixed_seed(config.seed, standing.epoch, standing.done), self.encoder.mean.device):
                 y = sides(source.label[indices])
-                loss = update(self.forward["train"], values, y, self.loss, self.optimizer, self.part)
+                forward = self.passes.forward["train"]
+                loss = update(forward, values, y, self._loss, self.optimizer, self.passes.chunk_size)
             if not math.isfinite(loss):
                 triplets = self.log.images["train"].triplets
                 some = ", ".join(triplets[index].key for index in indices[:5].tolist())
@@ -174,7 +194,7 @@ class Tuning:
             if standing.done % 10 == 0 or standing.done == self.steps:
                 seconds = round(time.perf_counter() - begun, 2)
                 self.log({"epoch": standing.epoch, "step": standing.done, "loss": standing.loss, "seconds": seconds})
-            if standing.done % self.save_every == 0 or interrupt.signal:
+            if standing.done % config.save_every == 0 or interrupt.signal:
                 self._save()
             if interrupt.signal:
                 raise Interrupted(interrupt.signal, f"{self.out} goes on from step {standing.done} of {label}")
@@ -189,16 +209,17 @@ class Tuning:
             FloatingPointError: if the loss is not finite.
             ValueError: if no triplet can be read.
         """
-        judged = judge(self.forward["val"], self.sources["val"], self.loss, self.part)
+        passes = self.passes
+        score = validated(passes.forward["val"], passes.sources["val"], self._loss, passes.chunk_size)
         self.log.unreadable()
-        if not judged.count:
+        if not score.count:
             raise ValueError(f"no validation triplet can be read: {self.log.path} says why")
-        if not math.isfinite(judged.loss):
+        if not math.isfinite(score.loss):
             raise FloatingPointError(
-                f"the loss on val is {judged.loss} after epoch {self.standing.epoch}: lower the learning rate, or look "
+                f"the loss on val is {score.loss} after epoch {self.standing.epoch}: lower the learning rate, or look "
                 "at the base"
             )
-        if self.standing.finish(judged, time.perf_counter() - self._epoch_begun):
+        if self.standing.finish(score, time.perf_counter() - self._epoch_begun):
             self.best = _copied(self.trained)
         self.log(self.standing.epochs[-1])
         self._save()
@@ -210,15 +231,8 @@ class Tuning:
         standing.seconds = self._before + time.perf_counter() - self._begun
         standing.unreadable = {split: dict(images.unreadable) for split, images in self.log.images.items()}
         step = max(0, standing.epoch - 1) * self.steps + standing.done
-        save_state(
-            self.out,
-            step,
-            self.settings,
-            model=self.trained,
-            optimizer=self.optimizer,
-            facts=asdict(standing),
-            best=self.best,
-        )
+        model, optimizer, facts = self.trained, self.optimizer, asdict(standing)
+        save_state(self.out, step, self.settings, model=model, optimizer=optimizer, facts=facts, best=self.best)
 
 
 def _copied(trained: nn.Module) -> dict[str, Tensor]:
