@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_FORMER_NAMES = {"part": "chunk_size", "micro_batch": "chunk_size"}  # in files that earlier versions read
+_FORMER_NAMES: dict[str, str] = {"part": "chunk_size", "micro_batch": "chunk_size"}  # in files that earlier versions read
 _RECIPE_KEYS = ("command", "row", "base", "settings", "source")
 
 Config = TypeVar("Config")
@@ -221,7 +221,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one JSON object, with a setting per key")
-    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    return {_FORMER_NAMES.get(str(name), str(name)): value for name, value in values.items()}
 
 
 def radius(text: str) -> float:
