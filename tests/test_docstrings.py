@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Packages whose every public class and function, the names in __all__, has an example.
 FACES = [
     "rclip_metric.train.attacks",
+    "rclip_metric.train.data",
+    "rclip_metric.train.data.scenes.draw",
     "rclip_metric.train.metrics",
     "rclip_metric.train.metrics.dreamsim",
     "rclip_metric.train.metrics.lipsim",

@@ -1,1 +1,45 @@
-"""Data sets: made (scenes) and read (images, 2AFC triplets)."""
+"""Data sets: read (images, shards, triplets, classes) and made (triplets from photographs; `scenes` draws its own)."""
+
+from rclip_metric.train.data.augmentation import Augmentation
+from rclip_metric.train.data.check import check_images
+from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts, read_classes, read_prompts
+from rclip_metric.train.data.cue_conflict import ConflictTriplet, conflict_triplets, read_conflicts
+from rclip_metric.train.data.images import ImageFiles, StepSampler, find_images, loader
+from rclip_metric.train.data.photo_recipes import PHOTO_KINDS
+from rclip_metric.train.data.photos import PHOTOS_RECORD, PhotosConfig, write_photos
+from rclip_metric.train.data.stream import Batch, Stream, open_stream
+from rclip_metric.train.data.things import Things, read_things
+from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
+from rclip_metric.train.data.triplets import BAPPS_SPLITS, TripletFiles, read_bapps, read_nights
+
+__all__ = [
+    "BAPPS_SPLITS",
+    "PHOTOS_RECORD",
+    "PHOTO_KINDS",
+    "Augmentation",
+    "Batch",
+    "ConflictTriplet",
+    "ImageFiles",
+    "LabelledFolders",
+    "LabelledImage",
+    "PhotosConfig",
+    "Prompts",
+    "StepSampler",
+    "Stream",
+    "Things",
+    "TripletEmbeddings",
+    "TripletFiles",
+    "TripletImages",
+    "check_images",
+    "conflict_triplets",
+    "find_images",
+    "loader",
+    "open_stream",
+    "read_bapps",
+    "read_classes",
+    "read_conflicts",
+    "read_nights",
+    "read_prompts",
+    "read_things",
+    "write_photos",
+]

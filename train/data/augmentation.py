@@ -30,6 +30,13 @@ class Augmentation:
         seed: of the draws.
         mixup: share of the images that are mixed with another one.
         damage: share of the images that get noise, blur, JPEG's artefacts or other light, of any strength.
+
+    Example:
+        >>> from PIL import Image
+        >>> augmentation = Augmentation(scale=0.25, flip=True, seed=0)
+        >>> image = Image.new("RGB", (100, 80))
+        >>> augmentation(image, step=3, key=17).size == augmentation(image, step=3, key=17).size  # whoever reads it
+        True
     """
 
     scale: float
@@ -39,7 +46,7 @@ class Augmentation:
     damage: float = 0.0
 
     def __call__(self, image: Image.Image, step: int, key: int) -> Image.Image:
-        """Crop, mirror and damage an image as step ``step`` sees it.
+        """Crop, mirror and damage an image as step `step` sees it.
 
         A crop's aspect ratio is drawn log-uniformly from 3:4 to 4:3 of the image's own, and cut where it would
         leave the image.
@@ -79,7 +86,7 @@ class Augmentation:
         return Light(stops, warmth, saturation, hue=240 * more[2] - 120)(image)
 
     def mixed(self, image: Tensor, other: Callable[[], Tensor], step: int, key: int) -> Tensor:
-        """Mix an image with another one as step ``step`` sees it: w image + (1 - w) other, w uniform in [0, 1].
+        """Mix an image with another one as step `step` sees it: w image + (1 - w) other, w uniform in [0, 1].
 
         Mixup (Zhang et al. 2018) without its labels: what the original network says of the mixture is the target, as in
         distillation (Beyer et al. 2022), so a few images make many.

@@ -27,6 +27,11 @@ def check_images(paths: Iterable[Path], *, workers: int = 8, quiet: bool = False
 
     Raises:
         ValueError: for fewer than one worker.
+
+    Example:
+        >>> [problem] = check_images([Path("nowhere.png")], quiet=True)
+        >>> "nowhere.png" in problem
+        True
     """
     if workers < 1:
         raise ValueError(f"got {workers} workers, expected 1 or more")

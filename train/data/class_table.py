@@ -1,4 +1,4 @@
-"""Classes of images in a table: a CSV with the columns ``class`` and ``file``, for sets whose folders do not tell."""
+"""Classes of images in a table: a CSV with the columns `class` and `file`, for sets whose folders do not tell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLUMNS = ("class", "file")
 
 
 def read_class_table(table: Path) -> dict[Path, str]:
-    """The class of every file that a table names; other columns are passed over.
+    """Read the class of every file that a table names; other columns are passed over.
 
     Args:
         table: comma-separated, UTF-8, with a header; files are relative to the folder that it is in.

@@ -17,7 +17,12 @@ _IN_OPEN_CLIP = ("OPENAI_IMAGENET_TEMPLATES", "SIMPLE_IMAGENET_TEMPLATES", "IMAG
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image of a class: ``key`` is its path below the set's folder, ``label`` the index of its class."""
+    """An image of a class: `key` is its path below the set's folder, `label` the index of its class.
+
+    Example:
+        >>> LabelledImage("cat/1.png", Path("set/cat/1.png"), label=0).path.parent.name
+        'cat'
+    """
 
     key: str
     path: Path
@@ -26,14 +31,21 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class LabelledFolders:
-    """A class-per-folder set: folder names in sorted order, and the images, class by class, sorted by path."""
+    """A class-per-folder set: folder names in sorted order, and the images, class by class, sorted by path.
+
+    Example:
+        >>> image = LabelledImage("dog/1.png", Path("set/dog/1.png"), label=1)
+        >>> folders = LabelledFolders(("cat", "dog"), (image,))
+        >>> folders.names[folders.images[0].label]
+        'dog'
+    """
 
     names: tuple[str, ...]
     images: tuple[LabelledImage, ...]
 
 
 def read_classes(folder: Path, per_class: int | None = None) -> LabelledFolders:
-    """Read a set whose classes are the folders in ``folder``: ImageNet's ``val`` with its wnids, or any other.
+    """Read a set whose classes are the folders in `folder`: ImageNet's `val` with its wnids, or any other.
 
     Images count at any depth below their class folder; files beside the class folders and hidden folders are left out.
 
@@ -43,6 +55,16 @@ def read_classes(folder: Path, per_class: int | None = None) -> LabelledFolders:
 
     Raises:
         ValueError: if there are fewer than two class folders, or one of them holds no image.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("dog", "cat"):
+        ...         Path(folder, name).mkdir()
+        ...         Path(folder, name, "1.png").touch()
+        ...     found = read_classes(Path(folder))
+        >>> found.names, [image.key for image in found.images]
+        (('cat', 'dog'), ['cat/1.png', 'dog/1.png'])
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: pass one that holds a folder per class")
@@ -70,8 +92,12 @@ class Prompts:
 
     Attributes:
         name: of the file, without its ending.
-        templates: texts with one ``{}`` in the place of the class.
+        templates: texts with one `{}` in the place of the class.
         classes: words by folder name, or words in the order of the sorted folder names; None for the folder names.
+
+    Example:
+        >>> Prompts("mine", ("a photo of a {}.",), {"n01440764": "tench"}).words(["n01440764"])
+        ('tench',)
     """
 
     name: str
@@ -79,7 +105,7 @@ class Prompts:
     classes: Mapping[str, str] | tuple[str, ...] | None
 
     def words(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What to call the classes whose folders have these names, given in sorted order.
+        """Say what to call the classes whose folders have these names, given in sorted order.
 
         Raises:
             ValueError: if the prompts do not have a word for each.
@@ -101,19 +127,24 @@ class Prompts:
 
 
 def prompt_names() -> list[str]:
-    """The prompts that come with this package."""
+    """List the prompts that come with this package."""
     return sorted(path.stem for path in _PROMPTS.glob("*.json"))
 
 
 def read_prompts(name: str | Path) -> Prompts:
     """Read prompts: one of `prompt_names`, or the path of a JSON file.
 
-    The file is ``{"templates": ["a photo of a {}."], "classes": {"n01440764": "tench"}}``. ``classes`` may also be a
+    The file is `{"templates": ["a photo of a {}."], "classes": {"n01440764": "tench"}}`. `classes` may also be a
     list in the order of the sorted folder names, or be left out; either may be the name of a list in
-    ``open_clip.zero_shot_metadata``.
+    `open_clip.zero_shot_metadata`.
 
     Raises:
         ValueError: naming what is missing or malformed.
+
+    Example:
+        >>> prompts = read_prompts("imagenet")
+        >>> len(prompts.templates), prompts.words([str(number) for number in range(1000)])[0]
+        (80, 'tench')
     """
     path = _PROMPTS / f"{name}.json" if name in prompt_names() else Path(name)
     if not path.is_file():
@@ -134,7 +165,7 @@ def read_prompts(name: str | Path) -> Prompts:
 
 
 def _listed(value: Any) -> Any:
-    """The value, or the list in open_clip that it names; templates there are functions of the class."""
+    """Give the value, or the list in open_clip that it names; templates there are functions of the class."""
     if value not in _IN_OPEN_CLIP:
         return value
     import open_clip.zero_shot_metadata

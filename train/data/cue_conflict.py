@@ -26,7 +26,7 @@ class Cue(NamedTuple):
 
 @dataclass(frozen=True)
 class ConflictImage:
-    """An image with the shape of one thing and the texture of another; ``key`` is its path below the set's folder."""
+    """An image with the shape of one thing and the texture of another; `key` is its path below the set's folder."""
 
     key: str
     path: Path
@@ -36,7 +36,16 @@ class ConflictImage:
 
 @dataclass(frozen=True)
 class ConflictTriplet:
-    """A conflict image, one of its shape's class and one of its texture's; ``key`` names the reference and the draw."""
+    """A conflict image, one of its shape's class and one of its texture's; `key` names the reference and the draw.
+
+    Example:
+        >>> one, two, three = (
+        ...     ConflictImage(f"{a}1-{b}1.png", Path(f"{a}1-{b}1.png"), Cue(a, "1"), Cue(b, "1"))
+        ...     for a, b in (("cat", "dog"), ("cat", "owl"), ("owl", "dog"))
+        ... )
+        >>> [path.name for path in ConflictTriplet("cat1-dog1.png#0", one, shape=two, texture=three).files]
+        ['cat1-dog1.png', 'cat1-owl1.png', 'owl1-dog1.png']
+    """
 
     key: str
     reference: ConflictImage
@@ -53,12 +62,20 @@ def read_conflicts(folder: Path, classes: Path | None = None) -> list[ConflictIm
     """Read the images of a set, sorted by path.
 
     Args:
-        folder: holds, at any depth, files named ``airplane1-bicycle2.png``: shape first, each a class and a number.
+        folder: holds, at any depth, files named `airplane1-bicycle2.png`: shape first, each a class and a number.
         classes: a table (`read_class_table`) whose classes are such names, for files that are called otherwise; files
             that it does not name are left out.
 
     Raises:
         ValueError: if no image has such a name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "cat4-elephant1.png").touch()
+        ...     [image] = read_conflicts(Path(folder))
+        >>> image.shape.name, image.texture.name
+        ('cat', 'elephant')
     """
     table = None if classes is None else read_class_table(classes)
     found = []
@@ -79,7 +96,7 @@ def read_conflicts(folder: Path, classes: Path | None = None) -> list[ConflictIm
 def conflict_triplets(
     images: Sequence[ConflictImage], draws: int, seed: int = 0
 ) -> tuple[list[ConflictTriplet], list[str]]:
-    """Triplets that ask for nothing but shape or texture: ``draws`` for every image whose two cues differ.
+    """Draw triplets that ask for nothing but shape or texture: `draws` for every image whose two cues differ.
 
     The reference has shape A and texture B. One option has shape A and the texture of a third class C, the other one
     shape C and texture B: each shares one cue with the reference, and both are of C in the other. They are of other
@@ -96,6 +113,15 @@ def conflict_triplets(
 
     Raises:
         ValueError: if none has, or fewer than one draw is asked for.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat1-dog1", "cat2-owl1", "owl2-dog2"):
+        ...         Path(folder, f"{name}.png").touch()
+        ...     triplets, left_out = conflict_triplets(read_conflicts(Path(folder)), draws=1)
+        >>> [path.stem for path in triplets[0].files], len(left_out)
+        (['cat1-dog1', 'cat2-owl1', 'owl2-dog2'], 2)
     """
     if draws < 1:
         raise ValueError(f"got {draws} draws, expected 1 or more")
@@ -133,5 +159,5 @@ def conflict_triplets(
 
 
 def _another(one: Cue, other: Cue) -> bool:
-    """Whether two cues of a class are of two images; where names have no numbers, nobody knows."""
+    """Say whether two cues of a class are of two images; where names have no numbers, nobody knows."""
     return one.number != other.number or not one.number

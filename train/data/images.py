@@ -16,19 +16,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def walk_images(root: str | Path) -> Iterator[str]:
-    """Paths of all image files below ``root``, sorted by path, part by part; nothing where there is no such folder.
+    """Find all image files below `root`, sorted by path, part by part; none where there is no such folder.
 
     Links to folders are followed, unless they lead back to a folder that holds them.
 
     Raises:
-        ValueError: if a folder below ``root`` cannot be listed.
+        ValueError: if a folder below `root` cannot be listed.
     """
     if os.path.isdir(root):
         yield from _walk(os.fspath(root), (os.path.realpath(root),))
 
 
 def _walk(folder: str, holders: tuple[str, ...]) -> Iterator[str]:
-    """As `walk_images`; ``holders`` are the real paths of the folders from the root to this one."""
+    """Walk as `walk_images`; `holders` are the real paths of the folders from the root to this one."""
     # The entries of a listing know what they are: a million files are not asked one by one, as Path.is_file would.
     try:
         with os.scandir(folder) as listing:
@@ -45,10 +45,19 @@ def _walk(folder: str, holders: tuple[str, ...]) -> Iterator[str]:
 
 
 def find_images(root: Path) -> list[Path]:
-    """All image files below ``root``, sorted by path, as `walk_images` finds them.
+    """List all image files below `root`, sorted by path, as `walk_images` finds them.
 
     Raises:
         ValueError: if there is none, or a folder cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.JPG", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     found = find_images(Path(folder))
+        >>> [path.name for path in found]
+        ['a.JPG', 'b.png']
     """
     paths = [Path(path) for path in walk_images(root)]
     if not paths:
@@ -57,10 +66,17 @@ def find_images(root: Path) -> list[Path]:
 
 
 class ImageFiles(Dataset[tuple[int, torch.Tensor | None]]):
-    """Files as (index, image); the image is None where the file cannot be read, which the caller counts."""
+    """Files as (index, image); the image is None where the file cannot be read, which the caller counts.
+
+    Example:
+        >>> files = ImageFiles([Path("a.png")], lambda path: torch.zeros(3, 8, 8))
+        >>> index, image = files[0]
+        >>> index, image.shape
+        (0, torch.Size([3, 8, 8]))
+    """
 
     def __init__(self, paths: list[Path], preprocess: Callable[[Path], torch.Tensor]) -> None:
-        """Read ``paths`` with ``preprocess``: path -> (3, S, S) in [0, 1]."""
+        """Read `paths` with `preprocess`: path -> (3, S, S) in [0, 1]."""
         self.paths, self.preprocess = paths, preprocess
 
     def __len__(self) -> int:
@@ -76,10 +92,15 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor | None]]):
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batches of indices for steps ``start`` to ``stop``: every epoch is a fresh permutation seeded by (seed, epoch).
+    """Batches of indices for steps `start` to `stop`: every epoch is a fresh permutation seeded by (seed, epoch).
 
     The batch of a step depends on nothing but (count, batch size, seed, step), so a resumed run reads
     what the uninterrupted one would have read. The incomplete batch at the end of an epoch is left out.
+
+    Example:
+        >>> steps = list(StepSampler(count=10, batch_size=4, seed=0, start=0, stop=6))
+        >>> steps[3:] == list(StepSampler(count=10, batch_size=4, seed=0, start=3, stop=6))  # resumed
+        True
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
@@ -114,5 +135,12 @@ def _collate(items: list[tuple[int, torch.Tensor | None]]) -> tuple[list[int], t
 
 
 def loader(files: ImageFiles, sampler: StepSampler, workers: int = 0) -> DataLoader[tuple[int, torch.Tensor | None]]:
-    """Batches of (indices, images (B, 3, S, S), indices of files that could not be read), one per step."""
+    """Load batches of (indices, images (B, 3, S, S), indices of files that could not be read), one per step.
+
+    Example:
+        >>> files = ImageFiles([Path("a.png"), Path("b.png")], lambda path: torch.zeros(3, 8, 8))
+        >>> [(indices, images, broken)] = loader(files, StepSampler(2, 2, seed=0, start=0, stop=1))
+        >>> sorted(indices), images.shape, broken
+        ([0, 1], torch.Size([2, 3, 8, 8]), [])
+    """
     return DataLoader(files, batch_sampler=sampler, num_workers=workers, collate_fn=_collate)

@@ -50,18 +50,17 @@ class View:
     mirrored: bool = False
 
     def places(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 2) of the picture, in [0, 1], to those of the reference's window that are seen there."""
+        """Map points (..., 2) of the picture, in [0, 1], to those of the reference's window that are seen there."""
         across = 1 - points[..., 0] if self.mirrored else points[..., 0]
         flat = _projected(np.stack([across, points[..., 1]], -1), self.corners)
-        along = 2 * math.pi * flat[..., ::-1] + np.array(
-            self.waves
-        )  # what moves x depends on y, and the other way round
+        # What moves x depends on y, and the other way round.
+        along = 2 * math.pi * flat[..., ::-1] + np.array(self.waves)
         bent = flat + self.bend * (np.sin(along) + 0.5 * np.sin(2 * along + 1.0))
         return 0.5 + self.zoom * (bent - 0.5) + np.array(self.shift)
 
 
 def _projected(points: np.ndarray, corners: tuple[Pair, Pair, Pair, Pair]) -> np.ndarray:
-    """The plane as a camera elsewhere sees it: the homography that takes the unit square's corners by ``corners``."""
+    """See the plane as from elsewhere: by the homography that moves the unit square's corners by `corners`."""
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
     target = square + np.array(corners)
     rows = []
@@ -75,9 +74,9 @@ def _projected(points: np.ndarray, corners: tuple[Pair, Pair, Pair, Pair]) -> np
 
 
 def seen(photo: Image.Image, view: View, side: int) -> Image.Image:
-    """A square photograph from a view: RGB, ``side`` pixels along each side.
+    """Draw a square photograph from a view: RGB, `side` pixels along each side.
 
-    What a view shows beyond the photograph repeats its border. The photograph should be about ``side / WINDOW`` pixels
+    What a view shows beyond the photograph repeats its border. The photograph should be about `side / WINDOW` pixels
     large: nothing is averaged where pixels become fewer.
     """
     edges = [round(side * number / _CELLS) for number in range(_CELLS + 1)]
@@ -120,7 +119,7 @@ class Light:
 
 
 def _turn(degrees: float) -> np.ndarray:
-    """The rotation about the gray axis."""
+    """Build the rotation about the gray axis."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)) / math.sqrt(3)
     off = (1 - cos) / 3
     matrix = np.full((3, 3), off) + np.eye(3) * cos + sin * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
@@ -173,7 +172,7 @@ class Box:
     side: float
 
     def cover(self, size: int) -> np.ndarray:
-        """1 inside and 0 outside, (size, size, 1)."""
+        """Draw the box: 1 inside and 0 outside, (size, size, 1)."""
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size
         u, v = abs(axis - self.x) * 2 / self.side, abs(axis - self.y) * 2 / self.side
         distance = (u[None, :] ** 4 + v[:, None] ** 4) ** 0.25  # 1 at the edge
@@ -223,21 +222,21 @@ class Replaced:
 
 
 def busiest(image: Image.Image, boxes: list[Box]) -> Box:
-    """The box in which there is most to see, by the contrast of its details: where the object is, as a rule."""
+    """Find the box in which there is most to see, by the contrast of its details: where the object is, as a rule."""
     gray = _levels(image) @ _LUMINANCE
     detail = abs(gray - _smooth(gray[..., None], 0.05)[..., 0])[..., None]
     return max(boxes, key=lambda box: float((detail * box.cover(image.width)).sum()) / box.side**2)
 
 
 def visible(image: Image.Image, other: Image.Image, box: Box) -> float:
-    """How much two pictures differ in a box: root of the mean square, in levels."""
+    """Measure how much two pictures differ in a box: root of the mean square, in levels."""
     cover = box.cover(image.width)
     squared = ((_levels(image) - _levels(other)) ** 2 * cover).sum() / (3 * cover.sum())
     return math.sqrt(float(squared))
 
 
 def _smooth(levels: np.ndarray, spread: float) -> np.ndarray:
-    """A Gaussian of every channel of floats (S, S, C)."""
+    """Blur by a Gaussian every channel of floats (S, S, C)."""
     radius = spread * len(levels)
     reach = math.ceil(3 * radius)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2).astype(np.float32)
@@ -259,7 +258,7 @@ def _picture(levels: np.ndarray) -> Image.Image:
 
 
 def described(*parts: Change | View) -> str:
-    """In words and numbers, for a table: ``view zoom=0.9; blur radius=0.03``; "none" where nothing changes."""
+    """Describe changes for a table, such as `view zoom=0.9; blur radius=0.03`; "none" where nothing changes."""
     words = []
     for part in parts:
         fields = [field for field in dataclasses.fields(part) if field.repr]  # type: ignore[arg-type]

@@ -71,7 +71,13 @@ _TRIES = 8
 
 @dataclass(frozen=True)
 class PhotosConfig:
-    """How many triplets of which size."""
+    """How many triplets of which size.
+
+    Example:
+        >>> config = PhotosConfig(count=22, size=64)
+        >>> config.split
+        'test'
+    """
 
     count: int = setting(1_000, "triplets, as many of each kind as of the others")
     size: int = setting(224, "side of the images; smaller photographs keep their own resolution", unit="pixels")
@@ -190,6 +196,18 @@ def write_photos(
     Raises:
         ValueError: if `folder` holds a set of other settings or photographs or something else, or the trees hold
             fewer than two photographs that can be told apart.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tree = Path(folder, "tree")
+        ...     tree.mkdir()
+        ...     for seed in range(2):
+        ...         levels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        ...         Image.fromarray(levels).save(tree / f"{seed}.png")
+        ...     record = write_photos(Path(folder, "set"), [tree], PhotosConfig(count=9, size=32), quiet=True)
+        >>> record["photographs"], list(record["kinds"])  # photo and class need classes
+        (2, ['crop', 'warp', 'light', 'blur', 'noise', 'jpeg', 'removed', 'replaced', 'stranger'])
     """
     photographs, left_out = read_photographs(
         trees, classes=classes, most=PER_TRIPLET * config.count, seed=config.seed, workers=workers, quiet=quiet

@@ -10,10 +10,10 @@ from typing import Any
 
 
 def written(done: Path, record: Mapping[str, Any]) -> bool:
-    """Whether ``done``, which is written last, says that this very set is there already.
+    """Say whether `done`, which is written last, tells that this very set is there already.
 
     Args:
-        done: the record of a set, JSON; what it holds beyond ``record`` does not count.
+        done: the record of a set, JSON; what it holds beyond `record` does not count.
         record: all that the set depends on, as JSON reads it back.
 
     Raises:
@@ -30,10 +30,10 @@ def written(done: Path, record: Mapping[str, Any]) -> bool:
 
 
 def begin(place: Path, done: str) -> Path:
-    """An empty folder to be renamed to ``place`` at the end, so that no interrupted run leaves half a set there.
+    """Make an empty folder to be renamed to `place` at the end: no interrupted run leaves half a set there.
 
     Raises:
-        ValueError: if ``place`` is there already; ``done`` is the name of the record that it lacks.
+        ValueError: if `place` is there already; `done` is the name of the record that it lacks.
     """
     if place.exists():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose neighbouring members of one name are a sample (``0017.jpg``, ``0017.cls``).
+"""WebDataset shards: tar files whose neighbouring members of one name are a sample (`0017.jpg`, `0017.cls`).
 
 Shards are local files. Only their headers are read where samples are drawn; a loading process goes to a sample's place
 in the file and reads that alone. So the order does not depend on the number of loading processes, and what a resumed
@@ -97,7 +97,7 @@ class DamagedShard:
 
 
 def find_shards(source: str | Path) -> list[str]:
-    """The shards of a .tar file, a folder of them, or a pattern in braces (``shard-{000..127}.tar``), sorted.
+    """List the shards of a .tar file, a folder of them, or a pattern in braces (`shard-{000..127}.tar`), sorted.
 
     Raises:
         ValueError: if there is none, one of them is missing, or the extra is not installed.
@@ -117,7 +117,7 @@ def find_shards(source: str | Path) -> list[str]:
 
 
 def index_shard(shard: str, labels: bool = False) -> tuple[list[ShardImage], bool]:
-    """The samples of a shard in order, from the headers alone, and whether the shard is whole.
+    """List the samples of a shard in order, from the headers alone, and say whether the shard is whole.
 
     Members are grouped into samples by WebDataset itself: a name up to its first dot is the key, the rest the kind.
     """
@@ -166,7 +166,7 @@ def _sample(shard: str, group: dict[str, Any], labels: bool) -> ShardImage:
 
 
 class ShardSampler(Sampler[list[ShardImage | DamagedShard]]):
-    """Shares of the steps ``start`` to ``stop``: full batches of what this process draws from its own shards.
+    """Shares of the steps `start` to `stop`: full batches of what this process draws from its own shards.
 
     The shards of an epoch are permuted by (seed, epoch), and process r of n takes those at the places r, r + n, ...
     `WINDOW` of its shards at a time are shuffled together. A process that is through with its shards goes on with its
@@ -217,12 +217,12 @@ class ShardSampler(Sampler[list[ShardImage | DamagedShard]]):
             yield share, share[1:] + share[:1]
 
     def own(self, epoch: int) -> list[str]:
-        """The shards of this process in an epoch, in order."""
+        """List the shards of this process in an epoch, in order."""
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, epoch)).tolist()
         return [self.shards[index] for index in order[self.rank :: self.world]]
 
     def _draws(self, skip: int) -> Iterator[ShardImage | DamagedShard]:
-        """Everything after the first ``skip`` samples, epoch after epoch; a damaged shard comes before its window."""
+        """Draw all after the first `skip` samples, epoch after epoch; a damaged shard comes before its window."""
         for epoch in itertools.count():
             total = 0
             own = self.own(epoch)

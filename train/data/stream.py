@@ -39,6 +39,11 @@ class Batch(NamedTuple):
         labels: (b,) int64, or None where none were asked for.
         broken: names of the files that could not be read, in place of images.
         position: the step.
+
+    Example:
+        >>> batch = Batch([17], torch.zeros(1, 3, 8, 8), labels=None, broken=[], position=3)
+        >>> len(batch.images), batch.position
+        (1, 3)
     """
 
     keys: list[int]
@@ -60,7 +65,7 @@ class Sample(Protocol):
         """What to call the file where it cannot be read."""
 
     def load(self) -> tuple[ImageSource, int | None]:
-        """The encoded image and its label; raises ImageError where either is not there."""
+        """Give the encoded image and its label; raises ImageError where either is not there."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ class TreeImage:
     label: int | None = None
 
     def load(self) -> tuple[ImageSource, int | None]:
-        """The path, which is opened as it is decoded."""
+        """Give the path, which is opened as it is decoded."""
         return Path(self.name), self.label
 
 
 class TreeSampler(Sampler[list[TreeImage]]):
-    """Shares of the steps ``start`` to ``stop`` of a tree: every epoch is a fresh permutation seeded by (seed, epoch).
+    """Shares of the steps `start` to `stop` of a tree: every epoch is a fresh permutation seeded by (seed, epoch).
 
     All images of an epoch are drawn, so its last batch may be smaller. Of a batch, process r of n takes the places r,
     r + n, r + 2n, ...: shares are disjoint, cover the batch, and differ by one image at most.
@@ -203,6 +208,12 @@ class Stream:
     Attributes:
         classes: names of the classes, where the source has them and labels were asked for.
         count: number of images, None for shards, which are not counted beforehand.
+
+    Example:
+        >>> sampler = TreeSampler(["a.png", "b.png", "c.png"], batch_size=2, seed=0, start=0, stop=4)
+        >>> stream = Stream(sampler, lambda path: torch.zeros(3, 8, 8), facts={})
+        >>> [len(batch.images) for batch in stream]  # every other step ends an epoch
+        [2, 1, 2, 1]
     """
 
     def __init__(
@@ -217,7 +228,7 @@ class Stream:
         workers: int = 0,
         augmentation: Augmentation | None = None,
     ) -> None:
-        """Read what ``sampler`` draws, in ``workers`` processes of its own or, with 0, in this one."""
+        """Read what `sampler` draws, in `workers` processes of its own or, with 0, in this one."""
         self.classes, self.count = classes, count
         self._facts, self._sampler = facts, sampler
         self._loader = DataLoader(
@@ -240,7 +251,7 @@ class Stream:
             yield batch._replace(position=position)
 
     def describe(self) -> dict[str, Any]:
-        """For run.json: what was read."""
+        """Say what was read, for run.json."""
         return dict(self._facts)
 
 
@@ -258,7 +269,7 @@ def open_stream(
     workers: int = 0,
     augmentation: Augmentation | None = None,
 ) -> Stream:
-    """Open this process's share of the global batches of steps ``start`` to ``stop``.
+    """Open this process's share of the global batches of steps `start` to `stop`.
 
     A tree's batches depend on neither the number of processes nor that of workers, its epochs end with a smaller batch,
     and its labels are the folders right below it, in sorted order. Shards are shared out over the processes anew in
@@ -266,7 +277,7 @@ def open_stream(
 
     Args:
         source: any folder of images; or WebDataset shards: a .tar file, a folder of them, or a pattern in braces such
-            as ``/data/shard-{000000..000999}.tar``.
+            as `/data/shard-{000000..000999}.tar`.
         preprocess: path, bytes or Pillow image -> (3, S, S) in [0, 1], an encoder's `preprocess`; raises ImageError for
             what cannot be read.
         batch_size: images of all processes together in one step.
@@ -277,12 +288,23 @@ def open_stream(
         world: number of processes.
         labels: read labels as well.
         workers: loading processes of this process; 0 loads within this one.
-        augmentation: random crops and flips, before ``preprocess``, and mixtures after it; None for the images as they
+        augmentation: random crops and flips, before `preprocess`, and mixtures after it; None for the images as they
             are.
 
     Raises:
         ValueError: if there are no images, or fewer than a batch; no classes; fewer shards than processes; or the
             extra for shards is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a.png", "b.png"):
+        ...         Image.new("RGB", (8, 8)).save(Path(folder, name))
+        ...     stream = open_stream(folder, lambda path: torch.zeros(3, 8, 8), batch_size=2, seed=0, stop=3)
+        ...     shapes = [tuple(batch.images.shape) for batch in stream]
+        >>> shapes
+        [(2, 3, 8, 8), (2, 3, 8, 8), (2, 3, 8, 8)]
     """
     if not 0 <= rank < world or not 0 <= start <= stop or workers < 0:
         raise ValueError(
@@ -298,23 +320,31 @@ def open_stream(
         shards = ShardSampler(found, batch_size, seed, start, stop, rank=rank, world=world, labels=labels)
         facts: dict[str, Any] = {"path": str(source), "shards": len(found)}
         return Stream(shards, preprocess, facts, labels=labels, workers=workers, augmentation=augmentation)
-    root, classes, targets = Path(source), None, None
-    if labels:
-        classes, paths, targets = _labelled(root)
-    else:
-        paths = list(walk_images(root))
-        if not paths:
-            raise ValueError(f"no image files ({', '.join(SUFFIXES)}) below {root}: pass a folder that holds some")
+    classes, paths, targets = _labelled(Path(source)) if labels else (None, _paths(Path(source)), None)
     tree = TreeSampler(paths, batch_size, seed, start, stop, rank=rank, world=world, labels=targets)
     facts = {"path": str(source), "images": len(paths), **({"classes": len(classes)} if classes else {})}
     return Stream(
-        tree, preprocess, facts, classes=classes, count=len(paths), labels=labels, workers=workers,
+        tree,
+        preprocess,
+        facts,
+        classes=classes,
+        count=len(paths),
+        labels=labels,
+        workers=workers,
         augmentation=augmentation,
-    )  # fmt: skip
+    )
+
+
+def _paths(root: Path) -> list[str]:
+    """List the images of a tree as `find_images` does, in less memory."""
+    paths = list(walk_images(root))
+    if not paths:
+        raise ValueError(f"no image files ({', '.join(SUFFIXES)}) below {root}: pass a folder that holds some")
+    return paths
 
 
 def _labelled(root: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
-    """Classes, paths and labels as `read_classes` has them, without its record per image: ImageNet has 1.28 million."""
+    """List classes, paths and labels as `read_classes` does, without a record per image: ImageNet has 1.28 million."""
     names: list[str] = []
     if root.is_dir():
         with os.scandir(root) as entries:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows with the line of the file on which they end; the header is line 1.
+    """Yield rows with the line of the file on which they end; the header is line 1.
 
     Args:
         table: UTF-8, with or without a byte order mark.

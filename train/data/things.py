@@ -25,6 +25,12 @@ class Things:
         images: One file per concept, in the order that the table counts in.
         triplets: int64 (T, 3), which images were shown, from 0.
         odd: int64 (T,) in {0, 1, 2}, which of the three people called the odd one.
+
+    Example:
+        >>> images = (Path("cat.png"), Path("dog.png"), Path("car.png"))
+        >>> things = Things(images, triplets=torch.tensor([[0, 1, 2]]), odd=torch.tensor([2]))
+        >>> things.images[things.triplets[0, things.odd[0]]].name
+        'car.png'
     """
 
     images: tuple[Path, ...]
@@ -44,6 +50,17 @@ def read_things(table: Path, images: Path) -> Things:
 
     Raises:
         ValueError: naming the file, row or column that is missing or malformed, or the index without an image.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for number in (1, 2, 3):
+        ...         Path(folder, f"{number}.png").touch()
+        ...     table = Path(folder, "triplets.csv")
+        ...     _ = table.write_text("image1\\timage2\\timage3\\tchoice\\n3\\t1\\t2\\t1\\n")
+        ...     things = read_things(table, Path(folder))
+        >>> things.triplets, things.odd  # counted from 0
+        (tensor([[2, 0, 1]]), tensor([0]))
     """
     paths = _concepts(images)
     table = _table(table)
@@ -100,7 +117,7 @@ def _fault(table: Path, number: int, header: list[str], row: list[str], images: 
 
 
 def _table(place: Path) -> Path:
-    """The file itself, the published file in a folder, or the only table in it."""
+    """Find the table: the file itself, the published file in a folder, or the only table in it."""
     if place.is_file():
         return place
     if not place.is_dir():
@@ -125,7 +142,7 @@ def _has_header(path: Path) -> bool:
 
 
 def _concepts(place: Path) -> tuple[Path, ...]:
-    """One image per concept, in order."""
+    """List one image per concept, in order."""
     if place.is_file():
         return _listed(place)
     if not place.is_dir():

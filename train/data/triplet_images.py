@@ -25,6 +25,13 @@ class TripletImages:
         triplets: as given.
         label: (N,) int64, 1 where people chose the right image.
         unreadable: key of a triplet -> the sentence that says which image cannot be read, as they are met.
+
+    Example:
+        >>> files = TripletFiles("0", Path("ref.png"), Path("left.png"), Path("right.png"), share=1.0, split="train")
+        >>> triplets = TripletImages([files], lambda path: torch.ones(3, 4, 4), size=4)
+        >>> [(indices, pixels)] = triplets.batches([torch.tensor([0])])
+        >>> triplets.label, pixels.shape, pixels.dtype
+        (tensor([1]), torch.Size([1, 3, 3, 4, 4]), torch.uint8)
     """
 
     def __init__(
@@ -55,7 +62,7 @@ class TripletImages:
         return len(self.triplets)
 
     def batches(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each order (B,) of indices, those that can be read (n,) and their images.
+        """Read, for each order (B,) of indices, those that can be read (n,) and their images.
 
         Yields:
             Indices (n,) and uint8 images (n, 3, 3, S, S) of reference, left and right; n may be 0.
@@ -77,7 +84,7 @@ class TripletImages:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, index: int) -> Tensor | str:
-        """The images of one triplet (3, 3, S, S), or why there are none."""
+        """Read the images of one triplet (3, 3, S, S), or say why there are none."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         triplet = self.triplets[index]
@@ -109,10 +116,17 @@ class TripletEmbeddings:
         label: as in `TripletImages`.
         embeddings: (N, 3, D) of reference, left and right, zero for what could not be read.
         readable: bool (N,).
+
+    Example:
+        >>> files = TripletFiles("0", Path("ref.png"), Path("left.png"), Path("right.png"), share=1.0, split="train")
+        >>> images = TripletImages([files], lambda path: torch.ones(3, 4, 4), size=4)
+        >>> mean_colour = lambda pixels: pixels.float().mean((3, 4))  # (n, 3, 3, S, S) -> (n, 3, D)
+        >>> TripletEmbeddings(images, mean_colour, batch=1, quiet=True).embeddings.shape
+        torch.Size([1, 3, 3])
     """
 
     def __init__(self, images: TripletImages, embed: Callable[[Tensor], Tensor], batch: int, quiet: bool) -> None:
-        """Run ``embed``, uint8 images (n, 3, 3, S, S) -> (n, 3, D) without a graph, over all triplets."""
+        """Run `embed`, uint8 images (n, 3, 3, S, S) -> (n, 3, D) without a graph, over all triplets."""
         count = len(images)
         self.label = images.label
         self.readable = torch.zeros(count, dtype=torch.bool)
@@ -134,7 +148,7 @@ class TripletEmbeddings:
         return len(self.label)
 
     def batches(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each order (B,) of indices, those that could be read (n,) and their embeddings (n, 3, D)."""
+        """Yield for each order (B,) of indices those that could be read (n,) and their embeddings (n, 3, D)."""
         for order in orders:
             indices = order[self.readable[order]]
             yield indices, self.embeddings[indices.to(self.embeddings.device)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,11 @@ class TripletFiles:
         share: Of the people asked, in [0, 1], who found the right image more similar; NIGHTS has 0 and 1 alone.
         split: The part it is reported under: "train", "val", "test_imagenet" or "test_no_imagenet" for NIGHTS,
             one of `BAPPS_SPLITS` for BAPPS.
-        kind: What tells it from others beyond its split, where a column ``kind`` says so (`photos`); else empty.
+        kind: What tells it from others beyond its split, where a column `kind` says so (`photos`); else empty.
+
+    Example:
+        >>> TripletFiles("7", Path("ref.png"), Path("left.png"), Path("right.png"), share=0.8, split="cnn").label
+        1
     """
 
     key: str
@@ -63,7 +67,7 @@ class TripletFiles:
 
 
 def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -> list[TripletFiles]:
-    """Read the triplets of a split, by column name, keeping those with at least ``min_votes`` votes.
+    """Read the triplets of a split, by column name, keeping those with at least `min_votes` votes.
 
     Every row must tell its split, votes and is_imagenet; the rest is looked at in the rows that are kept.
     Whether the images are there is for `train/data/check.py`.
@@ -78,6 +82,16 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
 
     Raises:
         ValueError: naming the file, row, column or split that is missing or malformed.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> config = ScenesConfig(images=0, triplets=(0, 0, 4), pool=0, queries=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_scenes(Path(folder), config, quiet=True)
+        ...     triplets = read_nights(Path(folder, "nights"))
+        >>> {(triplet.reference.parts[-3], triplet.left.parts[-3]) for triplet in triplets}
+        {('ref', 'distort')}
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
@@ -88,42 +102,46 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
     rows: dict[str, int] = {}
     for number, row in read_table(table, COLUMNS):
         try:
-            if None in row or None in row.values():
-                raise ValueError("it has another number of cells than the header")
-            votes = float(row["votes"])
-            if not math.isfinite(votes):
-                raise ValueError(f"votes is {row['votes']!r}, expected a number")
-            if row["split"] not in PARTS:
-                raise ValueError(f"split is {row['split']!r}, expected {', '.join(PARTS)}")
-            if row["is_imagenet"].lower() not in _TRUTH:
-                raise ValueError(f"is_imagenet is {row['is_imagenet']!r}, expected True or False")
-            half = "test_imagenet" if _TRUTH[row["is_imagenet"].lower()] else "test_no_imagenet"
-            part = half if row["split"] == "test" else row["split"]
-            if votes < min_votes or split not in (part, row["split"]):
-                continue
-            left, right = float(row["left_vote"]), float(row["right_vote"])
-            if {left, right} != {0.0, 1.0}:
-                raise ValueError(
-                    f"left_vote {row['left_vote']!r} and right_vote {row['right_vote']!r}, expected a 0 and a 1"
-                )
-            for name in ("id", "ref_path", "left_path", "right_path"):
-                if not row[name].strip():
-                    raise ValueError(f"{name} is empty")
+            triplet = _nights_triplet(folder, row, split, min_votes)
         except ValueError as error:
             raise ValueError(f"{table}, row {number} is malformed ({error}): download the file again") from error
-        key = row["id"].strip()
-        if key in rows:
+        if triplet is None:
+            continue
+        if triplet.key in rows:
             raise ValueError(
-                f"{table}, row {number} repeats the id {key!r} of row {rows[key]}, and outcomes are kept "
-                "by id: give every triplet its own"
+                f"{table}, row {number} repeats the id {triplet.key!r} of row {rows[triplet.key]}, and outcomes are "
+                "kept by id: give every triplet its own"
             )
-        rows[key] = number
-        reference, left_image, right_image = (folder / row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
-        kind = row.get("kind", "").strip()
-        triplets.append(TripletFiles(key, reference, left_image, right_image, right, part, kind))
+        rows[triplet.key] = number
+        triplets.append(triplet)
     if not triplets:
         raise ValueError(f"{table} has no triplet of split {split!r} with {min_votes} votes or more")
     return triplets
+
+
+def _nights_triplet(folder: Path, row: Mapping[str, str], split: str, min_votes: int) -> TripletFiles | None:
+    """Read a row of data.csv, or None if it is of another split or has fewer votes; ValueError says what is wrong."""
+    if None in row or None in row.values():
+        raise ValueError("it has another number of cells than the header")
+    votes = float(row["votes"])
+    if not math.isfinite(votes):
+        raise ValueError(f"votes is {row['votes']!r}, expected a number")
+    if row["split"] not in PARTS:
+        raise ValueError(f"split is {row['split']!r}, expected {', '.join(PARTS)}")
+    if row["is_imagenet"].lower() not in _TRUTH:
+        raise ValueError(f"is_imagenet is {row['is_imagenet']!r}, expected True or False")
+    half = "test_imagenet" if _TRUTH[row["is_imagenet"].lower()] else "test_no_imagenet"
+    part = half if row["split"] == "test" else row["split"]
+    if votes < min_votes or split not in (part, row["split"]):
+        return None
+    left, right = float(row["left_vote"]), float(row["right_vote"])
+    if {left, right} != {0.0, 1.0}:
+        raise ValueError(f"left_vote {row['left_vote']!r} and right_vote {row['right_vote']!r}, expected a 0 and a 1")
+    for name in ("id", "ref_path", "left_path", "right_path"):
+        if not row[name].strip():
+            raise ValueError(f"{name} is empty")
+    reference, left_image, right_image = (folder / row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
+    return TripletFiles(row["id"].strip(), reference, left_image, right_image, right, part, row.get("kind", "").strip())
 
 
 def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[TripletFiles]:
@@ -142,6 +160,15 @@ def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[Tripl
 
     Raises:
         ValueError: naming the split, folder or file that is missing or malformed.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.train.data.scenes.draw import write_bapps
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_bapps(Path(folder), per_split=2, quiet=True)
+        ...     triplets = read_bapps(Path(folder), ["cnn"])
+        >>> [triplet.key for triplet in triplets]
+        ['cnn/000000', 'cnn/000001']
     """
     if unknown := [split for split in splits if split not in BAPPS_SPLITS]:
         raise ValueError(f"unknown BAPPS split {unknown[0]!r}: use some of {', '.join(BAPPS_SPLITS)}")
@@ -191,7 +218,7 @@ def _read_bapps_split(root: Path, split: str) -> list[TripletFiles]:
 
 
 def _read_share(path: Path) -> float:
-    """The one number in a .npy file, a share in [0, 1]."""
+    """Read the one number in a .npy file, a share in [0, 1]."""
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:  # a pickle is a ValueError, an empty file an EOFError

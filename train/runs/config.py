@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_FORMER_NAMES: dict[str, str] = {"part": "chunk_size", "micro_batch": "chunk_size"}  # in files that earlier versions read
+_FORMER_NAMES: dict[str, str] = {
+    "part": "chunk_size",
+    "micro_batch": "chunk_size",
+}  # in files that earlier versions read
 _RECIPE_KEYS = ("command", "row", "base", "settings", "source")
 
 Config = TypeVar("Config")

@@ -1,1 +1,32 @@
 """Drawn scenes: their images, and their triplets in the formats of the field."""
+
+from rclip_metric.train.data.scenes.draw import (
+    SIZE,
+    VOCABULARY,
+    ScenesConfig,
+    SceneTriplet,
+    edits,
+    generator,
+    render,
+    sample_scene,
+    sample_triplet,
+    write_scenes,
+)
+from rclip_metric.train.data.scenes.formats import write_bapps, write_grounds, write_pairs, write_things
+
+__all__ = [
+    "SIZE",
+    "VOCABULARY",
+    "SceneTriplet",
+    "ScenesConfig",
+    "edits",
+    "generator",
+    "render",
+    "sample_scene",
+    "sample_triplet",
+    "write_bapps",
+    "write_grounds",
+    "write_pairs",
+    "write_scenes",
+    "write_things",
+]

@@ -4,7 +4,7 @@ A scene is a textured, graded background with one to three objects under a light
 every attribute is known, so are its caption and the order of its edits: in a triplet the farther image
 carries all edits of the nearer one and more, so the right answer is known by construction.
 
-Everything is a function of ``(seed, part, index)``: scene 17 is the same scene whatever else is generated.
+Everything is a function of `(seed, part, index)`: scene 17 is the same scene whatever else is generated.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TURNABLE = ("square", "triangle", "star", "cross", "crescent")  # a 20 degree tu
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. ``x`` and ``y`` are its centre in [0, 1], ``angle`` is in radians, ``scale`` multiplies its size."""
+    """One object. `x` and `y` are its centre in [0, 1], `angle` is in radians, `scale` multiplies its size."""
 
     shape: str
     colour: str
@@ -80,7 +80,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole scene; ``light`` is (direction in radians, strength), ``clutter`` is (seed, number of specks)."""
+    """A whole scene; `light` is (direction in radians, strength), `clutter` is (seed, number of specks)."""
 
     objects: tuple[SceneObject, ...]
     ground: str
@@ -97,7 +97,12 @@ class Scene:
 
 
 def generator(seed: int, part: str, index: int) -> np.random.Generator:
-    """The random numbers of one item: a function of these three alone."""
+    """Make the random numbers of one item: a function of these three alone.
+
+    Example:
+        >>> int(generator(0, "image", 17).integers(100)) == int(generator(0, "image", 17).integers(100))
+        True
+    """
     return np.random.default_rng([seed, VERSION, *part.encode(), index])
 
 
@@ -107,7 +112,7 @@ def _pick(rng: np.random.Generator, options: Any, other_than: str = "") -> str:
 
 
 def _place(rng: np.random.Generator, others: list[SceneObject], radius: float) -> tuple[float, float]:
-    """A centre that keeps clear of the other objects, as far as 20 tries can find one."""
+    """Find a centre that keeps clear of the other objects, as far as 20 tries can."""
     best, clearance = (0.5, 0.5), -math.inf
     for _ in range(20):
         x, y = rng.uniform(radius, 1 - radius, 2)
@@ -122,7 +127,7 @@ def _place(rng: np.random.Generator, others: list[SceneObject], radius: float) -
 def sample_object(
     rng: np.random.Generator, others: list[SceneObject], shape: str | None = None, size: str | None = None
 ) -> SceneObject:
-    """A random object that stands clear of the others."""
+    """Draw a random object that stands clear of the others."""
     size = size or _pick(rng, SIZES)
     x, y = _place(rng, others, SIZES[size])
     return SceneObject(
@@ -137,11 +142,16 @@ def sample_object(
 
 
 def sample_scene(rng: np.random.Generator, shape: str | None = None) -> Scene:
-    """A random scene of one to three objects, and one more that is hidden (for an edit that adds one).
+    """Draw a random scene of one to three objects, and one more that is hidden (for an edit that adds one).
 
     Args:
         rng: source of randomness.
         shape: when given, the first object has this shape and is large: the class of a class-per-folder set.
+
+    Example:
+        >>> scene = sample_scene(generator(0, "image", 17), shape="star")
+        >>> scene.shown[0].shape, scene.shown[0].size, 1 <= len(scene.shown) <= 3
+        ('star', 'large', True)
     """
     ground_colour = _pick(rng, BACKGROUNDS)
     objects: list[SceneObject] = []
@@ -186,7 +196,7 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray | float:
-    """1 where the texture shows the full colour, less where it shows the darker one."""
+    """Draw a texture: 1 where it shows the full colour, less where it shows the darker one."""
     if texture == "striped":
         return 0.75 + 0.25 * np.sign(np.sin(9.0 * u))
     if texture == "dotted":
@@ -206,7 +216,12 @@ _Y, _X = np.meshgrid(_AXIS, _AXIS, indexing="ij")
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 RGB, shape (64, 64, 3)."""
+    """Draw a scene: uint8 RGB, shape (64, 64, 3).
+
+    Example:
+        >>> render(sample_scene(generator(0, "image", 17))).shape
+        (64, 64, 3)
+    """
     rng = np.random.default_rng(scene.noise)
     cos, sin = math.cos(scene.ground_angle), math.sin(scene.ground_angle)
     along, across = cos * _X + sin * _Y, -sin * _X + cos * _Y
@@ -279,7 +294,7 @@ VOCABULARY: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of one attribute: ``weight`` 1 leaves the scene's description as it is, 4 changes it."""
+    """A change of one attribute: `weight` 1 leaves the scene's description as it is, 4 changes it."""
 
     name: str
     key: tuple[str, int, str]
@@ -287,7 +302,7 @@ class Edit:
     apply: Callable[[Scene, np.random.Generator], Scene]
 
     def clashes(self, other: Edit) -> bool:
-        """Whether both touch the same attribute, or one touches an object that the other hides or shows."""
+        """Say whether both touch the same attribute, or one touches an object that the other hides or shows."""
         same_thing = self.key[:2] == other.key[:2]
         return same_thing and ("*" in (self.key[2], other.key[2]) or self.key[2] == other.key[2])
 
@@ -319,7 +334,13 @@ def _resize(item: SceneObject, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def edits(scene: Scene) -> list[Edit]:
-    """Every edit that this scene admits."""
+    """List every edit that this scene admits.
+
+    Example:
+        >>> scene = sample_scene(generator(0, "image", 17))
+        >>> {"recolour", "relight", "repaint"} <= {edit.name for edit in edits(scene)}
+        True
+    """
     found: list[Edit] = []
     shown = len(scene.shown)
     for i, item in enumerate(scene.objects):
@@ -354,8 +375,14 @@ def edits(scene: Scene) -> list[Edit]:
 
 
 @dataclass(frozen=True)
-class Triplet:
-    """A reference and two edits of it; ``right_is_closer`` holds by construction, ``votes`` as in NIGHTS (of 10)."""
+class SceneTriplet:
+    """A reference and two edits of it; `right_is_closer` holds by construction, `votes` as in NIGHTS (of 10).
+
+    Example:
+        >>> triplet = sample_triplet(generator(0, "triplet", 0))
+        >>> isinstance(triplet, SceneTriplet), triplet.votes <= 10
+        (True, True)
+    """
 
     reference: Scene
     left: Scene
@@ -365,11 +392,16 @@ class Triplet:
     edits: dict[str, list[str]]
 
 
-def sample_triplet(rng: np.random.Generator) -> Triplet:
-    """A NIGHTS-style triplet: the farther image has every edit of the nearer one, and one to three more.
+def sample_triplet(rng: np.random.Generator) -> SceneTriplet:
+    """Draw a NIGHTS-style triplet: the farther image has every edit of the nearer one, and one to three more.
 
     One in twenty is undecided (both images carry edits of equal weight): it gets 5 votes or fewer, which
-    the protocol's ``votes >= 6`` leaves out.
+    the protocol's `votes >= 6` leaves out.
+
+    Example:
+        >>> triplet = sample_triplet(generator(0, "triplet", 0))
+        >>> set(triplet.edits["near"]) <= set(triplet.edits["far"])
+        True
     """
     reference = sample_scene(rng)
     order = edits(reference)
@@ -406,7 +438,7 @@ def sample_triplet(rng: np.random.Generator) -> Triplet:
     right_is_closer = bool(rng.random() < 0.5)
     left, right = (farther, closer) if right_is_closer else (closer, farther)
     names = {"near": [edit.name for edit in near], "far": [edit.name for edit in far]}
-    return Triplet(reference, left, right, right_is_closer, votes, names)
+    return SceneTriplet(reference, left, right, right_is_closer, votes, names)
 
 
 # Writing the sets in the formats of the real ones.
@@ -414,7 +446,12 @@ def sample_triplet(rng: np.random.Generator) -> Triplet:
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """How many of each to write. ``triplets`` is (train, val, test); ``pool`` and ``queries`` count per class."""
+    """How many of each to write. `triplets` is (train, val, test); `pool` and `queries` count per class.
+
+    Example:
+        >>> sum(ScenesConfig().triplets)
+        2600
+    """
 
     seed: int = setting(0, "seed of everything")
     images: int = setting(24_000, "captioned images for training")
@@ -433,14 +470,23 @@ def _counted(total: int, what: str, quiet: bool) -> Iterator[int]:
 
 
 def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: bool = False) -> dict[str, Any]:
-    """Write the three sets below ``folder`` and return the record that is saved as ``scenes.json``.
+    """Write the three sets below `folder` and return the record that is saved as `scenes.json`.
 
-    - ``images/train/<shape of the largest object>/NNNNNN.png`` with ``images/captions.csv``: an ImageFolder;
-    - ``nights/``: data.csv, ref/, distort/, as the NIGHTS release has them;
-    - ``classes/pool/<shape>/`` and ``classes/query/<shape>/``: for retrieval and filtering.
+    - `images/train/<shape of the largest object>/NNNNNN.png` with `images/captions.csv`: an ImageFolder;
+    - `nights/`: data.csv, ref/, distort/, as the NIGHTS release has them;
+    - `classes/pool/<shape>/` and `classes/query/<shape>/`: for retrieval and filtering.
 
     Raises:
-        ValueError: if ``folder`` holds scenes of other settings.
+        ValueError: if `folder` holds scenes of other settings.
+
+    Example:
+        >>> import tempfile
+        >>> config = ScenesConfig(images=2, triplets=(1, 0, 1), pool=1, queries=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_scenes(Path(folder), config, quiet=True)
+        ...     images = len(list(Path(folder).rglob("*.png")))
+        >>> images  # 2 of training, 3 of each triplet, 1 of each of the 8 shapes
+        16
     """
     record = {
         "generator": "rclip_metric.train.data.scenes.draw",
@@ -478,7 +524,9 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
 
 
 def _write_nights(folder: Path, config: ScenesConfig, quiet: bool) -> None:
-    splits = [name for name, count in zip(("train", "val", "test"), config.triplets, strict=True) for _ in range(count)]
+    splits: list[str] = []
+    for name, count in zip(("train", "val", "test"), config.triplets, strict=True):
+        splits += [name] * count
     folder.mkdir(parents=True, exist_ok=True)
     columns = ["id", "left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path"]
     with (folder / "data.csv").open("w", newline="") as handle:

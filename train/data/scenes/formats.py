@@ -124,7 +124,7 @@ class Comparison:
 
 
 def sample_comparison(rng: np.random.Generator, split: str) -> Comparison:
-    """One triplet of a BAPPS split: the same distortion twice, once stronger.
+    """Draw one triplet of a BAPPS split: the same distortion twice, once stronger.
 
     A person prefers p1 with probability 1 / (1 + exp(-12 (s0 - s1))), s the strengths: 65 % of people find
     the milder one at the least difference, 0.05, and 97 % at the largest, 0.3.
@@ -142,14 +142,22 @@ def sample_comparison(rng: np.random.Generator, split: str) -> Comparison:
 
 
 def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool = False) -> dict[str, Any]:
-    """Write a set in the BAPPS format below ``folder``, and return the record that is saved as ``bapps.json``.
+    """Write a set in the BAPPS format below `folder`, and return the record that is saved as `bapps.json`.
 
-    - ``2afc/val/<split>/{ref,p0,p1}/NNNNNN.png``, 256x256, enlarged from the scenes' 64x64;
-    - ``2afc/val/<split>/judge/NNNNNN.npy``: float64 (1,), the share of five people who prefer p1;
-    - ``strengths.csv``: for each triplet its kind of distortion and the strengths in p0 and p1.
+    - `2afc/val/<split>/{ref,p0,p1}/NNNNNN.png`, 256x256, enlarged from the scenes' 64x64;
+    - `2afc/val/<split>/judge/NNNNNN.npy`: float64 (1,), the share of five people who prefer p1;
+    - `strengths.csv`: for each triplet its kind of distortion and the strengths in p0 and p1.
 
     Raises:
-        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_split`` is not positive.
+        ValueError: if `folder` holds a set of other settings or from elsewhere, or `per_split` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = write_bapps(Path(folder), per_split=1, quiet=True)
+        ...     shares = [float(np.load(path)[0]) for path in sorted(Path(folder).rglob("*.npy"))]
+        >>> len(shares), all(0 <= share <= 1 for share in shares)
+        (6, True)
     """
     if per_split < 1:
         raise ValueError(f"got {per_split} triplets per split, expected 1 or more")
@@ -182,7 +190,7 @@ def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool
 
 
 def sample_concept(seed: int, index: int) -> Scene:
-    """The scene of one concept, a function of the two numbers; its main object is the first one, and large."""
+    """Draw the scene of one concept, a function of the two numbers; its main object is the first one, and large."""
     family = generator(seed, "family", index // FAMILY)
     shape, colour, ground, paint = (_one_of(family, names) for names in (SHAPES, COLOURS, GROUNDS, BACKGROUNDS))
     rng = generator(seed, "concept", index)
@@ -200,7 +208,7 @@ def _one_of(rng: np.random.Generator, names: Any) -> str:
 
 
 def _kind(index: int) -> str:
-    """What the family of a concept shares."""
+    """Say what the family of a concept shares."""
     return ("object", "ground")[index // FAMILY % 2]
 
 
@@ -209,16 +217,16 @@ def _traits(scene: Scene) -> tuple[str, str, str]:
 
 
 def _choices(concepts: list[Scene]) -> list[tuple[int, int, list[int]]]:
-    """All pairs of a family, each with the concepts that share no trait with either of the two."""
+    """List all pairs of a family, each with the concepts that share no trait with either of the two."""
     traits = [_traits(scene) for scene in concepts]
     found = []
     for i, one in enumerate(traits):
         for j in range(i + 1, min((i // FAMILY + 1) * FAMILY, len(concepts))):
-            others = [
-                k
-                for k, other in enumerate(traits)
-                if not any(t in (a, b) for t, a, b in zip(other, one, traits[j], strict=True))
-            ]
+            others = []
+            for k, other in enumerate(traits):
+                shared = (t in (a, b) for t, a, b in zip(other, one, traits[j], strict=True))
+                if not any(shared):
+                    others.append(k)
             if others:
                 found.append((i, j, others))
     return found
@@ -227,16 +235,24 @@ def _choices(concepts: list[Scene]) -> list[tuple[int, int, list[int]]]:
 def write_things(
     folder: Path, *, seed: int = 0, concepts: int = 60, triplets: int = 1000, quiet: bool = False
 ) -> dict[str, Any]:
-    """Write a set in the THINGS format below ``folder``, and return the record that is saved as ``things.json``.
+    """Write a set in the THINGS format below `folder`, and return the record that is saved as `things.json`.
 
-    - ``images/NNNN_<colour>_<shape>_on_<colour>.png``, 64x64, one per concept, in order;
-    - ``triplets.csv``: tab-separated, indices from 1, choice 1 to 3 is the odd one; further columns say what the
+    - `images/NNNN_<colour>_<shape>_on_<colour>.png`, 64x64, one per concept, in order;
+    - `triplets.csv`: tab-separated, indices from 1, choice 1 to 3 is the odd one; further columns say what the
       other two share ("object" or "ground") and whether this answer is one of the wrong ones.
 
     An answer is wrong, at random, at the rate `LABEL_NOISE`: a perfect metric scores 95 %.
 
     Raises:
-        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or the numbers allow no triplet.
+        ValueError: if `folder` holds a set of other settings or from elsewhere, or the numbers allow no triplet.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = write_things(Path(folder), concepts=12, triplets=5, quiet=True)
+        ...     images = len(list(Path(folder, "images").iterdir()))
+        >>> images, record["label_noise"]
+        (12, 0.05)
     """
     if triplets < 1 or concepts > 10_000:  # four digits: the order of the names is that of the concepts
         raise ValueError(f"got {triplets} triplets of {concepts} concepts, expected 1 or more of at most 10,000")
@@ -273,12 +289,20 @@ def write_things(
 
 
 def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
-    """Write a class-per-folder set, ``<folder>/<colour of the ground>/NNNNN.png``, and return its ``grounds.json``.
+    """Write a class-per-folder set, `<folder>/<colour of the ground>/NNNNN.png`, and return its `grounds.json`.
 
     For zero-shot classification: the shipped CLIP knows the colours of grounds well, and shapes hardly at all.
 
     Raises:
-        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+        ValueError: if `folder` holds a set of other settings or from elsewhere, or `per_class` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = write_grounds(Path(folder, "set"), per_class=1, quiet=True)
+        ...     classes = sorted(path.name for path in Path(folder, "set").iterdir() if path.is_dir())
+        >>> classes == sorted(BACKGROUNDS)
+        True
     """
     if per_class < 1:
         raise ValueError(f"got {per_class} images per class, expected 1 or more")
@@ -304,12 +328,20 @@ def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bo
 
 
 def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool = False) -> dict[str, Any]:
-    """Write a class-per-folder set, ``<folder>/<colour>-on-<ground colour>/NNNNN.png``, and return its ``pairs.json``.
+    """Write a class-per-folder set, `<folder>/<colour>-on-<ground colour>/NNNNN.png`, and return its `pairs.json`.
 
     80 classes for supervised fine-tuning (TeCoA). Every scene shows one object, of any shape, size, texture and place.
 
     Raises:
-        ValueError: if ``folder`` holds a set of other settings or from elsewhere, or ``per_class`` is not positive.
+        ValueError: if `folder` holds a set of other settings or from elsewhere, or `per_class` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = write_pairs(Path(folder, "set"), per_class=1, quiet=True)
+        ...     images = len(list(Path(folder, "set").rglob("*.png")))
+        >>> images == record["classes"] == len(COLOURS) * len(BACKGROUNDS)
+        True
     """
     if per_class < 1:
         raise ValueError(f"got {per_class} images per class, expected 1 or more")
