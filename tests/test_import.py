@@ -54,7 +54,7 @@ def test_what_is_told_of_a_task_is_what_the_task_says():
 
     def by_the_modules(commands):
         for name in cli.TASKS:
-            module = importlib.import_module(f"rclip_metric.train.commands.{name}")
+            module = importlib.import_module(f"rclip_metric.train.commands.train.{name}")
             module.add(commands, argparse.ArgumentParser(add_help=False))
 
     def by_the_table(commands):

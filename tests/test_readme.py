@@ -77,5 +77,7 @@ def test_the_verdicts_are_those_of_the_saved_sanity_suite():
 
 
 def test_every_file_the_readme_links_or_runs_exists():
-    for path in re.findall(r"(?:examples|results|rclip_metric|train)/[\w./-]+\.(?:py|png|json|md)", README):
+    for path in re.findall(
+        r"(?:examples|results|rclip_metric|tests|(?<!tests/)train|docs)/[\w./-]+\.(?:py|png|json|md)", README
+    ):
         assert (ROOT / path).exists(), path

@@ -15,7 +15,7 @@ def test_planted_errors_are_found_and_told_of_the_file_they_are_in(tmp_path):
     for folder in (".ci", "rclip_metric", "train"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / "train" / "threat.py").open("a") as file:
+    with (tmp_path / "train" / "attacks" / "threat.py").open("a") as file:
         file.write(WRONG)
     planted = tmp_path / "tests" / "planted.py"
     planted.parent.mkdir()
@@ -28,7 +28,7 @@ def test_planted_errors_are_found_and_told_of_the_file_they_are_in(tmp_path):
     found: dict[tuple[Path, int], list[str]] = {}
     for path, line, code in errors:
         found.setdefault((Path(path), int(line)), []).append(code)
-    last = len((tmp_path / "train" / "threat.py").read_text().splitlines())
+    last = len((tmp_path / "train" / "attacks" / "threat.py").read_text().splitlines())
     assert {place: sorted(codes) for place, codes in found.items()} == {
         (Path("tests/planted.py"), 4): FOUND,
         (Path("train/attacks/threat.py"), last): FOUND,

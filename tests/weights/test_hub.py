@@ -277,9 +277,9 @@ class TestToken:
 CHILD = """
 import json, os, sys
 from dataclasses import replace
-
-
-
+from rclip_metric.errors import WeightsError
+from rclip_metric.weights.hub import HubSource, fetch
+from rclip_metric.weights import WeightFile
 
 results = []
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rclip_metric.train.benchmark.timing_visit import Protocol, Visit
 
-LOADER = "rclip_metric.train.metrics.base:load_metric"
+LOADER = "rclip_metric.train.metrics.registry:load_metric"
 # What our own metrics import when they are built.
 LIBRARIES = ("huggingface_hub", "open_clip", "safetensors.torch", "timm.models", "torchvision.models")
 MEGABYTE = 1e6

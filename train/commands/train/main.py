@@ -39,7 +39,7 @@ def build_parser(task: str) -> argparse.ArgumentParser:
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, tasks in TASKS.items():
         if task in tasks:
-            importlib.import_module(f"rclip_metric.train.commands.{name}").add(commands, shared)
+            importlib.import_module(f"rclip_metric.train.commands.train.{name}").add(commands, shared)
             continue
         for other, about in tasks.items():
             commands.add_parser(other, help=about, add_help=False)

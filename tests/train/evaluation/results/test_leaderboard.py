@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rclip_metric.train import evaluation
+from rclip_metric.train.evaluation import results
 from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot, table
 from rclip_metric.train.evaluation.results.outcome import Outcome
 from rclip_metric.train.evaluation.results.record import record
@@ -450,8 +450,8 @@ def test_without_matplotlib_there_are_tables_and_one_sentence(tmp_path, monkeypa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # what Python has for a module that is not there
     for name in ("curves", "leaderboard"):
-        monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # put back, as importing anew replaces it
-        monkeypatch.delitem(sys.modules, f"rclip_metric.train.evaluation.{name}")
+        monkeypatch.setattr(results, name, getattr(results, name))  # put back, as importing anew replaces it
+        monkeypatch.delitem(sys.modules, f"rclip_metric.train.evaluation.results.{name}")
     fresh = importlib.import_module("rclip_metric.train.evaluation.results.leaderboard")
     assert fresh.table(sweep()) == table(sweep())
     with pytest.raises(ValueError, match=re.escape('pip install "rclip-metric[plot]"')):
