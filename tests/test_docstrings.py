@@ -22,6 +22,7 @@ FACES = [
     "rclip_metric.train.metrics",
     "rclip_metric.train.metrics.dreamsim",
     "rclip_metric.train.metrics.lipsim",
+    "rclip_metric.train.models",
 ]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

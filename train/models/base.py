@@ -56,6 +56,11 @@ def load_base(name: str, *, seed: int = 0, image_size: int | None = None, squash
         WeightsError: As for `load_encoder`.
         ValueError: The preprocessing, or the model itself, is none that an `Encoder` can have, or the model does not
             take images of that size.
+
+    Example:
+        >>> encoder = load_base("tiny-clean@random", seed=3)
+        >>> encoder.image_size, encoder.revision, encoder.training
+        (64, 'seed 3', False)
     """
     if name.startswith(TIMM):
         return _timm_encoder(name, seed, image_size, squash).eval()
@@ -80,6 +85,11 @@ def resized(encoder: Encoder, image_size: int | None = None, squash: bool = Fals
 
     Raises:
         ValueError: As for `at_size`.
+
+    Example:
+        >>> encoder = load_base("tiny-clean@random")
+        >>> resized(encoder, image_size=96).image_size, resized(encoder) is encoder
+        (96, True)
     """
     architecture, preprocessing = at_size(encoder.architecture, encoder.preprocessing, image_size, squash)
     if (architecture, preprocessing) == (encoder.architecture, encoder.preprocessing):
@@ -150,6 +160,12 @@ def load_base_text(name: str, *, seed: int = 0) -> TextModel:
     Raises:
         CheckpointError: It has none, or one that is not built as CLIP's own.
         WeightsError: As for `load_base`.
+
+    Example:
+        >>> load_base_text("timm:resnet18")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.CheckpointError: timm:resnet18 has no text tower: TeCoA needs a CLIP.
     """
     if name.startswith(TIMM):
         raise CheckpointError(f"{name} has no text tower: TeCoA needs a CLIP.")
@@ -170,7 +186,7 @@ def load_base_text(name: str, *, seed: int = 0) -> TextModel:
 
 
 def _split(name: str, prefix: str) -> tuple[str, str]:
-    """Model and tag, "" without one."""
+    """Split a name into model and tag, "" without one."""
     model, _, tag = name.removeprefix(prefix).partition("@")
     return model, tag
 
@@ -211,7 +227,7 @@ def _open_clip_config(model: str) -> dict[str, Any]:
 
 
 def _open_clip_model(name: str, model: str, tag: str, config: Mapping[str, Any], seed: int) -> tuple[Any, bool]:
-    """The whole model as OpenCLIP builds and loads it, and whether its activation is QuickGELU."""
+    """Load the whole model as OpenCLIP builds it, and say whether its activation is QuickGELU."""
     import open_clip
 
     quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
@@ -247,7 +263,7 @@ def _about_tags(name: str, model: str, tag: str, tags: list[str]) -> str:
 
 
 def _first_preprocessing(model: str) -> Mapping[str, Any]:
-    """The preprocessing of the first weights that OpenCLIP publishes of a model; {} is its default."""
+    """Find the preprocessing of the first weights that OpenCLIP publishes of a model; {} is its default."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
@@ -265,7 +281,7 @@ def _open_clip_preprocessing(name: str, stated: Mapping[str, Any], architecture:
 
 
 def _clip_text_heads(name: str, stated: Mapping[str, Any]) -> int:
-    """The number of attention heads of a text tower that is built as CLIP's own; else CheckpointError."""
+    """Count the attention heads of a text tower that is built as CLIP's own; else raise CheckpointError."""
     from open_clip.model import CLIPTextCfg
 
     sizes = ("context_length", "vocab_size", "width", "heads", "layers")
@@ -301,7 +317,7 @@ def timm_base(name: str, image_size: int | None = None, squash: bool = False) ->
     """Return the architecture and preprocessing of a base of timm's; reads no weights.
 
     Args:
-        name: As for `load_base`, beginning with ``timm:``.
+        name: As for `load_base`, beginning with `timm:`.
         image_size: As for `load_base`.
         squash: As for `load_base`.
 
@@ -369,7 +385,7 @@ def _timm_encoder(name: str, seed: int, image_size: int | None, squash: bool) ->
 
 
 def _timm_file(path: Path, stated: _TimmModel) -> dict[str, Tensor]:
-    """The tensors of a file in timm's own names, in ours; those that depend on the size of images are resampled."""
+    """Read a file of timm's own names into ours; what depends on the size of images is resampled."""
     tensors = read_tensors(path)
     classifiers = stated.config.get("classifier") or ()
     for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
@@ -390,7 +406,7 @@ def _timm_file(path: Path, stated: _TimmModel) -> dict[str, Tensor]:
 
 
 def _timm_hub_architecture(name: str, model: str, image_size: int | None) -> tuple[TimmArchitecture, dict[str, Any]]:
-    """What the config.json of a repository says."""
+    """Read what the config.json of a repository says."""
     from timm.models import load_model_config_from_hf
 
     with explained(f"The config of {name}"):

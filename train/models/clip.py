@@ -26,7 +26,12 @@ TINY_PREPROCESSING = Preprocessing(
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Settings of a contrastive run; the defaults are those of the shipped ``tiny-clean``."""
+    """Settings of a contrastive run; the defaults are those of the shipped `tiny-clean`.
+
+    Example:
+        >>> ClipConfig(steps=10).batch_size
+        256
+    """
 
     seed: int = setting(0, "seed of the weights and of the order of images")
     steps: int = setting(750, "optimiser steps")
@@ -40,7 +45,15 @@ class ClipConfig:
 
 
 def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Module:
-    """A small OpenCLIP CLIP with random weights (seeded by the config) and our encoder as its visual tower."""
+    """Build a small OpenCLIP CLIP with random weights (seeded by the config) and our encoder as its visual tower.
+
+    Example:
+        >>> model = build_clip(ClipConfig(text_width=64, text_layers=1))
+        >>> with torch.no_grad():
+        ...     images, texts, scale = model(torch.zeros(1, 3, SIZE, SIZE), WordTokenizer()(["a photo of a star"]))
+        >>> images.shape == texts.shape
+        True
+    """
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     torch.manual_seed(config.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ class Conversion:
         notes: Which files it was made from, with their sha256.
         record: The contents of run.json.
         read: The files that were read; an encoder may still be mapped from them.
+
+    Example:
+        >>> encoder = load_base("tiny-clean@random")
+        >>> converted = Conversion(encoder, training=None, notes="Drawn at random.", record={}, read=())
+        >>> converted.encoder.image_size
+        64
     """
 
     encoder: Encoder
@@ -58,6 +64,17 @@ class Conversion:
     notes: str
     record: dict[str, Any]
     read: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What was read of the source: tensors in our names, the files they are from (the weights last), and facts."""
+
+    state: dict[str, Tensor]
+    files: list[Path]
+    layout: str | None = None
+    hidden: int | None = None  # of an MLP head
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,20 @@ def convert(
     image_size: int | None = None,
     squash: bool = False,
 ) -> Encoder:
-    """Convert a foreign checkpoint into an encoder; arguments and errors are those of `conversion`."""
+    """Convert a foreign checkpoint into an encoder; arguments and errors are those of `conversion`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> base = load_base("tiny-clean@random")
+        >>> head = torch.nn.ModuleDict({
+        ...     "fc1": torch.nn.Linear(base.embedding_dim, 8), "fc2": torch.nn.Linear(8, base.embedding_dim)
+        ... })
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(head.state_dict(), Path(folder, "head.pth"))
+        ...     tuned_encoder = convert(Path(folder, "head.pth"), base)
+        >>> tuned_encoder.name, tuned_encoder.mlp_hidden
+        ('tiny-clean@random+mlp', 8)
+    """
     return conversion(source, base, kind=kind, mlp=mlp, name=name, image_size=image_size, squash=squash).encoder
 
 
@@ -110,7 +140,7 @@ def conversion(
             fc1 and fc2), or a PEFT LoRA folder.
         base: For a tower the model that it is, of which architecture, preprocessing and training are taken; for a
             head or an adapter the model that it was trained on. A name in the manifest, a path, an encoder, or
-            ``timm:NAME`` as `rclip_metric.train.models.base.load_base` takes it.
+            `timm:NAME` as `rclip_metric.train.models.base.load_base` takes it.
         kind: One of `KINDS`.
         mlp: A head to put on the tower.
         name: Of the result; the source's own for a tower, else the base's with "+mlp" or "+lora".
@@ -123,6 +153,12 @@ def conversion(
             unexpected, the shape that is wrong, or what was found.
         WeightsError: The base cannot be loaded.
         ValueError: The base does not take images of that size.
+
+    Example:
+        >>> conversion("nowhere.pth", "tiny-clean")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.CheckpointError: There is no file or folder 'nowhere.pth'.
     """
     source = Path(source).expanduser()
     if kind not in KINDS:
@@ -138,53 +174,64 @@ def conversion(
     if on.spec.mlp_hidden is not None:
         raise CheckpointError(f"The base {on.spec.name} has an MLP head: give the plain encoder as the base.")
 
-    layout: str | None = None
-    used: list[Path] = []
-    facts: dict[str, Any] = {}
-    if kind == "tower":
-        layout, state, used = read_tower(source, on.spec)
-    else:
-        state = on.state()
-    if kind == "lora":
-        used = [source / adapters.CONFIG_NAME, adapters.adapter_weights(source)]
-        adapter = adapters.read_adapter(source, read_tensors(used[-1]))
-        state = adapters.merge(adapter, state, on.spec.architecture)
-        facts = {"lora": {"rank": adapter.rank, "scale": adapter.scale}}
-    hidden = None
-    if kind == "mlp" or mlp is not None:
-        used = [*used, source if mlp is None else Path(mlp).expanduser()]
-        head = read_head(used[-1], on.spec.embedding_dim)
-        hidden = len(head["head.fc1.bias"])
-        state |= head
-
-    step = kind if hidden is None else "mlp"
+    contents = _read(source, kind, on, mlp)
+    step = kind if contents.hidden is None else "mlp"
     spec = on.spec if step == "tower" else tuned(on.spec, step, data)
-    files = [{"file": _shown(path), "sha256": file_digest(path)} for path in used]
+    files = [{"file": _shown(path), "sha256": file_digest(path)} for path in contents.files]
     own_name = source.resolve().name if source.is_dir() else source.stem
     encoder = Encoder.from_weights(
-        state,
+        contents.state,
         spec.architecture,
         spec.preprocessing,
-        mlp_hidden=hidden,
+        mlp_hidden=contents.hidden,
         name=name or (own_name if kind == "tower" else f"{on.spec.name}+{kind}"),
         revision=f"sha256:{files[-1]['sha256'][:12]}",
         domain=spec.domain,
     )
     base_file = None if kind == "tower" else on.file()
+    training = spec.training or {}
     record: dict[str, Any] = {
-        "method": {"mlp": "MLP", "lora": "LoRA"}.get(step, (spec.training or {}).get("method")),
+        "method": {"mlp": "MLP", "lora": "LoRA"}.get(step, training.get("method")),
         "command": "convert",
         "kind": kind,
-        "layout": layout,
+        "layout": contents.layout,
         "base": {"name": on.spec.name, "revision": on.revision, "sha256": base_file and file_digest(base_file)},
-        "data": {"path": None, "name": (spec.training or {}).get("data")},
+        "data": {"path": None, "name": training.get("data")},
         "source": files,
-        **facts,
+        **contents.facts,
         "versions": {package: importlib.metadata.version(package) for package in _VERSIONS},
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    read = (*used, *([base_file] if base_file else []))
-    return Conversion(encoder, spec.training, _notes(kind, on, files, facts), record, read)
+    read = (*contents.files, *([base_file] if base_file else []))
+    return Conversion(encoder, spec.training, _notes(kind, on, files, contents.facts), record, read)
+
+
+def _read(source: Path, kind: str, base: _Base, mlp: str | os.PathLike[str] | None) -> _Contents:
+    """Read the source and, if there is one, the head that goes on it."""
+    if kind == "tower":
+        layout, state, used = read_tower(source, base.spec)
+        contents = _Contents(state, used, layout)
+    elif kind == "lora":
+        weights = adapters.adapter_weights(source)
+        base_state = base.state()
+        adapter = adapters.read_adapter(source, read_tensors(weights))
+        contents = _Contents(
+            adapters.merge(adapter, base_state, base.spec.architecture),
+            [source / adapters.CONFIG_NAME, weights],
+            facts={"lora": {"rank": adapter.rank, "scale": adapter.scale}},
+        )
+    else:
+        contents = _Contents(base.state(), [])
+    if kind != "mlp" and mlp is None:
+        return contents
+    path = source if mlp is None else Path(mlp).expanduser()
+    head = read_head(path, base.spec.embedding_dim)
+    return replace(
+        contents,
+        state=contents.state | head,
+        files=[*contents.files, path],
+        hidden=len(head["head.fc1.bias"]),
+    )
 
 
 def tuned(base: WeightSpec, step: str, data: str = "NIGHTS") -> WeightSpec:
@@ -219,6 +266,16 @@ def save_conversion(converted: Conversion, out: str | os.PathLike[str], license:
     Raises:
         CheckpointError: One of them would replace a file that was converted.
         StorageError: The disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> encoder = load_base("tiny-clean@random")
+        >>> converted = Conversion(encoder, training=None, notes="Drawn at random.", record={}, read=())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     out = save_conversion(converted, folder)
+        ...     files = sorted(path.name for path in out.iterdir())
+        >>> files
+        ['config.json', 'model.safetensors', 'run.json']
     """
     out = Path(out)
     written = [(out / name).resolve() for name in (WEIGHTS_NAME, CONFIG_NAME, "run.json")]
@@ -256,7 +313,7 @@ def _bare_spec(
     mlp_hidden: int | None = None,
     domain: str | None = None,
 ) -> WeightSpec:
-    """What is in no manifest: nothing is known but how it computes."""
+    """Describe what is in no manifest: nothing is known but how it computes."""
     fields: dict[str, Any] = {"layout": FORMAT, "source": "local", "files": (), "reported": {}, "training": None}
     fields |= dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes"))
     fields |= {"embedding_dim": embedding_dim(architecture), "mlp_hidden": mlp_hidden, "domain": domain}
@@ -276,6 +333,6 @@ def _notes(kind: str, base: _Base, files: list[dict[str, str]], facts: dict[str,
 
 
 def _shown(path: Path) -> str:
-    """A file's name with its folder's, where the name alone says little."""
+    """Name a file, with its folder where the name alone says little."""
     usual = path.suffix == ".json" or path.name in (*adapters.WEIGHTS_NAMES, WEIGHTS_NAME)
     return f"{path.resolve().parent.name}/{path.name}" if usual else path.name

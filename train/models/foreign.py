@@ -166,6 +166,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: It cannot be read, would run code, or holds something else than tensors.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"weight": torch.zeros(3)}, "epoch": 7}, Path(folder, "any.pth"))
+        ...     tensors = read_tensors(Path(folder, "any.pth"))
+        >>> tensors
+        {'weight': tensor([0., 0., 0.])}
     """
     from safetensors import SafetensorError, safe_open
 

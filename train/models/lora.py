@@ -37,12 +37,19 @@ class LoRALinear(nn.Module):
         lora_b: B, (outputs, rank).
         scale: alpha / rank.
         dropout: acts in training mode only.
+
+    Example:
+        >>> linear = nn.Linear(6, 4)
+        >>> x = torch.ones(2, 6)
+        >>> expected = linear(x)
+        >>> torch.equal(LoRALinear(linear, rank=2, alpha=0.5, dropout=0.0)(x), expected)  # B starts at zero
+        True
     """
 
     def __init__(
         self, linear: nn.Linear, rank: int, alpha: float, dropout: float, generator: torch.Generator | None = None
     ) -> None:
-        """Wrap ``linear`` and freeze it, in its mode; A is drawn from a CPU ``generator``."""
+        """Wrap `linear` and freeze it, in its mode; A is drawn from a CPU `generator`."""
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.scale = alpha / rank
@@ -60,7 +67,10 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The plain map with the weights W + scale B A, added in float32; this module is of no use afterwards."""
+        """Fold the update in: a plain map with the weights W + scale B A, added in float32.
+
+        This module is of no use afterwards.
+        """
         update = self.scale * (self.lora_b.float() @ self.lora_a.float())  # (outputs, inputs)
         weight = self.linear.weight
         self.linear.weight = nn.Parameter((weight.float() + update).to(weight.dtype), requires_grad=False)
@@ -88,6 +98,13 @@ def add_lora(
 
     Raises:
         ValueError: for a tower without such a map, one that is adapted already, or settings out of their range.
+
+    Example:
+        >>> from rclip_metric.train.models import load_base
+        >>> encoder = load_base("tiny-clean@random")
+        >>> added = add_lora(encoder, rank=2)
+        >>> added.parameters == sum(part.numel() for part in encoder.parameters() if part.requires_grad)
+        True
     """
     if type(rank) is not int or rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
         raise ValueError(
@@ -115,6 +132,14 @@ def merge_lora(encoder: Encoder) -> Encoder:
 
     Raises:
         ValueError: if there is nothing to merge.
+
+    Example:
+        >>> from rclip_metric.train.models import load_base
+        >>> encoder = load_base("tiny-clean@random")
+        >>> names = list(encoder.state_dict())
+        >>> _ = add_lora(encoder, rank=2)
+        >>> list(merge_lora(encoder).state_dict()) == names
+        True
     """
     adapters = _adapters(encoder)
     if not adapters:
@@ -125,7 +150,16 @@ def merge_lora(encoder: Encoder) -> Encoder:
 
 
 def train_dropout(encoder: Encoder) -> None:
-    """Set the updates' dropout to training mode and everything else to eval mode."""
+    """Set the updates' dropout to training mode and everything else to eval mode.
+
+    Example:
+        >>> from rclip_metric.train.models import load_base
+        >>> encoder = load_base("tiny-clean@random")
+        >>> _ = add_lora(encoder, rank=2)
+        >>> train_dropout(encoder)
+        >>> sorted({type(part).__name__ for part in encoder.modules() if part.training})
+        ['Dropout', 'Linear', 'LoRALinear']
+    """
     encoder.eval()
     for adapter in _adapters(encoder).values():
         adapter.train()
@@ -136,7 +170,7 @@ def _adapters(encoder: Encoder) -> dict[str, LoRALinear]:
 
 
 def _linears(tower: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear maps of a tower whose qualified names end in one of ``names``, part by part."""
+    """Find the linear maps of a tower whose qualified names end in one of `names`, part by part."""
     ends = tuple(f".{name}" for name in names)
     return {
         name: module

@@ -173,7 +173,7 @@ def merge(adapter: Adapter, state: Mapping[str, Tensor], architecture: Architect
 
 
 def _layers(architecture: Architecture) -> dict[str, str]:
-    """The linear layers of a tower: their names in the tree that PEFT wrapped, and the keys of their weights."""
+    """List the linear layers of a tower: their names in the tree that PEFT wrapped, and the keys of their weights."""
     layers = {}
     for key, shape in expected_shapes(architecture).items():
         name = key.removeprefix("tower.").removesuffix(".weight")
@@ -187,7 +187,7 @@ def _layers(architecture: Architecture) -> dict[str, str]:
 
 
 def _factors(adapter: Adapter, layers: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The pair A, B of every adapted layer."""
+    """Find the pair A, B of every adapted layer."""
     found: dict[str, dict[str, Tensor]] = {}
     unexpected = []
     for key, tensor in adapter.tensors.items():
@@ -213,7 +213,7 @@ def _factors(adapter: Adapter, layers: Mapping[str, str]) -> dict[str, tuple[Ten
 
 
 def _layer(name: str, layers: Mapping[str, str]) -> str | None:
-    """The layer of that name, which DreamSim's wrapper also lists as its own `blocks`: those of a ViT, or stages."""
+    """Find the layer of that name, which DreamSim's wrapper also lists as its own `blocks`: a ViT's, or stages."""
     for candidate in (name, re.sub(r"^blocks\.", "trunk.stages.", name)):
         if candidate in layers:
             return candidate
@@ -221,7 +221,7 @@ def _layer(name: str, layers: Mapping[str, str]) -> str | None:
 
 
 def _targeted(name: str, targets: tuple[str, ...] | re.Pattern[str]) -> bool:
-    """Whether PEFT's rule takes a layer: the end of its name for a list, all of it for a regular expression."""
+    """Say whether PEFT's rule takes a layer: the end of its name for a list, all of it for a regular expression."""
     if isinstance(targets, re.Pattern):
         return any(targets.fullmatch(spelled) for spelled in (name, f"model.{name}"))
     return any(name == target or name.endswith(f".{target}") for target in targets)

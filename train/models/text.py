@@ -81,7 +81,14 @@ class TextTower(nn.Module):
 
 @dataclass(frozen=True)
 class TextModel:
-    """A text tower with its tokenizer; `source` says which weights they are, and is quoted with every result."""
+    """A text tower with its tokenizer; `source` says which weights they are, and is quoted with every result.
+
+    Example:
+        >>> from rclip_metric.train.models import load_text
+        >>> text = load_text("tiny-clean")
+        >>> text.embed(["a photo of a red star"]).norm(dim=1).round(decimals=4)
+        tensor([1.])
+    """
 
     tower: TextTower
     tokenizer: Callable[[list[str]], Tensor]
@@ -93,7 +100,7 @@ class TextModel:
         return self.tower.logit_scale.exp().item()
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings (N, D) of texts, without a graph."""
+        """Embed texts without a graph: unit embeddings (N, D)."""
         tokens = self.tokenizer(list(texts)).to(self.tower.logit_scale.device)
         with torch.no_grad():
             return normalize(self.tower(tokens))
@@ -102,7 +109,7 @@ class TextModel:
 def class_embeddings(
     text: TextModel, words: Sequence[str], templates: Sequence[str], *, batch_size: int = 512, quiet: bool = False
 ) -> Tensor:
-    """One unit embedding per class, (K, D): the mean over the templates' unit embeddings, normalised again.
+    """Embed classes, one unit embedding each, (K, D): the mean over the templates' unit embeddings, normalised again.
 
     Args:
         text: the text model.
@@ -110,6 +117,13 @@ def class_embeddings(
         templates: texts with one `{}` in the place of the class.
         batch_size: texts at a time.
         quiet: no progress bar.
+
+    Example:
+        >>> from rclip_metric.train.models import load_text
+        >>> text = load_text("tiny-clean")
+        >>> classes = class_embeddings(text, ["star", "circle"], ["a photo of a {}", "{}"], quiet=True)
+        >>> classes.norm(dim=1).round(decimals=4)
+        tensor([1., 1.])
     """
     group = max(1, batch_size // len(templates))
     means = []

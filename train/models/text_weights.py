@@ -55,6 +55,10 @@ def load_text(model: str | os.PathLike[str], **settings: Any) -> TextModel:
 
     Raises:
         WeightsError: as for `locate`, and CheckpointError where no text tower goes with the encoder.
+
+    Example:
+        >>> load_text("tiny-clean").source
+        'tiny-clean (tiny-text.safetensors)'
     """
     found, spec = _own_text(model, settings)
     if found is not None:
@@ -81,7 +85,7 @@ def load_text(model: str | os.PathLike[str], **settings: Any) -> TextModel:
 
 
 def _own_text(model: str | os.PathLike[str], settings: dict[str, Any]) -> tuple[TextModel | None, WeightSpec | None]:
-    """The text tower in the model's own files, and what the model is; never (None, None)."""
+    """Read the text tower in the model's own files, and say what the model is; never (None, None)."""
     name = os.fspath(model)
     if isinstance(model, str) and name in model_names():
         spec = get_spec(name)
@@ -111,7 +115,7 @@ def _own_text(model: str | os.PathLike[str], settings: dict[str, Any]) -> tuple[
 
 
 def _open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors outside the vision tower, mapped from the file, and the metadata of a safetensors file."""
+    """Map all tensors outside the vision tower from the file, and read the metadata of a safetensors file."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -164,6 +168,12 @@ def export_text(state_path: Path, out: Path) -> Path:
 
     Raises:
         ValueError: if the file is not the state of such a run.
+
+    Example:
+        >>> export_text(Path("nowhere.safetensors"), Path("text.safetensors"))
+        Traceback (most recent call last):
+            ...
+        ValueError: there is no nowhere.safetensors: pass the state.safetensors of a run of `train clip`
     """
     from rclip_metric.train.models.clip import ClipConfig, build_clip
     from rclip_metric.train.models.tokenizer import WordTokenizer

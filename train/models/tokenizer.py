@@ -10,7 +10,14 @@ CONTEXT = 40  # tokens; the longest caption has 38 with its start and end
 
 
 class WordTokenizer:
-    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (highest id), zeros."""
+    """Captions of a closed vocabulary as OpenCLIP's text tower reads them: start, words, end (highest id), zeros.
+
+    Example:
+        >>> tokenizer = WordTokenizer()
+        >>> tokens = tokenizer(["a red star"])
+        >>> tokens.shape, int(tokens[0].argmax())  # the end comes after the start and three words
+        (torch.Size([1, 40]), 4)
+    """
 
     def __init__(self) -> None:
         """Number the words of the scenes' vocabulary from 1."""

@@ -11,12 +11,17 @@ from torch import Tensor
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """``tensors:`` and 12 hex digits that tell these weights from others, whatever file they are in.
+    """Compute `tensors:` and 12 hex digits that tell these weights from others, whatever file they are in.
 
     A sha256 over the tensors in the order of their names: of each its name, dtype and shape, and its bytes.
 
     Raises:
         ValueError: a weight is NaN or infinite, which nobody should publish.
+
+    Example:
+        >>> one, other = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(2)}
+        >>> weights_digest(one) == weights_digest(other) != weights_digest({"a": torch.zeros(2)})
+        True
     """
     digest = hashlib.sha256()
     for key in sorted(state):
