@@ -142,9 +142,9 @@ def read_prompts(name: str | Path) -> Prompts:
         ValueError: naming what is missing or malformed.
 
     Example:
-        >>> prompts = read_prompts("imagenet")
-        >>> len(prompts.templates), prompts.words([str(number) for number in range(1000)])[0]
-        (80, 'tench')
+        >>> prompts = read_prompts("simple")
+        >>> prompts.templates[0], prompts.words(["guinea_pig", "tench"])
+        ('a photo of a {}.', ('guinea pig', 'tench'))
     """
     path = _PROMPTS / f"{name}.json" if name in prompt_names() else Path(name)
     if not path.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -135,13 +135,7 @@ def conflict_triplets(
         a, b = image.shape.name, image.texture.name
         if a == b:
             continue  # no conflict
-        pairs = []
-        for c in names:
-            if c not in (a, b):
-                shapes = [i for i in cells.get((a, c), ()) if _another(images[i].shape, image.shape)]
-                textures = [i for i in cells.get((c, b), ()) if _another(images[i].texture, image.texture)]
-                if shapes and textures:
-                    pairs.append((shapes, textures))
+        pairs = _options(image, images, cells, [name for name in names if name not in (a, b)])
         if not pairs:
             left_out.append(f"{image.key}: no other image has shape {a}, and none texture {b}, beside one third class")
             continue
@@ -156,6 +150,22 @@ def conflict_triplets(
             "texture C and one of shape C with texture B"
         )
     return found, left_out
+
+
+def _options(
+    image: ConflictImage,
+    images: Sequence[ConflictImage],
+    cells: Mapping[tuple[str, str], Sequence[int]],
+    third: Sequence[str],
+) -> list[tuple[list[int], list[int]]]:
+    """List, for each third class that has both, the images of the reference's shape and those of its texture."""
+    pairs = []
+    for c in third:
+        shapes = [i for i in cells.get((image.shape.name, c), ()) if _another(images[i].shape, image.shape)]
+        textures = [i for i in cells.get((c, image.texture.name), ()) if _another(images[i].texture, image.texture)]
+        if shapes and textures:
+            pairs.append((shapes, textures))
+    return pairs
 
 
 def _another(one: Cue, other: Cue) -> bool:

@@ -138,7 +138,7 @@ def _table(place: Path) -> Path:
 def _has_header(path: Path) -> bool:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as handle:
         header = handle.readline(10_000).rstrip("\r\n").split("\t")
-    return all(column in (name.strip('"') for name in header) for column in COLUMNS)
+    return {name.strip('"') for name in header} >= set(COLUMNS)
 
 
 def _concepts(place: Path) -> tuple[Path, ...]:

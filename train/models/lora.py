@@ -113,8 +113,10 @@ def add_lora(
     if _adapters(encoder):
         raise ValueError(f"{encoder.name} has LoRA updates already: merge them first")
     groups = TARGETS if targets is None else (tuple(targets),)
-    found = next((names for names in (_linears(encoder.tower, group) for group in groups) if names), None)
-    if found is None:
+    found: dict[str, nn.Linear] = {}
+    for group in groups:
+        found = found or _linears(encoder.tower, group)
+    if not found:
         wanted = " or ".join(", ".join(group) for group in groups)
         raise ValueError(
             f"the tower of {encoder.name} has no nn.Linear named {wanted}: name some of its linear maps as targets"
