@@ -48,9 +48,8 @@ from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
+from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
 from rclip_metric.train.finetuning.adversarial.inner import start_noise, start_seed
-from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.config import configured, read_recipe
 from rclip_metric.train.runs.files import write_json
@@ -147,9 +146,9 @@ def our_step(
         if isinstance(one.architecture, ConvNeXtArchitecture):
             one.channels_last = True
             one.to(memory_format=torch.channels_last)
-    part = encoder.chunk_size if device == "cpu" else None
+    chunk_size = encoder.chunk_size if device == "cpu" else None
     fast = bfloat16_is_fast(torch.device(device)) and kind is AdversarialStep
-    return kind(encoder, original, optimizer, config, bfloat16=fast, part=part, compiled=compiled)
+    return kind(encoder, original, optimizer, config, bfloat16=fast, chunk_size=chunk_size, compiled=compiled)
 
 
 def build(name: str, device: str) -> Encoder:
@@ -233,7 +232,7 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
 
 def floor_of(step: AdversarialStep, images: Tensor, config: FinetuneConfig, options: argparse.Namespace) -> float:
     """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes."""
-    device, size = options.device, step.part or len(images)
+    device, size = options.device, step.chunk_size or len(images)
     target = torch.cat([step.original(part).detach() for part in images.split(size)])
 
     def to_pixels() -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
-from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
+from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
 from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 

@@ -6,8 +6,7 @@ import torch
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
-from rclip_metric.train.finetuning.adversarial.step import AdversarialStep
+from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.weights import load_encoder

@@ -1,4 +1,4 @@
-"""Contrastive pre-training of a small CLIP on captioned scenes: where ``tiny-clean`` comes from.
+"""Contrastive pre-training of a small CLIP on captioned scenes: where `tiny-clean` comes from.
 
 The model is OpenCLIP's CLIP class with our image encoder as its visual tower; the loss is CLIP's symmetric
 cross-entropy over the batch (Radford et al. 2021, Figure 3).
@@ -31,7 +31,7 @@ from rclip_metric.weights import save_encoder
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices are decayed; gains, biases and single numbers are not."""
+    """Make two AdamW groups: matrices are decayed; gains, biases and single numbers are not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -40,14 +40,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss for unit-norm embeddings (N, D): mean of the cross-entropies along rows and columns."""
+    """Compute CLIP's loss for unit-norm embeddings (N, D): the mean of the cross-entropies along rows and columns."""
     logits = scale * image @ text.T  # (N, N)
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
-    """The images below ``folder/images`` and their captions, from captions.csv."""
+    """Read the paths of the images below `folder/images` and their captions, from captions.csv."""
     with (folder / "images" / "captions.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     return [folder / "images" / row["path"] for row in rows], [row["caption"] for row in rows]
@@ -61,10 +61,34 @@ def train_clip(
     architecture: Architecture = TINY,
     quiet: bool = False,
 ) -> Encoder:
-    """Train a small CLIP on ``scenes`` and write its image encoder to ``out`` (our format), resuming where it stopped.
+    """Train a small CLIP on `scenes` and write its image encoder to `out` in our format, resuming where it stopped.
 
-    ``out/state.safetensors`` is the resumable state (text tower included), ``out/log.jsonl`` one line per
-    10 steps, ``out/model.safetensors`` and ``config.json`` the encoder when the last step is done.
+    `out/state.safetensors` is the resumable state (text tower included), `out/log.jsonl` one line per 10 steps,
+    `out/model.safetensors` and `config.json` the encoder when the last step is done.
+
+    Args:
+        scenes: folder with images/ and images/captions.csv, as `write_scenes` leaves it.
+        out: folder of the run.
+        config: the recipe.
+        architecture: of the image encoder.
+        quiet: no progress bar.
+
+    Returns:
+        The image encoder, in eval mode.
+
+    Raises:
+        ValueError: if `out` holds a state of another recipe.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> config = ClipConfig(steps=1, warmup_steps=0, batch_size=2)
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     made = write_scenes(folder, ScenesConfig(images=2, triplets=(1, 1, 1), pool=1, queries=1), quiet=True)
+        ...     encoder = train_clip(folder, folder / "clip", config, quiet=True)
+        >>> encoder(torch.zeros(1, 3, 64, 64)).shape == (1, encoder.embedding_dim)
+        True
     """
     paths, captions = read_captions(scenes)
     tokens = WordTokenizer()(captions)

@@ -11,7 +11,7 @@ from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitec
 from rclip_metric.images import Preprocessing, Resize
 from rclip_metric.train.evaluation.results.labels import Record
 from rclip_metric.train.evaluation.results.leaderboard import table
-from rclip_metric.train.finetuning.adversarial.config import OBJECTIVES, FinetuneConfig
+from rclip_metric.train.finetuning.adversarial import OBJECTIVES, FinetuneConfig
 from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.publishing.finished_run import FinishedRun, facts
 from rclip_metric.train.publishing.methods import METHODS, PAPER, Method

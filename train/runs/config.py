@@ -224,7 +224,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one JSON object, with a setting per key")
-    return {_FORMER_NAMES.get(str(name), str(name)): value for name, value in values.items()}
+    return {_FORMER_NAMES.get(name) or name: value for name, value in values.items()}
 
 
 def radius(text: str) -> float:

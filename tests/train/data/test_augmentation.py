@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-import rclip_metric.train.finetuning.adversarial.run as finetuning
+import rclip_metric.train.finetuning.adversarial.loop as loop
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.images import Preprocessing, load_image
 from rclip_metric.train.data import augmentation
 from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.stream import open_stream
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig, Stage
+from rclip_metric.train.finetuning.adversarial import FinetuneConfig, RunConfig, Stage, finetune
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
 
@@ -208,10 +208,10 @@ def test_a_run_goes_through_its_sizes_and_resumes_among_them(tree, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "_embed", watched)
-        whole = finetuning.finetune(original, tree, tmp_path / "whole", config, run, quiet=True)
+        whole = finetune(original, tree, tmp_path / "whole", config, run, quiet=True)
     assert list(dict.fromkeys(seen)) == [32, 48, 64]
     assert whole.preprocessing == original.preprocessing
-    saved = finetuning.save_state
+    saved = loop.save_state
 
     def crash(out, done, *args, **more):
         saved(out, done, *args, **more)
@@ -219,9 +219,9 @@ def test_a_run_goes_through_its_sizes_and_resumes_among_them(tree, tmp_path, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetuning, "save_state", crash)
-        finetuning.finetune(original, tree, tmp_path / "cut", config, run, quiet=True)
-    again = finetuning.finetune(original, tree, tmp_path / "cut", config, run, validation=tree, quiet=True)
+        patch.setattr(loop, "save_state", crash)
+        finetune(original, tree, tmp_path / "cut", config, run, quiet=True)
+    again = finetune(original, tree, tmp_path / "cut", config, run, validation=tree, quiet=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     lines = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [4, 6]

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 
 from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
 from rclip_metric.train.attacks.losses import excess, fare, lore, sim_clip, tecoa
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
+from rclip_metric.train.finetuning.adversarial import (
+    AdversarialStep,
+    DualNetwork,
+    Embeddings,
+    FinetuneConfig,
+    NonFiniteLoss,
+)
 from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh, start_noise, start_seed
-from rclip_metric.train.finetuning.adversarial.lore import DualNetwork
-from rclip_metric.train.finetuning.adversarial.objectives import Embedded
-from rclip_metric.train.finetuning.adversarial.step import AdversarialStep, NonFiniteLoss
 from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 
@@ -110,10 +113,10 @@ def test_the_clean_weight_mixes_the_two_losses():
 
 @pytest.mark.parametrize("architecture", [CONVNEXT, VIT], ids=["convnext", "vit"])
 @pytest.mark.parametrize("loss", ["fare", "sim-clip", "lore"])
-def test_a_batch_in_parts_moves_the_weights_as_the_whole_batch(architecture, loss):
+def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch(architecture, loss):
     config = dataclasses.replace(CONFIG, loss=loss)
     images = pictures()
-    steps = [stepper(config, 0.02, architecture, rate=1e-3, part=part) for part in (None, 4, 1)]
+    steps = [stepper(config, 0.02, architecture, rate=1e-3, chunk_size=size) for size in (None, 4, 1)]
     results = [step(images, range(6), None, 0) for step in steps]
     for step, result in zip(steps[1:], results[1:], strict=True):
         assert result.loss == pytest.approx(results[0].loss, rel=1e-4, abs=1e-6)
@@ -128,7 +131,7 @@ def test_the_attack_stays_in_the_ball_and_raises_the_loss(attack, norm):
     config = dataclasses.replace(CONFIG, attack=attack, norm=norm, eps=eps, inner_steps=10, inner_step_size=eps / 4)
     step, images = stepper(config, shift=0.02), pictures()
     target = step.original(images)
-    found = step.attack(images, range(6), Embedded(target), 0)
+    found = step.attack(images, range(6), Embeddings(target), 0)
     assert step.config.threat(0)[0].violation(found, images) == 0
     with torch.no_grad():
         noise = start_noise(images, [start_seed(0, 0, key) for key in range(6)], norm)

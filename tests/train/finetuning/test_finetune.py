@@ -20,9 +20,7 @@ from rclip_metric.errors import StorageError
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.scenes.formats import write_pairs
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig
-from rclip_metric.train.finetuning.adversarial.run import finetune
-from rclip_metric.train.finetuning.adversarial.step import NonFiniteLoss
+from rclip_metric.train.finetuning.adversarial import FinetuneConfig, NonFiniteLoss, RunConfig, finetune
 from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.models.text_weights import load_text
 from rclip_metric.train.runs.checkpoint import latest_state
@@ -81,7 +79,7 @@ def assert_the_same_run(one, other, precision, base):
 
 def crash_at(step, monkeypatch):
     """Lose the machine right after the state of ``step`` is on disk."""
-    import rclip_metric.train.finetuning.adversarial.run as module
+    import rclip_metric.train.finetuning.adversarial.loop as module
 
     class LostMachine(Exception):
         pass
@@ -270,7 +268,7 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, precision):
     options = [
         "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--loss", "lore", "--steps", "4",
         "--batch-size", "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--warmup-steps", "1",
-        "--log-every", "1", "--device", "cpu", "--part", "3", "--clip-gradient", "100", "--precision", precision,
+        "--log-every", "1", "--device", "cpu", "--chunk-size", "3", "--clip-gradient", "100", "--precision", precision,
     ]  # fmt: skip
     subprocess.run([*TRAIN, *options, "--out", f"{tmp_path / 'one'}"], check=True, env=environment())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -375,7 +373,7 @@ def test_the_help_explains_every_setting(command, capsys):
 def test_checkpointing_parts_and_tensorboard_change_nothing_but_memory(scenes, tmp_path, precision):
     run = dataclasses.replace(RUN, precision=precision)
     plain = finetune(small_encoder(), scenes / "images", tmp_path / "plain", CONFIG, run, quiet=True)
-    run = dataclasses.replace(run, checkpointing=True, part=3, tensorboard=True, keep=1)
+    run = dataclasses.replace(run, checkpointing=True, chunk_size=3, tensorboard=True, keep=1)
     frugal = finetune(small_encoder(), scenes / "images", tmp_path / "frugal", CONFIG, run, quiet=True)
     runs = ((lines_of(tmp_path / name), made) for name, made in (("plain", plain), ("frugal", frugal)))
     assert_the_same_run(*runs, precision, small_encoder())

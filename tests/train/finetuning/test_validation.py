@@ -14,7 +14,7 @@ from rclip_metric.images import Preprocessing, open_image
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.finetuning.adversarial.validation import Validator, held_out
+from rclip_metric.train.finetuning.adversarial import Validator, held_out
 from rclip_metric.train.runs.seeds import sample_seed
 
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig
+from rclip_metric.train.finetuning.adversarial import FinetuneConfig, RunConfig
 from rclip_metric.train.runs.config import add_options, configured, read_recipe, read_settings, recipe_names, shared_out
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("mixup", "rho", "dual_learning_rate", "dual_every")}
@@ -72,7 +72,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.finetuning.adversarial.run import finetune
+    from rclip_metric.train.finetuning.adversarial import finetune
     from rclip_metric.train.models.base import load_base, load_base_text
 
     recipe = read_recipe(options.recipe, options.command) if options.recipe else None

@@ -1,1 +1,28 @@
-"""Adversarial fine-tuning of an image encoder: FARE, TeCoA, Sim-CLIP and LORE."""
+"""Adversarial fine-tuning: FARE, TeCoA, Sim-CLIP and LORE."""
+
+from rclip_metric.train.finetuning.adversarial.config import OBJECTIVES, FinetuneConfig, RunConfig, Stage
+from rclip_metric.train.finetuning.adversarial.lore import DualNetwork, Lore
+from rclip_metric.train.finetuning.adversarial.objectives import Embeddings, Fare, Objective, SimClip, TeCoA
+from rclip_metric.train.finetuning.adversarial.run import finetune
+from rclip_metric.train.finetuning.adversarial.step import AdversarialStep, NonFiniteLoss, StepResult
+from rclip_metric.train.finetuning.adversarial.validation import Validator, held_out
+
+__all__ = [
+    "OBJECTIVES",
+    "AdversarialStep",
+    "DualNetwork",
+    "Embeddings",
+    "Fare",
+    "FinetuneConfig",
+    "Lore",
+    "NonFiniteLoss",
+    "Objective",
+    "RunConfig",
+    "SimClip",
+    "Stage",
+    "StepResult",
+    "TeCoA",
+    "Validator",
+    "finetune",
+    "held_out",
+]

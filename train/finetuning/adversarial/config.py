@@ -16,7 +16,14 @@ OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-cli
 
 
 class Stage(NamedTuple):
-    """Steps ``start`` to ``stop`` (from 0, without the last) at inputs of a side, in pixels."""
+    """Steps `start` to `stop` (from 0, without the last) at inputs of a side, in pixels.
+
+    Example:
+        >>> for stage in FinetuneConfig(steps=10, sizes=(112,), size_steps=4).stages(224):
+        ...     print(stage)
+        Stage(size=112, start=0, stop=4)
+        Stage(size=224, start=4, stop=10)
+    """
 
     size: int
     start: int
@@ -25,7 +32,15 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """What an adversarial fine-tuning computes; the defaults are the paper's (ImageNet, 2 epochs at batch 128)."""
+    """What an adversarial fine-tuning computes; the defaults are the paper's (ImageNet, 2 epochs at batch 128).
+
+    Example:
+        >>> config = FinetuneConfig(loss="lore", eps=2 / 255, eps_warmup_steps=100)
+        >>> config.objective.title, str(config.ball)
+        ('LORE', 'linf 2/255')
+        >>> str(config.threat(49)[0])  # half of the steps over which eps grows are done
+        'linf 1/255'
+    """
 
     loss: str = setting("fare", "what is minimised at the attacked images", choices=tuple(OBJECTIVES))
     seed: int = setting(0, "seed of the order of the images and of the random starts")
@@ -111,21 +126,26 @@ class FinetuneConfig:
         return Augmentation(self.crop_scale, self.flip, self.seed, self.mixup, self.damage) if varies else None
 
     def stages(self, size: int) -> list[Stage]:
-        """The sides that the run goes through, of which ``size``, the encoder's own, is the last."""
+        """List the sides that the run goes through, of which `size`, the encoder's own, is the last."""
         ends = [self.size_steps * (place + 1) // len(self.sizes) for place in range(len(self.sizes))] + [self.steps]
         sides = [int(side) for side in self.sizes] + [size]
         found = [Stage(side, first, last) for side, first, last in zip(sides, [0, *ends], ends, strict=False)]
         return [stage for stage in found if stage.start < stage.stop]
 
     def threat(self, step: int) -> tuple[LpBall, float]:
-        """The ball and the length of a PGD step at a step (from 0)."""
+        """Give the ball and the length of a PGD step at a step of the run (from 0)."""
         share = min(1.0, (step + 1) / self.eps_warmup_steps) if self.eps_warmup_steps else 1.0
         return replace(self.ball, eps=self.eps * share), self.inner_step_size * share
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a fine-tuning runs: nothing here changes what is computed, but for rounding. A run may go on with others."""
+    """How a fine-tuning runs: nothing here changes what is computed, but for rounding. A run may go on with others.
+
+    Example:
+        >>> RunConfig(device="cpu", chunk_size=16).save_every
+        500
+    """
 
     device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda; under torchrun cuda is the local GPU")
     precision: str = setting(
@@ -133,7 +153,9 @@ class RunConfig:
         "bfloat16: attack in it, update under autocast with float32 weights; auto: where the device is fast at it",
         choices=("auto", "float32", "bfloat16"),
     )
-    part: int = setting(0, "images per forward and backward pass (0: what suits a CPU, everything at once on a GPU)")
+    chunk_size: int = setting(
+        0, "images per forward and backward pass (0: what suits a CPU, everything at once on a GPU)"
+    )
     compile: bool = setting(False, "compile the passes with torch.compile: minutes at the start, faster steps")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower")
     workers: int = setting(-1, "processes that read images (-1: none on a CPU, up to 8 for a GPU)")
@@ -151,7 +173,7 @@ class RunConfig:
         for name in ("save_every", "log_every", "validate_every", "validation_images", "validation_triplets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
-        for name, least in (("part", 0), ("workers", -1), ("keep", 0), ("validation_attack_steps", 1)):
+        for name, least in (("chunk_size", 0), ("workers", -1), ("keep", 0), ("validation_attack_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and it is {getattr(self, name)}")
 

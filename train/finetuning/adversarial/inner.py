@@ -13,7 +13,7 @@ from rclip_metric.train.runs.seeds import mixed_seed
 
 
 def attacked_copy(encoder: Encoder, bfloat16: bool) -> Encoder:
-    """A frozen encoder for passes without weight gradients: it shares the float32 weights, or holds them in bfloat16.
+    """Copy an encoder for passes without weight gradients: it shares the float32 weights, or holds them in bfloat16.
 
     Either follows the encoder's updates once `refresh` is called.
     """
@@ -38,12 +38,12 @@ def refresh(twin: Encoder, encoder: Encoder) -> None:
 
 
 def start_seed(seed: int, step: int, key: int) -> int:
-    """The seed of an image's random start: a function of the run, the step and the image, whoever attacks it."""
+    """Make the seed of an image's random start: a function of the run, the step and the image, whoever attacks it."""
     return mixed_seed(seed, 1, step, key)
 
 
 def start_noise(images: Tensor, seeds: Sequence[int], norm: str) -> Tensor:
-    """Noise as `LpBall.sample` takes it, drawn on the images' device from a seed per image."""
+    """Draw noise as `LpBall.sample` takes it, on the images' device from a seed per image."""
     draw = torch.randn if norm == "l2" else torch.rand
     rows = [
         draw(images.shape[1:], generator=torch.Generator(images.device).manual_seed(seed), device=images.device)

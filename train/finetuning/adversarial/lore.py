@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rclip_metric.train.attacks.losses import excess, lore
-from rclip_metric.train.finetuning.adversarial.objectives import Embedded, Fare, Objective, needed
+from rclip_metric.train.finetuning.adversarial.objectives import Embeddings, Fare, Objective, needed
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.seeds import seeded
 
@@ -23,10 +23,14 @@ class DualNetwork(nn.Module):
 
     Two layers on the original's embedding, as in LORE (Khodabandeh et al. 2025, section 5). The embedding is scaled to
     unit length times sqrt(D) first, so that one learning rate serves encoders whose embeddings differ in length.
+
+    Example:
+        >>> DualNetwork(16)(torch.zeros(2, 16)).detach()  # softplus(0)
+        tensor([0.6931, 0.6931])
     """
 
     def __init__(self, dim: int, hidden: int = 128, seed: int = 0) -> None:
-        """Draw the weights from ``seed``; the multipliers start at about softplus(0) = 0.69."""
+        """Draw the weights from `seed`; the multipliers start at about softplus(0) = 0.69."""
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
         generator = seeded(seed, 3)
@@ -46,13 +50,19 @@ class Lore(Fare):
     """LORE: FARE under a bound on how far clean embeddings move, kept by multipliers that a network learns.
 
     The constraint is divided by ||phi_orig(x)||^2, so that one learning rate serves all encoders.
+
+    Example:
+        >>> objective = Lore(DualNetwork(4), rho=0.0, learning_rate=1e-3, every=1, images=2, team=Team())
+        >>> kept = torch.ones(2, 4)  # clean embeddings that have not moved cost nothing
+        >>> objective.outer(Embeddings(original=kept, clean=kept, adversarial=torch.zeros(2, 4)))
+        tensor([4., 4.])
     """
 
     title = "LORE"
     needs_clean = True
 
     def __init__(self, network: DualNetwork, rho: float, learning_rate: float, every: int, images: int, team: Team):
-        """Take the multipliers' network, the bound, and Adam's settings: a step per ``every`` steps of the encoder.
+        """Take the multipliers' network, the bound, and Adam's settings: a step per `every` steps of the encoder.
 
         Args:
             network: phi_orig(x) -> lambda(x).
@@ -67,18 +77,18 @@ class Lore(Fare):
 
     @classmethod
     def check(cls, config: FinetuneConfig) -> None:
-        """The constraint is what the clean weight is for."""
+        """Refuse a clean weight: the constraint does what it is for."""
         if config.clean_weight:
             raise ValueError("lore keeps the clean embeddings by its constraint: leave clean_weight at 0 and set rho")
 
     @classmethod
     def build(cls, config: FinetuneConfig, dim: int, classes: Tensor | None, team: Team) -> Objective:
-        """With a network drawn from the run's seed."""
+        """Build it with a network drawn from the run's seed."""
         network = DualNetwork(dim, seed=config.seed).to(team.device)
         return cls(network, config.rho, config.dual_learning_rate, config.dual_every, config.batch_size, team)
 
-    def outer(self, seen: Embedded) -> Tensor:
-        """The Lagrangian; on the way the gradient of what the multipliers raise is gathered.
+    def outer(self, seen: Embeddings) -> Tensor:
+        """Compute the Lagrangian; on the way the gradient of what the multipliers raise is gathered.
 
         That is E lambda(x) (d(x) - rho m(x)) / m(x), m(x) = ||phi_orig(x)||^2.
         """
@@ -100,17 +110,17 @@ class Lore(Fare):
         self.optimizer.zero_grad(set_to_none=True)
 
     def _gathered(self) -> list[Tensor]:
-        """The gradients so far, over all processes."""
+        """Sum up the gradients so far, over all processes."""
         own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.network.parameters()]
         return [self.team.sum(gradient) for gradient in own]
 
     def state(self) -> dict[str, Any]:
-        """Network, optimiser and the gradient since the last step."""
+        """Gather network, optimiser and the gradient since the last step."""
         parts = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {"dual": {**parts, "gradient": self._gathered()}}
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
-        """The gradient is the sum over all processes: the first one has it."""
+        """Go on from a state; its gradient is the sum over all processes, and the first one gets it."""
         self.network.load_state_dict(parts["dual"]["model"])
         self.optimizer.load_state_dict(parts["dual"]["optimizer"])
         for parameter, gradient in zip(self.network.parameters(), parts["dual"]["gradient"], strict=True):

@@ -4,7 +4,7 @@
 
 What makes it faster than the published loop: the attack runs on a copy of the encoder whose weights have no gradients
 (in bfloat16 where the device is fast at it: cast once per step, not in every pass), the original is embedded once
-per batch, no pass is made for logging alone, and a batch is worked through in parts that fit the device.
+per batch, no pass is made for logging alone, and a batch is worked through in chunks that fit the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.pgd import pgd
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
 from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh, start_noise, start_seed
-from rclip_metric.train.finetuning.adversarial.objectives import Embedded
+from rclip_metric.train.finetuning.adversarial.objectives import Embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 
 
@@ -38,6 +38,10 @@ class StepResult:
         adversarial_cosine: of the attacked images; NaN where the original was not embedded (TeCoA, unless asked).
         clean_cosine: of the clean images; NaN unless asked for, or known anyway.
         gradient_norm: of all weights together, before clipping.
+
+    Example:
+        >>> StepResult(images=0)
+        StepResult(images=0, loss=nan, adversarial_cosine=nan, clean_cosine=nan, gradient_norm=nan)
     """
 
     images: int
@@ -51,7 +55,12 @@ class NonFiniteLoss(FloatingPointError):
     """The loss or its gradient is NaN or infinite; no weight was changed.
 
     Attributes:
-        images, attacked: the part of the batch where it showed; None in a process where it did not.
+        images, attacked: the chunk of the batch where it showed; None in a process where it did not.
+
+    Example:
+        >>> error = NonFiniteLoss("the loss is nan at step 3", images=torch.zeros(2, 3, 64, 64))
+        >>> isinstance(error, FloatingPointError), error.images.shape
+        (True, torch.Size([2, 3, 64, 64]))
     """
 
     def __init__(self, message: str, images: Tensor | None = None, attacked: Tensor | None = None) -> None:
@@ -80,7 +89,7 @@ class AdversarialStep:
         optimizer: over the encoder's parameters.
         config: what is computed.
         bfloat16: attack a bfloat16 copy and update under autocast; weights, loss and optimiser stay float32.
-        part: most images per forward and backward pass; None for all at once.
+        chunk_size: most images per forward and backward pass; None for all at once.
         compiled: compile encoder, attacked copy and original with torch.compile.
         classes: for TeCoA, the unit embeddings (K, D) of the class prompts.
         team: the processes that share the batch.
@@ -88,6 +97,15 @@ class AdversarialStep:
     Attributes:
         objective: the loss, with its state.
         clock: called with "original", "attack" and "update" when a part of a step is over; None for nobody.
+
+    Example:
+        >>> from rclip_metric.weights import load_encoder
+        >>> original, encoder = load_encoder("tiny"), load_encoder("tiny")
+        >>> optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
+        >>> step = AdversarialStep(encoder, original, optimizer, FinetuneConfig(inner_steps=1))
+        >>> result = step(torch.full((2, 3, 64, 64), 0.5), keys=[0, 1], labels=None, number=0)
+        >>> result.images, result.loss > 0
+        (2, True)
     """
 
     def __init__(
@@ -98,7 +116,7 @@ class AdversarialStep:
         config: FinetuneConfig,
         *,
         bfloat16: bool = False,
-        part: int | None = None,
+        chunk_size: int | None = None,
         compiled: bool = False,
         classes: Tensor | None = None,
         team: Team = ALONE,
@@ -107,7 +125,7 @@ class AdversarialStep:
         if config.objective.needs_labels != (classes is not None):
             raise ValueError("tecoa, and no other loss, needs the embeddings of the classes' prompts")
         self.encoder, self.original, self.optimizer, self.config = encoder, original, optimizer, config
-        self.bfloat16, self.part, self.team = bfloat16, part, team
+        self.bfloat16, self.chunk_size, self.team = bfloat16, chunk_size, team
         self.clock: Callable[[str], None] | None = None
         encoder.eval().requires_grad_(True)
         original.eval().requires_grad_(False)
@@ -142,8 +160,8 @@ class AdversarialStep:
         if not total:
             return StepResult(0)
         sums = _Sums()
-        parts = math.ceil(len(images) / (self.part or max(1, len(images))))
-        rows = torch.arange(len(images)).chunk(parts) if len(images) else [torch.empty(0, dtype=torch.long)]
+        chunks = math.ceil(len(images) / (self.chunk_size or max(1, len(images))))
+        rows = torch.arange(len(images)).chunk(chunks) if len(images) else [torch.empty(0, dtype=torch.long)]
         for place, row in enumerate(rows):
             chosen = row.to(images.device)
             label = None if labels is None else labels[chosen]
@@ -182,13 +200,13 @@ class AdversarialStep:
         self, images: Tensor, keys: list[int], label: Tensor | None, number: int, measure: bool, weight: float,
         last: bool, sums: _Sums,
     ) -> None:  # fmt: skip
-        """One part of the batch: original, attack, forward and backward; adds to the gradients and to the sums."""
+        """Embed, attack and differentiate one chunk of the batch; adds to the gradients and to the sums."""
         config = self.config
         target = clean_now = None
         if self.objective.needs_original or measure:
             with torch.no_grad():
                 target = self._original(images) if len(images) else images.new_zeros(0, self.encoder.embedding_dim)
-        seen = Embedded(target, label)
+        seen = Embeddings(target, label)
         self._tick("original")
         attacked = self.attack(images, keys, seen, number) if len(images) else images
         self._tick("attack")
@@ -221,13 +239,13 @@ class AdversarialStep:
             if clean_now is not None:
                 sums.clean = sums.clean + torch.cosine_similarity(clean_now.detach(), target).sum()
 
-    def attack(self, images: Tensor, keys: Sequence[int], seen: Embedded, number: int) -> Tensor:
-        """The inner maximisation: images (n, 3, S, S) -> points of the ball (n, 3, S, S) with a high loss.
+    def attack(self, images: Tensor, keys: Sequence[int], seen: Embeddings, number: int) -> Tensor:
+        """Find points of the ball (n, 3, S, S) around images (n, 3, S, S) with a high inner loss.
 
         Args:
             images: clean.
             keys: n numbers that name them.
-            seen: what the objective's `inner` asks for, but for the encoder's embeddings of ``images``.
+            seen: what the objective's `inner` asks for, but for the encoder's embeddings of `images`.
             number: of the step, from 0.
         """
         config = self.config
@@ -251,7 +269,7 @@ class AdversarialStep:
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """What a restart needs beside the encoder and its optimiser; all processes of a team ask together."""
+        """Gather what a restart needs beside the encoder and its optimiser; all processes of a team ask together."""
         return self.objective.state()
 
     def load_state(self, parts: Mapping[str, Any]) -> None:

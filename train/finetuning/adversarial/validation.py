@@ -35,6 +35,14 @@ class Validator:
     and with a set in the NIGHTS format, on the first triplets of its val split, two_afc_clean and two_afc_robust, the
     accuracy in percent without an attack and under APGD on the reference image. Every image and triplet has a random
     start of its own, the same at each validation: what changes is the encoder.
+
+    Example:
+        >>> from rclip_metric.weights import load_encoder
+        >>> original, images = load_encoder("tiny"), torch.full((2, 3, 64, 64), 0.5)
+        >>> validator = Validator(images, original, LpBall("linf", 2 / 255), steps=1)
+        >>> found = validator(original)
+        >>> round(found["clean_cosine"], 3), found["adversarial_cosine"] < 1
+        (1.0, True)
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class Validator:
             batch_size: images, or triplets, per pass; it does not change the numbers beyond float rounding.
 
         Raises:
-            ValueError: if there is nothing to validate on, a number is out of its range, or ``nights`` is no such set.
+            ValueError: if there is nothing to validate on, a number is out of its range, or `nights` is no such set.
         """
         if images is None and nights is None:
             raise ValueError("there is nothing to validate on: pass held-out images, a NIGHTS-format set, or both")
@@ -128,7 +136,7 @@ class Validator:
         return dict(zip(("clean_cosine", "adversarial_cosine", "loss"), means, strict=True))
 
     def _noise(self, images: Tensor, first: int) -> Tensor:
-        """The random starts of images (B, 3, S, S), the first of which is held-out image ``first``."""
+        """Draw the random starts of images (B, 3, S, S), the first of which is held-out image `first`."""
         rows = []
         for place in range(first, first + len(images)):
             generator = torch.Generator().manual_seed(sample_seed(self.seed, f"validation {place}"))
@@ -147,12 +155,21 @@ class Validator:
 
 
 def held_out(folder: Path, encoder: Encoder, count: int) -> Tensor:
-    """Read images for a validation, evenly spread over the sorted files of any tree: (N, 3, S, S), N at most ``count``.
+    """Read images for a validation, evenly spread over the sorted files of any tree: (N, 3, S, S), N at most `count`.
 
     A file that cannot be read is passed over for the next one.
 
     Raises:
         ValueError: if there is no image, or none that can be read.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from rclip_metric.weights import load_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (80, 64)).save(Path(folder, "black.png"))
+        ...     held_out(Path(folder), load_encoder("tiny"), count=4).shape
+        torch.Size([1, 3, 64, 64])
     """
     paths = find_images(folder)
     count = min(count, len(paths))
@@ -169,7 +186,7 @@ def held_out(folder: Path, encoder: Encoder, count: int) -> Tensor:
 
 @contextlib.contextmanager
 def _only_pixels(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of weights inside; afterwards every part is as it was."""
+    """Switch to eval mode and off the gradients of weights inside; afterwards every part is as it was."""
     modes = [(part, part.training) for part in module.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     module.eval().requires_grad_(False)
