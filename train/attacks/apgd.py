@@ -46,7 +46,7 @@ def apgd(
 
     The first step is 2 eps long (eps for l_1); at checkpoints after 22 %, 41 %, 57 %, ... of the steps a sample whose
     loss rose in at most 75 % of the steps since the last one, or whose step and best loss both stood still, halves its
-    step and goes back to its best point. For l_1 the sparsity of the step adapts as well (see `schedule`).
+    step and goes back to its best point. For l_1 the sparsity of the step adapts as well (see `step_sizes`).
 
     A fooled sample leaves the batch with the point that fooled it; the others are judged at `steps + 1` points, the
     last of them without a backward pass. No sample's path depends on the others, on their order or on the number of
