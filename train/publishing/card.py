@@ -14,7 +14,7 @@ from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.finetuning.adversarial import OBJECTIVES, FinetuneConfig
 from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.publishing.finished_run import FinishedRun, facts
-from rclip_metric.train.publishing.methods import METHODS, PAPER, Method
+from rclip_metric.train.publishing.methods import METHODS, PAPER_CITED, Method
 from rclip_metric.weights import get_spec, model_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -56,7 +56,7 @@ class CardFacts:
 
 
 def model_card(card: CardFacts) -> str:
-    """The whole README.md, front matter first."""
+    """Write the whole README.md, front matter first."""
     sections = [
         f"# {card.name}\n\n{_summary(card)}",
         _usage(card),
@@ -94,7 +94,7 @@ def _front_matter(card: CardFacts) -> str:
 
 
 def _base_repo(base: str | None) -> str | None:
-    """The Hub id of the base; None where it is in no repository that is known."""
+    """Find the Hub id of the base; None where it is in no repository that is known."""
     if base in model_names():
         return get_spec(base).repo if get_spec(base).source == "hub" else None
     return base if base is not None and _HUB_ID.fullmatch(base) else None
@@ -201,7 +201,7 @@ def _made(run: FinishedRun) -> str:
 
 
 def _recipe(run: FinishedRun) -> str:
-    """The settings, with what each one is where it is a setting of fine-tuning or of NIGHTS tuning."""
+    """Tabulate the settings, with what each one is where it is one of fine-tuning or of NIGHTS tuning."""
     about: dict[str, str] = {}
     titles = [objective.title for objective in OBJECTIVES.values()]
     for methods, config in ((titles, FinetuneConfig), (("LoRA", "MLP"), NightsConfig)):
@@ -233,7 +233,7 @@ def _epochs(epochs: Sequence[Mapping[str, Any]], best: Any) -> str:
 
 
 def _circumstances(run: FinishedRun) -> str:
-    """When, for how long and with what."""
+    """Say when, for how long and with what."""
     record, sentences = run.record, []
     made, seconds = record.get("made"), record.get("seconds")
     if made or seconds:
@@ -262,7 +262,7 @@ def _license(card: CardFacts) -> str:
 
 
 def _citation(run: FinishedRun) -> str:
-    lines = [f"{PAPER}, 2025"]
+    lines = [f"{PAPER_CITED}, 2025"]
     for method in METHODS:  # also those of the base: "FARE, then LoRA on clean NIGHTS"
         cite = METHODS[method].cite
         stated = f"{run.method}, {run.training['method'] or ''}"
@@ -277,7 +277,7 @@ def _rows(rows: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that a cell of a Markdown table shows as it is."""
+    """Escape text so that a cell of a Markdown table shows it as it is."""
     return re.sub(r"([\\`*|<])", r"\\\1", text).replace("\n", " ")
 
 
@@ -286,7 +286,7 @@ def _words(key: str) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value as a table shows it; lengths in pixels as they are written on the command line."""
+    """Format a value for a table; lengths in pixels as they are written on the command line."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ class Exported:
         card: the model card's text.
         facts: what the card is written from, the encoder's name among them.
         passed_over: a sentence for every result in a folder that is of another encoder.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import load_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = save_encoder(load_encoder("tiny"), Path(folder, "run"))
+        ...     size = (run / RECORD_NAME).write_text('{"method": "FARE", "base": "tiny-clean"}')
+        ...     exported = export_run(run, name="robust")
+        >>> exported.name, exported.card.splitlines()[-1][:16]
+        ('robust', '- Schlarmann, Si')
     """
 
     folder: Path
@@ -71,16 +82,26 @@ def export_run(
 
     Args:
         run: the --out of a training command.
-        out: folder; ``run / "export"`` if None.
-        results: files and folders that ``rclip-metric eval`` wrote, see `read_own`.
+        out: folder; `run / "export"` if None.
+        results: files and folders that `rclip-metric eval` wrote, see `read_own`.
         name: of the encoder; that of the run if None.
         license: of the weights; what the run says if None.
         notes: anything else that a reader must know; what the run says if None.
         half: round the weights to float16, which come back as float32.
 
     Raises:
-        ValueError: the run is not finished, the results are of another encoder, or ``out`` holds other files.
+        ValueError: the run is not finished, the results are of another encoder, or `out` holds other files.
         WeightsError: the encoder cannot be loaded, or the folder cannot be written (StorageError).
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import load_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = save_encoder(load_encoder("tiny"), Path(folder, "run"))
+        ...     size = (run / RECORD_NAME).write_text('{"method": "FARE", "base": "tiny-clean"}')
+        ...     exported = export_run(run, half=True)
+        ...     sorted(path.name for path in exported.folder.iterdir())
+        ['README.md', 'config.json', 'manifest_entry.json', 'model.safetensors', 'run.json']
     """
     finished = read_run(run)
     out = finished.folder / "export" if out is None else out
@@ -100,9 +121,7 @@ def export_run(
     )
     records, passed_over = read_own(results, identity)
 
-    folder = out.resolve()
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with _replacing(out) as temporary:
         save_encoder(encoder, temporary, training=finished.training, license=license, notes=notes)
         weights = temporary / WEIGHTS_NAME
         rounded = half and any(record["model"].get("revision") != digest for record in records)
@@ -111,13 +130,6 @@ def export_run(
         (temporary / CARD_NAME).write_text(card, encoding="utf-8")
         (temporary / ENTRY_NAME).write_text(_entry_text(name, entry), encoding="utf-8")
         (temporary / RECORD_NAME).write_text(json.dumps(finished.record, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(temporary, folder)
-    except (OSError, StorageError) as error:
-        cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
-        reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
-        raise StorageError(f"The export cannot be written to {out}: {reason.rstrip('.')}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Exported(out, entry, card, facts, tuple(passed_over))
 
 
@@ -146,10 +158,20 @@ def push_export(
         The commit.
 
     Raises:
-        ValueError: ``repo_id`` is no Hub id.
+        ValueError: `repo_id` is no Hub id.
         HubError: the network or the Hub.
         DigestError: the weights on disk are no longer those that were exported.
         StorageError: a file cannot be read, or after the push not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import load_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = save_encoder(load_encoder("tiny"), Path(folder, "run"))
+        ...     size = (run / RECORD_NAME).write_text('{"method": "FARE"}')
+        ...     push_export(export_run(run), "owner")
+        Traceback (most recent call last):
+        ValueError: 'owner' is no repository of the Hub: write it like owner/repo
     """
     check_repo_id(repo_id)
     folder, name = exported.folder, exported.name
@@ -158,13 +180,7 @@ def push_export(
     card = model_card(replace(exported.facts, repo=repo_id, branch=revision))
     contents: dict[str, Path | bytes] = {file: folder / file for file in (WEIGHTS_NAME, CONFIG_NAME, RECORD_NAME)}
     contents |= {CARD_NAME: card.encode(), ENTRY_NAME: _entry_text(name, entry).encode()}
-    stated = exported.entry["files"][0]
-    try:
-        check_file(folder / WEIGHTS_NAME, stated["sha256"], stated["size"])
-    except OSError as error:
-        raise StorageError(
-            f"{folder / WEIGHTS_NAME} cannot be read: {error.strerror}: export the run again."
-        ) from error
+    _check_weights(exported)
     commit = push_files(
         contents,
         repo_id,
@@ -184,14 +200,30 @@ def push_export(
     return commit
 
 
+def _check_weights(exported: Exported) -> None:
+    """Raise DigestError unless the weights on disk are those that were exported; StorageError if they are not there."""
+    path, stated = exported.folder / WEIGHTS_NAME, exported.entry["files"][0]
+    try:
+        check_file(path, stated["sha256"], stated["size"])
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}: export the run again.") from error
+
+
 def check_repo_id(repo_id: str) -> None:
-    """Raise ValueError for what is no "owner/repo"."""
+    """Raise ValueError for what is no "owner/repo".
+
+    Example:
+        >>> check_repo_id("someone/robust-clip")
+        >>> check_repo_id("robust-clip")
+        Traceback (most recent call last):
+        ValueError: 'robust-clip' is no repository of the Hub: write it like owner/repo
+    """
     if not _REPO.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is no repository of the Hub: write it like owner/repo")
 
 
 def _check_target(out: Path, run: Path) -> None:
-    """Raise ValueError where writing to ``out`` would take away anything but an earlier export."""
+    """Raise ValueError where writing to `out` would take away anything but an earlier export."""
     if out.resolve() == run.resolve():
         raise ValueError(f"{out} is the run itself: pass another --out, or none for {run / 'export'}")
     if not out.exists():
@@ -208,7 +240,7 @@ def _check_target(out: Path, run: Path) -> None:
 
 
 def _pushed(out: Path, digest: str) -> tuple[str, ...]:
-    """The commit that an earlier export of the very same weights was pushed as."""
+    """Find the commit that an earlier export of the very same weights was pushed as."""
     if not (out / ENTRY_NAME).exists() or not (out / CONFIG_NAME).exists():
         return ()
     same = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8")).get("revision") == digest
@@ -234,7 +266,7 @@ def _entry(run: FinishedRun, card: CardFacts, weights: Path) -> dict[str, Any]:
 
 
 def _as_saved(run: FinishedRun) -> Preprocessing:
-    """The preprocessing with the way of resizing that was saved: an entry has no other place for it."""
+    """Give the preprocessing with the way of resizing that was saved: an entry has no other place for it."""
     preprocessing = run.saved.spec.preprocessing
     if run.saved.resize != "squash" or preprocessing.mode == "squash":
         return preprocessing
@@ -242,8 +274,28 @@ def _as_saved(run: FinishedRun) -> Preprocessing:
 
 
 def _entry_text(name: str, entry: Mapping[str, Any]) -> str:
-    """The entry under its name; the lines between the outer braces are as they go into the manifest's models."""
+    """Write the entry under its name; the lines between the outer braces go into the manifest's models as they are."""
     return format_manifest({name: dict(entry)}, 2).removesuffix("\n  }") + "\n}\n"
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which takes the place of `out` at the end; after an error `out` is as it was.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    folder = out.resolve()
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _put_in_place(temporary, folder)
+    except (OSError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
+        reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
+        raise StorageError(f"The export cannot be written to {out}: {reason.rstrip('.')}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

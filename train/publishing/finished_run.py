@@ -34,6 +34,16 @@ class FinishedRun:
         saved: the configuration that was written with the encoder.
         record: run.json, with absolute paths cut down to their last part: it is to be published.
         last: the last line of the log that has a loss; None without a log.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import save_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = save_encoder(load_encoder("tiny"), Path(folder))
+        ...     size = (run / RECORD_NAME).write_text('{"method": "FARE", "eps": "2/255", "seed": 3}')
+        ...     finished = read_run(run)
+        >>> finished.method, finished.recipe
+        ('FARE', {'eps': '2/255', 'seed': 3})
     """
 
     folder: Path
@@ -80,7 +90,7 @@ class FinishedRun:
 
 
 def facts(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """A part of the record that is an object, empty where it is not there."""
+    """Take a part of the record that is an object, empty where it is not there."""
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 
@@ -91,6 +101,14 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ValueError: it is no run, has not reached its end, or its record or log is damaged.
         WeightsError: the encoder in it cannot be loaded.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Path(folder, LOG_NAME).write_text('{"step": 1, "loss": 0.5}')
+        ...     read_run(Path(folder))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: the run in ... is not finished, model.safetensors and config.json and run.json are missing: ...
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: pass the --out of a `rclip-metric train` command")
@@ -128,7 +146,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 
 def _portable(value: Any) -> Any:
-    """The same JSON without the folders of this machine."""
+    """Give the same JSON without the folders of this machine."""
     if isinstance(value, dict):
         return {key: _portable(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PAPER = (
+PAPER_CITED = (
     "Croce, Schlarmann, Singh, Hein: *Adversarially Robust CLIP Models Can Induce Better (Robust) Perceptual Metrics*"
 )
 _NIGHTS = "Fu et al.: *DreamSim: Learning New Dimensions of Human Visual Similarity using Synthetic Data*, 2023"
@@ -12,7 +12,12 @@ _NIGHTS = "Fu et al.: *DreamSim: Learning New Dimensions of Human Visual Similar
 
 @dataclass(frozen=True)
 class Method:
-    """How an encoder was made, as the rest of a sentence that begins with it, and what is cited for that."""
+    """How an encoder was made, as the rest of a sentence that begins with it, and what is cited for that.
+
+    Example:
+        >>> METHODS["CLIP"]
+        Method(about='trained from scratch on images and their captions', cite=None)
+    """
 
     about: str
     cite: str | None = None

@@ -20,13 +20,18 @@ _COLUMNS = ("clean", *(name for *_, name in (*_TWO_AFC, *_ZERO_SHOT)))
 
 @dataclass(frozen=True)
 class Identity:
-    """How the records of an encoder name it.
+    """The names that the records of an encoder have for it.
 
     Attributes:
         names: its names: as it was trained, and as it is exported.
         revisions: which weights of these names they are; None where the saved encoder states no revision, and then the
             name alone decides.
         preprocessing: of its images.
+
+    Example:
+        >>> identity = Identity(("robust",), (None,), Preprocessing("squash", 64, 64))
+        >>> identity.objection({"model": {"name": "other", "revision": "abc"}})
+        'is a result of other @ abc, not of robust'
     """
 
     names: tuple[str, ...]
@@ -34,7 +39,7 @@ class Identity:
     preprocessing: Preprocessing
 
     def objection(self, record: Record) -> str | None:
-        """Why a record is not of this encoder, as the end of a sentence; None if it is."""
+        """Say why a record is not of this encoder, as the end of a sentence; None if it is."""
         model = record["model"]
         if model["name"] not in self.names:
             return f"is a result of {model_label(record)}, not of {self.names[0]}"
@@ -80,7 +85,7 @@ def read_own(paths: Iterable[Path | str], identity: Identity) -> tuple[list[dict
 
 
 def reported_numbers(records: Sequence[Record], image_size: int) -> dict[str, dict[str, float]]:
-    """What a manifest entry reports: {task: {"clean": percent, "linf": percent, ...}}, to one decimal.
+    """Collect what a manifest entry reports: {task: {"clean": percent, "linf": percent, ...}}, to one decimal.
 
     Only results in the paper's setting count: whole data sets, 100 steps of APGD with cross-entropy, l_inf 4/255
     and l_2 3.0 (on the procedural scenes, 3.0 scaled from 224 pixels to the encoder's size).
@@ -91,6 +96,10 @@ def reported_numbers(records: Sequence[Record], image_size: int) -> dict[str, di
 
     Raises:
         ValueError: two results give one number differently.
+
+    Example:
+        >>> reported_numbers([], image_size=224)
+        {}
     """
     numbers: dict[str, dict[str, float]] = {}
     for record in records:
@@ -115,7 +124,7 @@ def _task(record: Record) -> str:
 
 
 def _whole(record: Record) -> bool:
-    """Whether the data are a whole test set, read and prepared as published."""
+    """Tell whether the data are a whole test set, read and prepared as published."""
     data, settings = record["data"], record["settings"]
     whole = not data["unreadable"] and settings.get("limit") is None and data.get("split") in (None, "test")
     usual = _usual(data, "protocol") and _usual(settings, "precision")
@@ -124,7 +133,7 @@ def _whole(record: Record) -> bool:
 
 
 def _column(record: Record, image_size: int) -> str | None:
-    """The manifest's name for the threat, None unless all its settings are the paper's."""
+    """Give the manifest's name for the threat, None unless all its settings are the paper's."""
     threat, zero_shot = record["threat"], record["task"] == "zero-shot"
     attack, losses = ("apgd-ce+apgd-t", ("ce+dlr",)) if zero_shot else ("apgd", ())
     others = {key: value for key, value in threat.items() if key not in ("attack", "norm", "eps", "eps_text")}

@@ -31,8 +31,7 @@ from rclip_metric.train.evaluation.results.record import load_results, record, s
 from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.models.weights_digest import weights_digest
-from rclip_metric.train.publishing.export import EXPORT_NAMES, export_run, push_export
-from rclip_metric.train.publishing.own_results import reported_numbers
+from rclip_metric.train.publishing import EXPORT_NAMES, export_run, push_export, reported_numbers
 from rclip_metric.weights import load_encoder, manifest, save_encoder, verify
 from rclip_metric.weights.manifest import WeightSpec, format_manifest, get_spec, load_manifest, read_specs
 

@@ -1,4 +1,4 @@
-"""``rclip-metric train export``: a finished run as a folder to publish, and onto the Hub."""
+"""`rclip-metric train export`: a finished run as a folder to publish, and onto the Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HF_TOKEN or of the stored login.
 
 
 def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentParser) -> None:
-    """Add the task to ``commands``."""
+    """Add the task to `commands`."""
     parser = commands.add_parser("export", parents=[shared], help="publish a run's encoder", description=_ABOUT)
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the --out of a training command")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder to write (default: RUN/export)")
@@ -38,7 +38,8 @@ def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentPars
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.publishing.export import ENTRY_NAME, WEIGHTS_NAME, check_repo_id, export_run, push_export
+    from rclip_metric.train.publishing import ENTRY_NAME, check_repo_id, export_run, push_export
+    from rclip_metric.weights import WEIGHTS_NAME
 
     if options.push is not None:
         check_repo_id(options.push)  # before any work is done
