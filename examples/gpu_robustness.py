@@ -37,7 +37,7 @@ from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import (
     AttackSettings,
-    Decided,
+    Decisions,
     RunSettings,
     attack_block,
     default_chunk_size,
@@ -110,7 +110,7 @@ def seconds_of_attack(
     rule = decision(torch.zeros(len(images), dtype=torch.long, device=images.device))
     sure = torch.tensor([4.0, 0.0], device=images.device)  # two cosines differ by at most 2
 
-    def decide(similarities: Tensor, indices: Tensor) -> Decided:
+    def decide(similarities: Tensor, indices: Tensor) -> Decisions:
         return rule(similarities + sure, indices)
 
     run = RunSettings(chunk_size=default_chunk_size(images.device, images.shape[-1]))

@@ -65,7 +65,7 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class ConfirmedResult:
     """What an attack did to n samples: ``fooled`` and the float32 ``margin`` at the final point (n,), and its costs.
 
     An attack of several ``stages`` says which of them fooled each sample, None where none did.

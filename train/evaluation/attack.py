@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import AttackResult, Confirmed, Judge, LossAndSuccess, LossFunction
+from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult, LossAndSuccess
 from rclip_metric.train.attacks.square import square
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Metric
@@ -104,30 +104,76 @@ def chunk_size_of(metric: Metric) -> int:
     return own or default_chunk_size(metric.device, getattr(metric, "image_size", 224))
 
 
-class Decided(NamedTuple):
-    """How a metric decides samples, from similarities: every field is (n,)."""
+class Decisions(NamedTuple):
+    """A metric's decisions about n samples; every field is (n,).
+
+    Example:
+        >>> margin = torch.tensor([0.3, -0.1])
+        >>> Decisions(loss=-margin, margin=margin, wrong=margin <= 0).wrong
+        tensor([False,  True])
+    """
 
     loss: Tensor  # what the attack raises
     margin: Tensor  # positive where right
     wrong: Tensor  # bool; at a margin of zero the task's rule for ties speaks
 
 
-Decision = Callable[[Tensor, Tensor], Decided]
-"""Similarities (n, K) and the samples' indices (n,) -> `Decided`."""
+DecisionRule = Callable[[Tensor, Tensor], Decisions]
+"""How decisions follow from similarities (n, K) and the samples' indices (n,)."""
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A metric that decides perturbed samples by what it keeps of their options, (n, K, ...)."""
+
+    metric: Metric
+    kept: Tensor
+    decide: DecisionRule
+    chunk_size: int | None
+
+    def __call__(self, points: Tensor, indices: Tensor) -> Decisions:
+        """Decide with a graph, all at once."""
+        return self.decide(self.metric.similarities(points, self.kept[indices]), indices)
+
+    def exactly(self, points: Tensor, indices: Tensor) -> Decisions:
+        """Decide without a graph, in chunks."""
+        chunk = self.chunk_size or len(points)
+        parts = zip(points.split(chunk), indices.split(chunk), strict=True)
+        with torch.no_grad():
+            decisions = [self(*part) for part in parts]
+        return Decisions(*(torch.cat(column) for column in zip(*decisions, strict=True)))
+
+    def confirm(self, points: Tensor, indices: Tensor) -> Tensor:
+        """Say which points fool the metric."""
+        return self.exactly(points, indices).wrong
+
+    def loss(self, points: Tensor, indices: Tensor) -> Tensor:
+        """Compute the loss alone: another metric will judge."""
+        return self(points, indices).loss
+
+    def loss_and_success(self, points: Tensor, indices: Tensor) -> LossAndSuccess:
+        """Compute the loss, and say which points fool the metric."""
+        decisions = self(points, indices)
+        return LossAndSuccess(decisions.loss, decisions.wrong)
+
+    def loss_and_suspicion(self, points: Tensor, indices: Tensor) -> LossAndSuccess:
+        """Compute the loss, and say which points may fool the metric in float32."""
+        decisions = self(points, indices)
+        return LossAndSuccess(decisions.loss, decisions.margin.detach() < SLACK)
 
 
 def attack_block(
     metric: Metric,
     images: Tensor,
     fixed: Callable[[Metric], Tensor],
-    decide: Decision,
+    decide: DecisionRule,
     settings: AttackSettings,
     run: RunSettings,
     keys: Sequence[str],
     *,
     half: Metric | None = None,
     source: Metric | None = None,
-) -> Confirmed:
+) -> ConfirmedResult:
     """Attack samples that the metric decides rightly; what they are compared with stays fixed.
 
     Args:
@@ -147,61 +193,45 @@ def attack_block(
     begun = time.perf_counter()
     if not len(images):
         nothing = torch.zeros(0, dtype=torch.bool, device=images.device)
-        return Confirmed(nothing, images.new_zeros(0), AttackResult(images, images.new_zeros(0), nothing), 0.0, 0.0)
+        found = AttackResult(images, images.new_zeros(0), nothing)
+        return ConfirmedResult(nothing, images.new_zeros(0), found, violation=0.0, seconds=0.0)
+
+    def judge(judging: Metric) -> _Judge:
+        return _Judge(judging, fixed(judging), decide, run.chunk_size)
+
+    exact = judge(metric)
     seeds = [sample_seed(run.seed, key) for key in keys]
-    kept = fixed(metric)
-    ball, chunk = settings.ball, run.chunk_size
+    other = judge(source) if source and settings.attack == "transfer" else None
+    found = _attack(exact, judge(half) if half else None, other, images, settings, seeds)
+    # Every final point is judged once more in float32; a success in half precision has been confirmed there already.
+    final = exact.exactly(found.images, torch.arange(len(images), device=images.device))
+    violation = settings.ball.violation(found.images, images)
+    return ConfirmedResult(final.wrong | found.success, final.margin, found, violation, time.perf_counter() - begun)
 
-    def judge(judging: Metric, held: Tensor, points: Tensor, indices: Tensor) -> Decided:
-        return decide(judging.similarities(points, held[indices]), indices)
 
-    def exactly(points: Tensor, indices: Tensor) -> Decided:
-        with torch.no_grad():
-            parts = [
-                judge(metric, kept, p, i)
-                for p, i in zip(points.split(chunk or len(points)), indices.split(chunk or len(points)), strict=True)
-            ]
-        return Decided(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    loss_fn: LossFunction
-    confirm: Judge | None = None
-    if half is None:
-
-        def loss_fn(points: Tensor, indices: Tensor) -> LossAndSuccess:
-            decided = judge(metric, kept, points, indices)
-            return LossAndSuccess(decided.loss, decided.wrong)
-
-    else:
-        held = fixed(half)
-
-        def loss_fn(points: Tensor, indices: Tensor) -> LossAndSuccess:
-            decided = judge(half, held, points, indices)
-            return LossAndSuccess(decided.loss, decided.margin.detach() < SLACK)
-
-        def confirm(points: Tensor, indices: Tensor) -> Tensor:
-            return exactly(points, indices).wrong
-
-    if settings.attack == "apgd":
-        found = apgd(
-            loss_fn, images, ball, settings.steps, seeds=seeds, restarts=settings.restarts, confirm=confirm,
-            larger_eps=settings.larger_eps, chunk_size=chunk,
-        )  # fmt: skip
-    elif settings.attack == "square":
-        found = square(loss_fn, images, ball, settings.steps, seeds=seeds, confirm=confirm)
-    elif settings.attack == "noise":
-        found = noise(exactly, images, ball, settings.steps, seeds)
-    else:
+def _attack(
+    judge: _Judge,
+    half: _Judge | None,
+    source: _Judge | None,
+    images: Tensor,
+    settings: AttackSettings,
+    seeds: Sequence[int],
+) -> AttackResult:
+    """Run the attack itself: on `half` if there is one, or on `source` if its points are to be transferred."""
+    ball, steps = settings.ball, settings.steps
+    if settings.attack == "noise":
+        return noise(judge.exactly, images, ball, steps, seeds)
+    how: dict[str, Any] = {"restarts": settings.restarts, "larger_eps": settings.larger_eps}
+    how |= {"chunk_size": judge.chunk_size}
+    if settings.attack == "transfer":
         if source is None:
             raise ValueError("a transferred attack needs the metric it is made on")
-        held = fixed(source)
-        found = apgd(
-            lambda points, indices: judge(source, held, points, indices).loss, images, ball, settings.steps,
-            seeds=seeds, restarts=settings.restarts, larger_eps=settings.larger_eps, chunk_size=chunk,
-        )  # fmt: skip
-    # Every final point is judged once more in float32; a success in half precision has been confirmed there already.
-    final = exactly(found.images, torch.arange(len(images), device=images.device))
-    violation = ball.violation(found.images, images)
-    return Confirmed(final.wrong | found.success, final.margin, found, violation, time.perf_counter() - begun)
+        return apgd(source.loss, images, ball, steps, seeds=seeds, **how)
+    loss = judge.loss_and_success if half is None else half.loss_and_suspicion
+    confirm = None if half is None else judge.confirm
+    if settings.attack == "square":
+        return square(loss, images, ball, steps, seeds=seeds, confirm=confirm)
+    return apgd(loss, images, ball, steps, seeds=seeds, confirm=confirm, **how)
 
 
 def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Tensor:
@@ -214,7 +244,7 @@ def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Te
 
 
 def noise(
-    judge: Callable[[Tensor, Tensor], Decided], images: Tensor, ball: LpBall, draws: int, seeds: Sequence[int]
+    judge: Callable[[Tensor, Tensor], Decisions], images: Tensor, ball: LpBall, draws: int, seeds: Sequence[int]
 ) -> AttackResult:
     """Random points of the ball, as APGD's starts: what a perturbation of this size does when nobody aims it."""
     best, loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)

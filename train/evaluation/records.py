@@ -1,18 +1,18 @@
-"""What an evaluation's blocks hold, what its outcomes depend on, and the record that is made of them."""
+"""Who is judged under what, what a block of samples evaluated to, and what that says of outcomes and effort."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
-from rclip_metric.train.attacks.base import Confirmed, sample_seed
+from rclip_metric.train.attacks.base import ConfirmedResult, sample_seed
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.results.outcome import Outcome
-from rclip_metric.train.evaluation.results.record import record
+from rclip_metric.train.evaluation.results.record import Effort
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
@@ -112,7 +112,7 @@ class Evaluation:
         )  # fmt: skip
 
 
-class Row(TypedDict, total=False):
+class SampleRow(TypedDict, total=False):
     """One sample: as `Outcome`, with (robust score, margin) per attack, or (None, None) where it was not attacked.
 
     ``fooled_by`` is there for attacks of several stages, where any sample of the block was attacked: per attack the
@@ -131,7 +131,7 @@ class Row(TypedDict, total=False):
 class Block(TypedDict):
     """What a block evaluated to; ``costs`` is that of the clean pass, then one per attack."""
 
-    rows: list[Row]
+    rows: list[SampleRow]
     unreadable: list[str]
     costs: list[dict[str, float]]
 
@@ -147,7 +147,7 @@ def empty_block(unreadable: list[str], attacks: int) -> Block:
     return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (attacks + 1)}
 
 
-def attack_cost(confirmed: Confirmed, others: int) -> dict[str, float]:
+def attack_cost(confirmed: ConfirmedResult, others: int) -> dict[str, float]:
     """What an attack on a block cost, and what it met; ``others`` are evaluations beside those of the attack's loop."""
     attacked = confirmed.attacked
     return {
@@ -159,57 +159,25 @@ def attack_cost(confirmed: Confirmed, others: int) -> dict[str, float]:
     }
 
 
-def records_of(
-    blocks: Sequence[Block],
-    on: Evaluation,
-    *,
-    task: str,
-    data: dict[str, Any],
-    limit: int | None = None,
-    macro: bool = False,
-    human: dict[str, Any] | None = None,
-    images_of: Callable[[str], Sequence[Hashable]] | None = None,
-) -> list[dict[str, Any]]:
-    """One record per attack, or one of the clean accuracy alone; its seconds are those of all processes together.
+def outcomes_of(rows: Sequence[SampleRow], attack: int | None) -> list[Outcome]:
+    """Read the outcomes of all samples under one of the attacks, by its number; None for the clean accuracy alone."""
+    outcomes = []
+    for row in rows:
+        robust, margin = (None, None) if attack is None else row["attacks"][attack]
+        outcomes.append(Outcome(row["key"], row["split"], row["clean"], row["tie"], row["margin"], robust, margin))
+    return outcomes
 
-    ``images_of`` gives the images of the sample of a key, where intervals over images are asked for.
 
-    Raises:
-        ValueError: if no sample could be read.
-    """
-    rows = [row for block in blocks for row in block["rows"]]
-    unreadable = [sentence for block in blocks for sentence in block["unreadable"]]
-    if not rows:
-        raise ValueError(
-            f"none of the {len(unreadable)} samples of {data['name']} could be read; the first problem: {unreadable[0]}"
-        )
-    precision = resolved_precision(on.run.precision, on.metric.device)
-    records = []
-    for index, attack in enumerate(on.attacks or (None,)):
-        outcomes = []
-        for row in rows:
-            robust, margin = row["attacks"][index] if attack else (None, None)
-            outcomes.append(Outcome(row["key"], row["split"], row["clean"], row["tie"], row["margin"], robust, margin))
-        found = [block["costs"][index + 1] for block in blocks] if attack else []
-        spent = [*(block["costs"][0] for block in blocks), *found]
-        records.append(
-            record(
-                outcomes,
-                task=task,
-                model=on.metric.describe(),
-                data={**data, "unreadable": unreadable},
-                threat=on.threat(attack),
-                seconds=sum(part["seconds"] for part in spent),
-                macro=macro,
-                human=human,
-                largest_violation=max((part["violation"] for part in found), default=None),
-                zero_gradients=int(sum(part["zero_gradients"] for part in found)),
-                nonfinite_gradients=int(sum(part["nonfinite_gradients"] for part in found)),
-                settings={**asdict(on.run), "precision": precision, "limit": limit},
-                device=on.metric.device,
-                processes=on.team.count,
-                passes=int(sum(part["evaluations"] for part in spent)),
-                images_of=images_of,
-            )
-        )
-    return records
+def effort_of(blocks: Sequence[Block], attack: int | None, on: Evaluation) -> Effort:
+    """Add up what the clean pass and one of the attacks took; seconds are those of all processes together."""
+    found = [] if attack is None else [block["costs"][attack + 1] for block in blocks]
+    spent = [*(block["costs"][0] for block in blocks), *found]
+    return Effort(
+        seconds=sum(part["seconds"] for part in spent),
+        passes=int(sum(part["evaluations"] for part in spent)),
+        processes=on.team.count,
+        device=on.metric.device,
+        largest_violation=max((part["violation"] for part in found), default=None),
+        zero_gradients=int(sum(part["zero_gradients"] for part in found)),
+        nonfinite_gradients=int(sum(part["nonfinite_gradients"] for part in found)),
+    )

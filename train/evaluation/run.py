@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -12,8 +13,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import AttackResult, Confirmed
-from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, Decision, RunSettings, attack_block
+from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
+from rclip_metric.train.evaluation.attack import DEFAULTS, DecisionRule, Decisions, RunSettings, attack_block
 from rclip_metric.train.evaluation.blocks import ALONE
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
@@ -21,18 +22,20 @@ from rclip_metric.train.evaluation.records import (
     Block,
     Evaluation,
     Keyed,
-    Row,
+    SampleRow,
     attack_cost,
     cost,
+    effort_of,
     empty_block,
-    records_of,
+    outcomes_of,
 )
+from rclip_metric.train.evaluation.results.record import Averaging, record
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import Team
 from rclip_metric.train.runs.precision import resolved_precision
 
 Sample = TypeVar("Sample", bound=Keyed)
-NOTHING = Confirmed(
+NOTHING = ConfirmedResult(
     torch.zeros(0),
     torch.zeros(0),
     AttackResult(torch.zeros(0), torch.zeros(0), torch.zeros(0)),
@@ -46,7 +49,7 @@ class Aim(NamedTuple):
 
     moved: list[Path]
     options: Sequence[Sequence[Path]]
-    decide: Callable[[str], Decision]  # from the loss that is raised
+    decide: Callable[[str], DecisionRule]  # from the loss that is raised
 
 
 class Task(ABC, Generic[Sample]):
@@ -112,7 +115,7 @@ class Task(ABC, Generic[Sample]):
         """What an attack on n samples does; the similarities are those of the clean decision."""
         raise ValueError(f"{self.task} is judged without an attack")
 
-    def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decided:
+    def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decisions:
         """The clean decisions, from all comparisons (n, K); by default those that an attack wants to change."""
         everyone = torch.arange(len(samples), device=similarities.device)
         return self.aim(samples, similarities).decide("ce")(similarities, everyone)
@@ -121,7 +124,7 @@ class Task(ABC, Generic[Sample]):
         """What a decision is worth."""
         return float(not wrong)
 
-    def human(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+    def human(self, rows: Sequence[SampleRow]) -> dict[str, Any] | None:
         """What people reach on the samples that could be read."""
         return None
 
@@ -164,7 +167,7 @@ class Task(ABC, Generic[Sample]):
 
         chosen = [self.is_attacked(sample) for sample in samples]
         right = [i for i in range(len(rows)) if chosen[i] and not wrong[i]]
-        found: Iterable[Confirmed] = repeat(NOTHING, len(on.attacks))
+        found: Iterable[ConfirmedResult] = repeat(NOTHING, len(on.attacks))
         if right and on.attacks:
             found = self.under_attack([samples[i] for i in right], similarities[right], images, on)
         passes = images.passes
@@ -190,7 +193,7 @@ class Task(ABC, Generic[Sample]):
             found.append(images.similarities(on.metric, moved, options))
         return torch.cat(found, 1)
 
-    def rows(self, samples: Sequence[Sample], similarities: Tensor) -> tuple[list[Row], list[bool]]:
+    def rows(self, samples: Sequence[Sample], similarities: Tensor) -> tuple[list[SampleRow], list[bool]]:
         """The clean decisions, and which of them are wrong; several highest similarities that are equal are a tie."""
         decided = self.decide(samples, similarities)
         ties = (similarities == similarities.amax(1, keepdim=True)).sum(1) > 1
@@ -198,12 +201,12 @@ class Task(ABC, Generic[Sample]):
         rows = []
         for sample, no, tie, margin in zip(samples, wrong, ties.tolist(), decided.margin.tolist(), strict=True):
             part, score = self.part(sample), self.score(sample, no, tie)
-            rows.append(Row(key=sample.key, split=part, clean=score, tie=tie, margin=margin, attacks=[]))
+            rows.append(SampleRow(key=sample.key, split=part, clean=score, tie=tie, margin=margin, attacks=[]))
         return rows, wrong
 
     def under_attack(
         self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
-    ) -> Iterator[Confirmed]:
+    ) -> Iterator[ConfirmedResult]:
         """What every attack does to n samples that are right; the similarities are those of the clean decision."""
         aim = self.aim(samples, similarities)
         moved = images.pixels(aim.moved)
@@ -222,18 +225,38 @@ class Task(ABC, Generic[Sample]):
                 )  # fmt: skip
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
-        """One record per attack, or one of the clean accuracy alone (`report.record`)."""
+        """Make a record per attack, or one of the clean accuracy alone (`results.record`).
+
+        Raises:
+            ValueError: if no sample could be read.
+        """
+        data, rows = self.describe(), [row for block in blocks for row in block["rows"]]
+        unreadable = [sentence for block in blocks for sentence in block["unreadable"]]
+        if not rows:
+            raise ValueError(
+                f"none of the {len(unreadable)} samples of {data['name']} could be read; the first problem: "
+                f"{unreadable[0]}"
+            )
         images = {sample.key: self.files(sample) for sample in self.samples}
-        return records_of(
-            blocks,
-            on,
-            task=self.task,
-            data=self.describe(),
-            limit=self.limit,
-            macro=self.macro,
-            human=self.human([row for block in blocks for row in block["rows"]]),
-            images_of=images.__getitem__ if on.run.resample == "images" else None,
-        )
+        averaging = Averaging(self.macro, images.__getitem__ if on.run.resample == "images" else None)
+        settings = asdict(on.run) | {"precision": resolved_precision(on.run.precision, on.metric.device)}
+        records = []
+        for number, attack in enumerate(on.attacks or (None,)):
+            index = None if attack is None else number
+            records.append(
+                record(
+                    outcomes_of(rows, index),
+                    task=self.task,
+                    model=on.metric.describe(),
+                    data={**data, "unreadable": unreadable},
+                    threat=on.threat(attack),
+                    effort=effort_of(blocks, index, on),
+                    averaging=averaging,
+                    human=self.human(rows),
+                    settings={**settings, "limit": self.limit},
+                )
+            )
+        return records
 
 
 def evaluate(
@@ -262,7 +285,7 @@ def evaluate(
         quiet: no progress bar.
 
     Returns:
-        One record per attack, or one of the clean accuracy alone (`report.record`), the same in every process.
+        One record per attack, or one of the clean accuracy alone (`results.record`), the same in every process.
 
     Raises:
         ValueError: if no sample can be read.

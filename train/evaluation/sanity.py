@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings
-from rclip_metric.train.evaluation.results.outcome import unpack
-from rclip_metric.train.evaluation.results.record import Outcome
+from rclip_metric.train.evaluation.results.labels import Record
+from rclip_metric.train.evaluation.results.outcome import Outcome, unpack
 
-Record = Mapping[str, Any]
 # What counts as a difference: percentage points of all samples.
 TOLERANCE = 0.5
 STEPS_TOLERANCE = 1.0  # the paper loses 0.5 points in l_2 between 100 and 1,000 iterations, and calls that stable

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.attack import AttackSettings, Decided, RunSettings
+from rclip_metric.train.evaluation.attack import AttackSettings, Decisions, RunSettings
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
 from rclip_metric.train.evaluation.session import Session
@@ -49,7 +49,7 @@ class Alike(Task[Pair]):
     def aim(self, samples, similarities):
         def decide(found, indices):
             margin = 0.1 + found[:, 0]
-            return Decided(-margin, margin, margin <= 0)
+            return Decisions(-margin, margin, margin <= 0)
 
         files = [self.files(sample) for sample in samples]
         return Aim([image for image, _ in files], [[other] for _, other in files], lambda loss: decide)
@@ -99,7 +99,7 @@ def test_a_task_without_an_aim_says_so(task):
 
         def decide(self, samples, similarities):
             margin = similarities[:, 0] + 0.1
-            return Decided(-margin, margin, margin <= 0)
+            return Decisions(-margin, margin, margin <= 0)
 
     clean = Clean(task.folder, task.pairs[:2])
     assert evaluate(METRIC, clean, quiet=True)[0]["clean"]["accuracy"] == 100

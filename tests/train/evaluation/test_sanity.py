@@ -4,7 +4,7 @@ import pytest
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings
-from rclip_metric.train.evaluation.results.record import Outcome, record
+from rclip_metric.train.evaluation.results.record import Effort, Outcome, record
 from rclip_metric.train.evaluation.sanity import SanitySettings, markdown, sanity
 
 BALL = LpBall("linf", 4 / 255)
@@ -41,7 +41,7 @@ class Model:
             zero = self.worth.get("zero", 0) if attack.attack == "apgd" else 0
             found.append(
                 record(rows, task="2afc", model={"name": "m"}, data={"name": "d"}, threat=attack.describe(),
-                       seconds=1.0, zero_gradients=zero)
+                       effort=Effort(1.0, zero_gradients=zero))
             )  # fmt: skip
         return found
 

@@ -27,7 +27,7 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.train.commands.train import export as command
 from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.evaluation.results.outcome import Outcome
-from rclip_metric.train.evaluation.results.record import load_results, record, save
+from rclip_metric.train.evaluation.results.record import Averaging, Effort, load_results, record, save
 from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.models.weights_digest import weights_digest
@@ -84,7 +84,8 @@ def result(model: str | Path | dict[str, Any], right: int = 90, robust: int = 60
         Outcome(f"{i}", "test_a", float(i < right), False, 0.1, float(i < robust) if attacked else None, 0.1)
         for i in range(100)
     ]
-    settings = {"task": "2afc", "model": described, "data": SCENES, "threat": LINF, "seconds": 1.0, "resamples": 50}
+    settings: dict[str, Any] = {"task": "2afc", "model": described, "data": SCENES, "threat": LINF}
+    settings |= {"effort": Effort(1.0), "averaging": Averaging(resamples=50)}
     return record(rows, **{**settings, **changes})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import AttackResult, Confirmed
+from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.metrics.base import Certified, Metric
@@ -57,7 +57,7 @@ def radii(metric: Metric, images: Tensor, fixed: Tensor, chunk_size: int | None)
         return torch.cat([metric.certified_radius(part, held) for part, held in parts])  # (n,)
 
 
-def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: float) -> Confirmed:
+def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: float) -> ConfirmedResult:
     """Compare the `radii` of samples that are right with a ball's.
 
     Args:
@@ -71,7 +71,7 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
     """
     unproven = radius <= certificate.ball.eps
     nothing_moved = AttackResult(images, radius, unproven, len(images))
-    return Confirmed(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, seconds)
+    return ConfirmedResult(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, seconds)
 
 
 def certified_radii(record: Mapping[str, Any]) -> list[float]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from rclip_metric.train.evaluation.results.labels import Threat, data_label, model_label
-
-Record = Mapping[str, Any]
-
+from rclip_metric.train.evaluation.results.labels import Record, Threat, data_label, model_label
 
 PARTS = {"split": "splits", "kind": "by_kind"}
 """What a table can be broken down by -> where records hold it."""
@@ -21,7 +18,7 @@ def breakdown(records: Sequence[Record], by: str = "split") -> str:
     the attacked samples, where these are not all.
 
     Args:
-        records: of `report.record`.
+        records: as `evaluate` gives them.
         by: of `PARTS`.
     """
     several = [record for record in records if len(record.get(PARTS[by], ())) > 1]

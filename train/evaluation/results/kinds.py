@@ -13,7 +13,7 @@ def with_kinds(records: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> l
     """The records, each with ``by_kind``: for every kind what ``splits`` holds for every split.
 
     Args:
-        records: of `report.record`.
+        records: as `evaluate` gives them.
         kinds: key of a sample -> its kind; empty for samples of no kind, and where there is no other the records stay
             as they are.
     """

@@ -29,7 +29,7 @@ STYLES = ("markdown", "csv", "html")
 
 
 @dataclass(frozen=True)
-class Cell:
+class AccuracyCell:
     """A summary, the number of samples of its row, the paper's number, and the footnotes that belong to it."""
 
     summary: Mapping[str, Any] | None
@@ -66,35 +66,35 @@ class Cell:
 
 
 @dataclass
-class Row:
+class TableRow:
     """A line of the table: the records of one run of a model over a data set, one per threat."""
 
     records: list[Record]
     robust: dict[Threat, Record] = field(default_factory=dict)
     notes: dict[Threat | None, list[int]] = field(default_factory=dict)
 
-    def cell(self, threat: Threat | None) -> Cell:
+    def cell(self, threat: Threat | None) -> AccuracyCell:
         """The cell under a threat, or the clean one."""
         samples, notes = self.records[0]["data"]["samples"], tuple(self.notes.get(threat, ()))
         if threat is None:
-            return Cell(self.records[0]["clean"], samples, reported(self.records[0], "clean"), notes)
+            return AccuracyCell(self.records[0]["clean"], samples, reported(self.records[0], "clean"), notes)
         if threat not in self.robust:
-            return Cell(None, samples)
+            return AccuracyCell(None, samples)
         record = self.robust[threat]
-        return Cell(record["robust"], samples, reported(record, "robust"), notes)
+        return AccuracyCell(record["robust"], samples, reported(record, "robust"), notes)
 
     @property
-    def human(self) -> Cell:
+    def human(self) -> AccuracyCell:
         """What people reach, with the ceiling for any metric if it is known."""
         found = [record["human"] for record in self.records if record["human"] is not None]
-        return Cell(found[0] if found else None, self.records[0]["data"]["samples"])
+        return AccuracyCell(found[0] if found else None, self.records[0]["data"]["samples"])
 
 
 @dataclass(frozen=True)
-class Board:
+class Leaderboard:
     """Rows and columns in order, and what is said below them."""
 
-    rows: list[Row]
+    rows: list[TableRow]
     threats: list[Threat]
     labels: dict[Threat, str]
     caption: str
@@ -109,7 +109,7 @@ def table(records: Sequence[Record], style: Style = "markdown") -> str:
     stay together; within one, the first robust column decides the order. Cells are percent with 95 % intervals.
 
     Args:
-        records: of `report.record`; one that comes twice counts once, and two runs of the very same thing are two rows.
+        records: as `evaluate` gives them; one that comes twice counts once, two runs of the same thing are two rows.
         style: "markdown"; "csv", with a column per number and 4 decimals; or "html", a page that needs nothing else.
 
     Raises:
@@ -123,11 +123,11 @@ def table(records: Sequence[Record], style: Style = "markdown") -> str:
     return {"markdown": _markdown, "csv": _csv, "html": _html}[style](board)
 
 
-def _arrange(records: Sequence[Record]) -> Board:
+def _arrange(records: Sequence[Record]) -> Leaderboard:
     rows = _rows(records)
     threats = sorted({threat for row in rows for threat in row.robust}, key=lambda threat: threat.order)
 
-    def rank(row: Row) -> tuple[Any, ...]:
+    def rank(row: TableRow) -> tuple[Any, ...]:
         first, robust, clean = row.records[0], row.cell(threats[0]).summary if threats else None, row.cell(None).summary
         return (
             data_label(first),
@@ -146,10 +146,10 @@ def _arrange(records: Sequence[Record]) -> Board:
     if shared:
         caption += f" Attack: {', '.join(shared.values())}."
     footnotes = _number_warnings(rows, labels)
-    return Board(rows, threats, labels, caption, footnotes, any(row.human.summary for row in rows))
+    return Leaderboard(rows, threats, labels, caption, footnotes, any(row.human.summary for row in rows))
 
 
-def _intervals(rows: Sequence[Row]) -> str:
+def _intervals(rows: Sequence[TableRow]) -> str:
     """The kinds of intervals, each with its data sets where there are both."""
     kinds: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -159,13 +159,13 @@ def _intervals(rows: Sequence[Row]) -> str:
     return " and ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
 
 
-def _rows(records: Sequence[Record]) -> list[Row]:
+def _rows(records: Sequence[Record]) -> list[TableRow]:
     """Merge the records of one model on one data set.
 
     A threat that is there already, another number of samples, another clean accuracy or another kind of interval mean
     another run: another row.
     """
-    rows: dict[tuple[Any, ...], list[Row]] = {}
+    rows: dict[tuple[Any, ...], list[TableRow]] = {}
     for index, record in enumerate(records):
         if record in records[:index]:
             continue
@@ -174,7 +174,7 @@ def _rows(records: Sequence[Record]) -> list[Row]:
         runs, threat = rows.setdefault(identity, []), Threat.of(record)
         row = next((run for run in runs if threat not in run.robust), None)
         if row is None:
-            row = Row([])
+            row = TableRow([])
             runs.append(row)
         row.records.append(record)
         if threat is not None:
@@ -182,7 +182,7 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     return [run for runs in rows.values() for run in runs]
 
 
-def _number_warnings(rows: Sequence[Row], labels: Mapping[Threat, str]) -> list[str]:
+def _number_warnings(rows: Sequence[TableRow], labels: Mapping[Threat, str]) -> list[str]:
     """Number the warnings, once per row and sentence, and leave the numbers in the rows; returns the footnotes."""
     footnotes: list[str] = []
     for row in rows:
@@ -202,10 +202,10 @@ def plain_markdown(text: str) -> str:
     return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
 
 
-def _markdown(board: Board) -> str:
+def _markdown(board: Leaderboard) -> str:
     plain = plain_markdown
 
-    def shown(cell: Cell) -> str:
+    def shown(cell: AccuracyCell) -> str:
         return cell.text + "".join(f" [{n}]" for n in cell.notes)
 
     head = ["model", "data", "samples", "clean", *(board.labels[threat] for threat in board.threats)]
@@ -223,7 +223,7 @@ def _markdown(board: Board) -> str:
     return "\n".join(lines)
 
 
-def _csv(board: Board) -> str:
+def _csv(board: Leaderboard) -> str:
     head = ["model", "revision", "resize", "data", "split", "protocol", "samples", "ties", "intervals"]
     for name in ("clean", *(", ".join([t.ball, *t.settings().values()]) for t in board.threats)):
         head += [name, f"{name}: low", f"{name}: high", f"{name}: samples", f"{name}: paper"]
@@ -250,7 +250,7 @@ def _csv(board: Board) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _html(board: Board) -> str:
+def _html(board: Leaderboard) -> str:
     from rclip_metric.train.html import render
 
     threats = (None, *board.threats)

@@ -8,6 +8,7 @@ import math
 import platform
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,80 @@ USUAL: dict[str, tuple[Any, ...]] = {
 _KEYS = frozenset({"schema", "task", "model", "data", "threat", "clean", "robust", "splits", "warnings", "samples"})
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What an evaluation took, and what its attack met.
+
+    Attributes:
+        seconds: of the whole evaluation.
+        passes: images that went through the model, each as often as it did; None where they were not counted.
+        processes: how many ran it.
+        device: where the model ran.
+        largest_violation: by how much the worst point left the ball or the box; None without an attack.
+        zero_gradients: samples that met an all-zero gradient.
+        nonfinite_gradients: samples that met a gradient with NaN or infinity.
+    """
+
+    seconds: float
+    passes: int | None = None
+    processes: int = 1
+    device: torch.device | str = "cpu"
+    largest_violation: float | None = None
+    zero_gradients: int = 0
+    nonfinite_gradients: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Say it in the record's own words: JSON."""
+        speed = None if self.passes is None or self.seconds <= 0 else round(self.passes / self.seconds, 2)
+        return {
+            "device": device_record(torch.device(self.device)),
+            "processes": self.processes,
+            "seconds": round(self.seconds, 3),
+            "passes": self.passes,
+            "images_per_second": speed,
+        }
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How the scores of samples become a mean with its interval.
+
+    Attributes:
+        macro: average over splits, not over samples (BAPPS).
+        images_of: the images of the sample of a key, for intervals over images (`image_interval`); None for the
+            bootstrap over samples.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+    """
+
+    macro: bool = False
+    images_of: Callable[[str], Sequence[Hashable]] | None = None
+    seed: int = 0
+    resamples: int = 10_000
+
+    def describe(self) -> dict[str, Any]:
+        """Name the settings: JSON."""
+        bootstrap = {"seed": self.seed, "resamples": self.resamples} if self.images_of is None else None
+        return {"macro": self.macro, "bootstrap": bootstrap}
+
+    def summaries(self, rows: Sequence[Outcome]) -> dict[str, Any]:
+        """Average the clean scores of samples, and the robust ones of those that were attacked (None if none was)."""
+        attacked = [row for row in rows if row.robust is not None]
+        return {
+            "clean": self._summary(rows, [row.clean for row in rows]),
+            "robust": self._summary(attacked, [row.robust for row in attacked if row.robust is not None]),
+        }
+
+    def _summary(self, rows: Sequence[Outcome], scores: Sequence[float]) -> dict[str, Any] | None:
+        if not rows:
+            return None
+        images = None if self.images_of is None else [self.images_of(row.key) for row in rows]
+        splits = [row.split for row in rows]
+        return summary(
+            scores, splits, macro=self.macro, images=images, seed=self.seed, resamples=self.resamples
+        )  # fmt: skip
+
+
 def record(
     outcomes: Sequence[Outcome],
     *,
@@ -47,19 +122,10 @@ def record(
     model: Mapping[str, Any],
     data: Mapping[str, Any],
     threat: Mapping[str, Any],
-    seconds: float,
-    macro: bool = False,
+    effort: Effort,
+    averaging: Averaging = Averaging(),
     human: Mapping[str, Any] | None = None,
-    largest_violation: float | None = None,
-    zero_gradients: int = 0,
-    nonfinite_gradients: int = 0,
     settings: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
-    processes: int = 1,
-    passes: int | None = None,
-    images_of: Callable[[str], Sequence[Hashable]] | None = None,
-    seed: int = 0,
-    resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Build the record of one model on one data set under one threat model.
 
@@ -70,21 +136,11 @@ def record(
         data: name, split, protocol and unreadable (a sentence per sample left out); the name decides which published
             numbers may stand beside the result.
         threat: attack ("none", "apgd", "square", ...) and, with an attack, norm, eps in the scale of [0, 1] images,
-            steps, restarts and loss; whatever else tells the attack apart. ``eps_text`` is filled in.
-        seconds: of the whole evaluation.
-        macro: average over splits, not over samples (BAPPS).
-        human: what people reach on the same samples, a `summary` or at least ``{"accuracy": percent}``.
-        largest_violation: by how much the worst point left the ball or the box.
-        zero_gradients: samples that met an all-zero gradient.
-        nonfinite_gradients: samples that met a gradient with NaN or infinity.
+            steps, restarts and loss; whatever else tells the attack apart. `eps_text` is filled in.
+        effort: what it took.
+        averaging: how scores become means.
+        human: what people reach on the same samples, a `summary` or at least `{"accuracy": percent}`.
         settings: everything else that the numbers depend on, e.g. seed, precision, batch_size, limit.
-        device: where the model ran.
-        processes: how many ran it.
-        passes: images that went through the model, each as often as it did; for images_per_second.
-        images_of: the images of the sample of a key, for intervals over images (`image_interval`); None for the
-            bootstrap over samples.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
 
     Returns:
         What JSON can hold, and holds unchanged: `load_results` gives back an equal record.
@@ -98,50 +154,42 @@ def record(
             raise ValueError(f"the {what} of a record needs a {needed!r}, and has {', '.join(fields) or 'nothing'}")
     if human is not None and "accuracy" not in human:
         raise ValueError(f"human needs 'accuracy' in percent, and has {', '.join(human) or 'nothing'}")
-
-    def summaries(rows: Sequence[Outcome], macro: bool) -> dict[str, Any]:
-        def over(scored: Sequence[tuple[Outcome, float]]) -> dict[str, Any] | None:
-            if not scored:
-                return None
-            found, scores = zip(*scored, strict=True)
-            images = None if images_of is None else [images_of(row.key) for row in found]
-            splits = [row.split for row in found]
-            return summary(scores, splits, macro=macro, images=images, seed=seed, resamples=resamples)
-
-        attacked = [(row, row.robust) for row in rows if row.robust is not None]
-        return {"clean": over([(row, row.clean) for row in rows]), "robust": over(attacked)}
-
-    whole = summaries(outcomes, macro)
-    bootstrap = {"seed": seed, "resamples": resamples} if images_of is None else None
-    names = dict.fromkeys(row.split for row in outcomes)
-    unreadable = list(data.get("unreadable") or [])
-    filled = {key: threat.get(key) for key in ("attack", "norm", "eps", "eps_text", "steps", "restarts", "loss")}
-    if filled["norm"] is not None and filled["eps"] is not None and filled["eps_text"] is None:
-        filled["eps_text"] = str(LpBall(filled["norm"], filled["eps"])).split()[1]
+    whole, unreadable = averaging.summaries(outcomes), list(data.get("unreadable") or [])
     built = {
         "schema": SCHEMA,
         "task": task,
         "model": {"name": None, "revision": None, "resize": None, **model},
         "data": {"split": None, "protocol": None, **data, "samples": len(outcomes), "unreadable": unreadable},
-        "threat": {**threat, **filled},
+        "threat": _whole_threat(threat),
         "clean": {**whole["clean"], "ties": sum(row.tie for row in outcomes)},
         "robust": whole["robust"],
-        "splits": {name: summaries([row for row in outcomes if row.split == name], False) for name in names},
+        "splits": _splits(outcomes, averaging),
         "human": human,
-        "largest_violation": largest_violation,
-        "masking": {"zero_gradients": zero_gradients, "nonfinite_gradients": nonfinite_gradients},
+        "largest_violation": effort.largest_violation,
+        "masking": {"zero_gradients": effort.zero_gradients, "nonfinite_gradients": effort.nonfinite_gradients},
         "warnings": [],
-        "settings": {"macro": macro, "bootstrap": bootstrap, **(settings or {})},
+        "settings": {**averaging.describe(), **(settings or {})},
         "versions": _versions(),
-        "device": device_record(torch.device(device)),
-        "processes": processes,
-        "seconds": round(seconds, 3),
-        "passes": passes,
-        "images_per_second": round(passes / seconds, 2) if passes is not None and seconds > 0 else None,
+        **effort.describe(),
         "samples": pack(outcomes),
     }
     built["warnings"] = _warnings(built)
     return json.loads(json.dumps(built, allow_nan=False))
+
+
+def _whole_threat(threat: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the usual fields of a threat: what was not said is None, and the radius is also there in words."""
+    filled = {key: threat.get(key) for key in ("attack", "norm", "eps", "eps_text", "steps", "restarts", "loss")}
+    if filled["norm"] is not None and filled["eps"] is not None and filled["eps_text"] is None:
+        filled["eps_text"] = str(LpBall(filled["norm"], filled["eps"])).split()[1]
+    return {**threat, **filled}
+
+
+def _splits(outcomes: Sequence[Outcome], averaging: Averaging) -> dict[str, dict[str, Any]]:
+    """Average each split by itself."""
+    alone = replace(averaging, macro=False)
+    names = dict.fromkeys(row.split for row in outcomes)
+    return {name: alone.summaries([row for row in outcomes if row.split == name]) for name in names}
 
 
 def _check_outcomes(outcomes: Sequence[Outcome]) -> None:

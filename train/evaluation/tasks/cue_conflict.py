@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rclip_metric.train.data.cue_conflict import ConflictTriplet
-from rclip_metric.train.evaluation.attack import DEFAULTS, Decided, RunSettings
+from rclip_metric.train.evaluation.attack import DEFAULTS, Decisions, RunSettings
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
@@ -66,10 +66,10 @@ class CueConflictData(Task[ConflictTriplet]):
         """The reference with the one of its shape and the one of its texture."""
         return [(sample.reference.path, (sample.shape.path, sample.texture.path))]
 
-    def decide(self, samples: Sequence[ConflictTriplet], similarities: Tensor) -> Decided:
+    def decide(self, samples: Sequence[ConflictTriplet], similarities: Tensor) -> Decisions:
         """Right is a decision for shape."""
         margin = similarities[:, 0].double() - similarities[:, 1].double()
-        return Decided(-margin, margin, margin <= 0)
+        return Decisions(-margin, margin, margin <= 0)
 
     def score(self, sample: ConflictTriplet, wrong: bool, tie: bool) -> float:
         """One half for a tie."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
-from rclip_metric.train.evaluation.attack import Decided
+from rclip_metric.train.evaluation.attack import Decisions
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Block, Evaluation, cost
 from rclip_metric.train.evaluation.results.labels import PEOPLE
@@ -86,21 +86,21 @@ class OddOneOutData(Task[OddTriplet]):
         """The three pairs."""
         return [(sample.files[a], (sample.files[b],)) for a, b in PAIRS]
 
-    def decide(self, samples: Sequence[OddTriplet], similarities: Tensor) -> Decided:
+    def decide(self, samples: Sequence[OddTriplet], similarities: Tensor) -> Decisions:
         """Wrong where the most similar pair holds the odd image."""
         odd = torch.tensor([sample.odd for sample in samples], device=similarities.device)
         value = odd_one_out(similarities, odd)
-        return Decided(value, -value, odd_one_out_choice(similarities) != odd)
+        return Decisions(value, -value, odd_one_out_choice(similarities) != odd)
 
     def aim(self, samples: Sequence[OddTriplet], similarities: Tensor) -> Aim:
         """At the odd images; what the others are to each other stays as it is."""
         odd = torch.tensor([sample.odd for sample in samples], dtype=torch.long, device=similarities.device)
         apart = similarities.gather(1, 2 - odd[:, None])  # of the other two
 
-        def decide(found: Tensor, indices: Tensor) -> Decided:
+        def decide(found: Tensor, indices: Tensor) -> Decisions:
             three = torch.cat([found, apart[indices]], 1)  # (odd, a), (odd, b), (a, b)
             value = odd_one_out(three, torch.zeros_like(indices))
-            return Decided(value, -value, odd_one_out_choice(three) != 0)
+            return Decisions(value, -value, odd_one_out_choice(three) != 0)
 
         moved = [sample.files[sample.odd] for sample in samples]
         return Aim(moved, [sample.others for sample in samples], lambda loss: decide)

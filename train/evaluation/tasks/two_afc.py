@@ -15,8 +15,8 @@ from torch import Tensor
 from rclip_metric.images import Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.attacks.losses import two_afc_cross_entropy, two_afc_margin
 from rclip_metric.train.data.triplets import TripletFiles
-from rclip_metric.train.evaluation.attack import Decided, Decision
-from rclip_metric.train.evaluation.records import Evaluation, Row
+from rclip_metric.train.evaluation.attack import DecisionRule, Decisions
+from rclip_metric.train.evaluation.records import Evaluation, SampleRow
 from rclip_metric.train.evaluation.results.kinds import with_kinds
 from rclip_metric.train.evaluation.results.labels import PEOPLE
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
@@ -119,7 +119,7 @@ class TwoAfcData(Task[TripletFiles]):
         majority = max(sample.share, 1 - sample.share)
         return 0.5 if tie else 1 - majority if wrong else majority
 
-    def human(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+    def human(self, rows: Sequence[SampleRow]) -> dict[str, Any] | None:
         """Soft: the score of one more person, p^2 + (1 - p)^2 (LPIPS), and the highest any metric can reach."""
         if self.protocol != "soft":
             return None
@@ -170,15 +170,15 @@ def loader_at(size: int) -> Callable[[Path], Tensor]:
     return lambda path: preprocess_pil(open_image(path), Preprocessing("squash", size, size), "squash")
 
 
-def decision(label: Tensor, loss: str = "ce") -> Decision:
+def decision(label: Tensor, loss: str = "ce") -> DecisionRule:
     """The rule of 2AFC for labels (N,) in {0, 1}: right is chosen only if its similarity is strictly greater."""
 
-    def decide(similarities: Tensor, indices: Tensor) -> Decided:
+    def decide(similarities: Tensor, indices: Tensor) -> Decisions:
         wanted = label[indices]
         margin = two_afc_margin(similarities, wanted)
         raised = two_afc_cross_entropy(similarities, wanted) if loss == "ce" else -margin
         chosen = (similarities[:, 1] > similarities[:, 0]).long()
-        return Decided(raised, margin, chosen != wanted)
+        return Decisions(raised, margin, chosen != wanted)
 
     return decide
 

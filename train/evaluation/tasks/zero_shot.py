@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rclip_metric.train.attacks.base import AttackResult, Confirmed
+from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins
 from rclip_metric.train.attacks.classifier import similarities as class_similarities
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
-from rclip_metric.train.evaluation.attack import DEFAULTS, SLACK, Decided, RunSettings
+from rclip_metric.train.evaluation.attack import DEFAULTS, SLACK, Decisions, RunSettings
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.run import Task, evaluate
@@ -187,15 +187,15 @@ class ZeroShot(Task[LabelledImage]):
         embedded = images.kept(on.metric, [[sample.path] for sample in samples])[:, 0]
         return class_similarities(lambda points: points, self.classes, embedded)
 
-    def decide(self, samples: Sequence[LabelledImage], similarities: Tensor) -> Decided:
+    def decide(self, samples: Sequence[LabelledImage], similarities: Tensor) -> Decisions:
         """The nearest class."""
         label = _labels(samples, similarities)
         margin = margins(similarities, label)
-        return Decided(-margin, margin, similarities.argmax(1) != label)
+        return Decisions(-margin, margin, similarities.argmax(1) != label)
 
     def under_attack(
         self, samples: Sequence[LabelledImage], similarities: Tensor, images: ImageSet, on: Evaluation
-    ) -> Iterator[Confirmed]:
+    ) -> Iterator[ConfirmedResult]:
         """Every attack in its two stages; the margin is that of the worst point."""
         centre, label = images.pixels([sample.path for sample in samples]), _labels(samples, similarities)
         judge: Any = on.metric
@@ -230,7 +230,7 @@ class ZeroShot(Task[LabelledImage]):
             fooled = torch.tensor([stage is not None for stage in attacked.stages])
             counts = {name: sum(getattr(found, name) for found in attacked.attacks) for name in _COUNTS}
             spent = AttackResult(centre, -worst, fooled, **counts)
-            yield Confirmed(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
+            yield ConfirmedResult(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """With the words in the settings, and ``stages``: a letter per sample for what became of it."""

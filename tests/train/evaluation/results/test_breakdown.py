@@ -1,7 +1,7 @@
 """The table of splits."""
 
 from rclip_metric.train.evaluation.results.breakdown import breakdown
-from rclip_metric.train.evaluation.results.record import Outcome, record
+from rclip_metric.train.evaluation.results.record import Effort, Outcome, record
 
 
 def result(attacked, **threat):
@@ -9,7 +9,7 @@ def result(attacked, **threat):
         Outcome(str(i), "cnn" if i < 3 else "color", float(i != 0), False, 0.1, float(i > 2) if i in attacked else None)
         for i in range(5)
     ]
-    return record(rows, task="2afc", model={"name": "m"}, data={"name": "bapps"}, threat=threat, seconds=1.0)
+    return record(rows, task="2afc", model={"name": "m"}, data={"name": "bapps"}, threat=threat, effort=Effort(1.0))
 
 
 def test_every_split_has_its_own_numbers():
@@ -30,7 +30,16 @@ def test_one_split_needs_no_table():
     rows = [Outcome("1", "all", 1.0, False, 0.1)]
     assert (
         breakdown(
-            [record(rows, task="x", model={"name": "m"}, data={"name": "d"}, threat={"attack": "none"}, seconds=1.0)]
+            [
+                record(
+                    rows,
+                    task="x",
+                    model={"name": "m"},
+                    data={"name": "d"},
+                    threat={"attack": "none"},
+                    effort=Effort(1.0),
+                )
+            ]
         )
         == ""
     )

@@ -9,7 +9,7 @@ import pytest
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.image_interval import image_interval
 from rclip_metric.train.evaluation.results.outcome import Outcome
-from rclip_metric.train.evaluation.results.record import record
+from rclip_metric.train.evaluation.results.record import Averaging, Effort, record
 
 T_975 = {5: 2.5706, 8: 2.3060, 29: 2.0452, 91: 1.9864, 3999: 1.9606}  # tables of Student's t
 
@@ -105,9 +105,9 @@ def test_a_record_says_what_its_intervals_are_about():
     triplets = random_triplets(generator, 12, 60)
     right = generator.integers(0, 2, 60).astype(float)
     rows = [Outcome(str(i), "test", float(right[i]), False, 0.1) for i in range(60)]
-    settings = {"task": "2afc", "model": {"name": "x"}, "threat": {"attack": "none"}, "seconds": 1.0}
+    settings = {"task": "2afc", "model": {"name": "x"}, "threat": {"attack": "none"}, "effort": Effort(1.0)}
     data = {"name": "few", "images": 12}
-    few = record(rows, data=data, images_of=lambda key: triplets[int(key)].tolist(), **settings)
+    few = record(rows, data=data, averaging=Averaging(images_of=lambda key: triplets[int(key)].tolist()), **settings)
     low, high = image_interval(right, [np.arange(60)], triplets.tolist())
     assert few["clean"]["interval_95"] == pytest.approx([100 * low, 100 * high], abs=1e-4)
     assert few["settings"]["bootstrap"] is None and few["warnings"] == []

@@ -15,7 +15,7 @@ import pytest
 from rclip_metric.train.evaluation import results
 from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot, table
 from rclip_metric.train.evaluation.results.outcome import Outcome
-from rclip_metric.train.evaluation.results.record import record
+from rclip_metric.train.evaluation.results.record import Averaging, Effort, record
 from rclip_metric.train.metrics.paper import BAPPS_SPLITS, PUBLISHED, PublishedSet, published_as, reported
 from rclip_metric.weights import get_spec, model_names
 
@@ -34,7 +34,7 @@ def made(right: int, robust: int | None, samples: int, **changes):
         Outcome(str(i), "test", float(i < right), False, 0.1, None if robust is None else float(i < robust))
         for i in range(samples)
     ]
-    settings = {"task": "2afc", "model": OURS, "data": SCENES, "threat": LINF, "seconds": 1.0, **changes}
+    settings = {"task": "2afc", "model": OURS, "data": SCENES, "threat": LINF, "effort": Effort(1.0), **changes}
     if robust is None:
         settings["threat"] = CLEAN
     return record(rows, **settings)
@@ -49,8 +49,8 @@ def bapps(robust_per_split: int = 1000, protocol: str = "majority", per_split: i
         for i in range(per_split)
     ]
     data: dict[str, Any] = {"name": "2afc", "split": None, "protocol": protocol, "unreadable": [], "published": "bapps"}
-    settings = {"task": "2afc", "model": R_CLIP_F, "data": data, "threat": LINF, "seconds": 1.0, **changes}
-    return record(rows, macro=True, resamples=100, **settings)
+    settings = {"task": "2afc", "model": R_CLIP_F, "data": data, "threat": LINF, "effort": Effort(1.0), **changes}
+    return record(rows, averaging=Averaging(macro=True, resamples=100), **settings)
 
 
 # Tables
@@ -251,8 +251,9 @@ def test_a_column_for_people_and_the_number_attacked():
 
 def test_warnings_become_footnotes():
     tied = [Outcome(str(i), "test", 1.0, i == 0, 0.1, 0.0) for i in range(4)]
-    settings: dict[str, Any] = {"task": "2afc", "model": OURS, "data": SCENES, "seconds": 1.0}
-    records = [record(tied, threat=LINF, zero_gradients=2, **settings), record(tied, threat=L2, **settings)]
+    settings: dict[str, Any] = {"task": "2afc", "model": OURS, "data": SCENES}
+    masked, free = Effort(1.0, zero_gradients=2), Effort(1.0)
+    records = [record(tied, threat=LINF, effort=masked, **settings), record(tied, threat=L2, effort=free, **settings)]
     text = table(records)
     assert "| 0.0 (0.0 - 0.0) [1] [2] | 0.0 (0.0 - 0.0) [2] |" in text
     one, two = text.splitlines()[-2:]
@@ -302,7 +303,7 @@ class Page(HTMLParser):
 
 def test_html_escapes_and_needs_nothing_else():
     name = '<b>"x" & co</b>'
-    text = table([made(9, 5, 10, model={"name": name}, zero_gradients=1)], "html")
+    text = table([made(9, 5, 10, model={"name": name}, effort=Effort(1.0, zero_gradients=1))], "html")
     page = Page()
     page.feed(text)
     assert "b" not in page.tags and name in page.cells

@@ -14,7 +14,15 @@ import pytest
 import torch
 
 from rclip_metric.train.evaluation.results.outcome import Outcome, pack, unpack
-from rclip_metric.train.evaluation.results.record import load_results, record, result_name, save, summary
+from rclip_metric.train.evaluation.results.record import (
+    Averaging,
+    Effort,
+    load_results,
+    record,
+    result_name,
+    save,
+    summary,
+)
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.weights import get_spec
 
@@ -38,7 +46,7 @@ def outcomes(count: int, seed: int = 0) -> list[Outcome]:
 
 
 def made(rows: list[Outcome] | None = None, **changes):
-    settings = {"task": "2afc", "model": TINY, "data": NIGHTS, "threat": THREAT, "seconds": 8.0, **changes}
+    settings = {"task": "2afc", "model": TINY, "data": NIGHTS, "threat": THREAT, "effort": Effort(8.0), **changes}
     return record(outcomes(60) if rows is None else rows, **settings)
 
 
@@ -132,7 +140,9 @@ def test_36_000_samples_take_a_moment():
 
 def test_record_derives_its_numbers_from_the_outcomes():
     rows = outcomes(60)
-    built = made(rows, passes=400, settings={"seed": 0}, human={"accuracy": 82.6}, largest_violation=0.0, processes=2)
+    built = made(
+        rows, effort=Effort(8.0, 400, 2, largest_violation=0.0), settings={"seed": 0}, human={"accuracy": 82.6}
+    )
     assert built["schema"] == 1 and built["task"] == "2afc" and built["model"] == TINY
     assert built["data"] == {**NIGHTS, "samples": 60}
     assert built["threat"] == {**THREAT, "eps_text": "4/255"}
@@ -155,7 +165,7 @@ def test_macro_record_averages_splits_and_counts_only_what_was_attacked():
     # cnn: 3 of 4 right, of the first two one is robust; color: 1 of 2 right, both attacked, none robust.
     rows = [Outcome(f"cnn/{i}", "cnn", float(i > 0), False, 0.1, float(i == 1) if i < 2 else None) for i in range(4)]
     rows += [Outcome(f"color/{i}", "color", float(i), False, 0.1, 0.0) for i in range(2)]
-    built = made(rows, macro=True, data={"name": "bapps", "split": "val", "protocol": "majority"})
+    built = made(rows, averaging=Averaging(macro=True), data={"name": "bapps", "split": "val", "protocol": "majority"})
     assert built["clean"]["accuracy"] == 62.5 and built["clean"]["samples"] == 6
     assert built["robust"]["accuracy"] == 25.0 and built["robust"]["samples"] == 4
     assert built["splits"]["cnn"]["robust"] == {"accuracy": 50.0, "interval_95": [0.0, 100.0], "samples": 2}
@@ -172,7 +182,7 @@ def test_warnings_are_derived_from_the_counts():
     rows = outcomes(50)
     rows[3] = Outcome("tied", "test_imagenet", 0.0, True, 0.0, 0.0, 0.0)
     data = {**NIGHTS, "unreadable": ["a.png cannot be read: it is empty."]}
-    built = made(rows, data=data, zero_gradients=12, nonfinite_gradients=3, largest_violation=1e-6)
+    built = made(rows, data=data, effort=Effort(8.0, largest_violation=1e-6, zero_gradients=12, nonfinite_gradients=3))
     zero, nonfinite, ties, unreadable, violation = built["warnings"]
     assert zero.startswith("12 of 50 samples met an all-zero gradient") and "--attack square" in zero
     assert nonfinite.startswith("3 of 50 samples met a gradient with NaN or infinity")
@@ -188,8 +198,8 @@ def test_one_ulp_of_eps_is_rounding_and_two_are_not(eps):
     value = torch.tensor(eps, dtype=torch.float32)
     ulp = (torch.nextafter(value, torch.tensor(10.0)) - value).item()
     threat = {**THREAT, "eps": eps}
-    assert made(threat=threat, largest_violation=ulp)["warnings"] == []
-    assert len(made(threat=threat, largest_violation=2 * ulp)["warnings"]) == 1
+    assert made(threat=threat, effort=Effort(8.0, largest_violation=ulp))["warnings"] == []
+    assert len(made(threat=threat, effort=Effort(8.0, largest_violation=2 * ulp))["warnings"]) == 1
 
 
 def test_record_refuses_what_it_cannot_hold():
