@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
+from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.certificates.lipschitz import certified_curve
 from rclip_metric.train.evaluation.results.bootstrap import summary
-from rclip_metric.train.evaluation.results.labels import SCENES, Threat, data_label, interval_label, named
+from rclip_metric.train.evaluation.results.labels import SCENES, Record, Threat, data_label, interval_label, named
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import short_revision
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
@@ -24,7 +24,6 @@ from rclip_metric.train.metrics.registry import BASELINES
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.weights import get_spec, model_names
 
-Record = Mapping[str, Any]
 PAPER_SETS = ("nights", "bapps")
 _SCENES = (
     "Scenes are drawn by a program, flat and without noise, and an option often is the reference but for one thing: "
@@ -34,7 +33,7 @@ _SCENES = (
 
 
 def board(
-    entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings, command: str
+    entries: Sequence[MetricEntry], sets: Mapping[str, Data], settings: BenchmarkSettings, command: str
 ) -> dict[str, Any]:
     """Gather what is there so far; whatever is missing is null or empty.
 
@@ -61,7 +60,7 @@ def board(
     }
 
 
-def _data(name: str, data: Data, entries: Sequence[Entry]) -> dict[str, Any]:
+def _data(name: str, data: Data, entries: Sequence[MetricEntry]) -> dict[str, Any]:
     first = next((records[0] for entry in entries if (records := entry.records.get(name))), None)
     judges = None if isinstance(data, CueConflictData) else data.judges
     left_out = data.left_out if isinstance(data, CueConflictData) else ()
@@ -87,7 +86,7 @@ def _threat(ball: LpBall, settings: BenchmarkSettings) -> dict[str, Any]:
     return {"id": str(ball), "norm": ball.norm, "eps": ball.eps, "eps_text": eps_text, "words": words}
 
 
-def _metric(entry: Entry, sets: Mapping[str, Data]) -> dict[str, Any]:
+def _metric(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, Any]:
     facts, about = entry.facts, entry.about
     label = named({**about, "revision": None}) if about else entry.name
     return {
@@ -147,7 +146,7 @@ def _certified(records: Sequence[Record]) -> dict[str, Any]:
     return {"points": points, **certified_curve(records[0])}
 
 
-def _sweep(entry: Entry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:
+def _sweep(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:
     """Accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
     swept = {(record["threat"]["norm"], record["threat"]["eps"]): record["robust"] for record in entry.sweep}
     name = next((name for name, records in entry.records.items() if any(map(_attacked, records))), None)
@@ -177,7 +176,9 @@ def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
     return [eps, found["accuracy"], *found["interval_95"]]
 
 
-def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: BenchmarkSettings) -> list[dict[str, Any]]:
+def _examples(
+    entries: Sequence[MetricEntry], sets: Mapping[str, Data], settings: BenchmarkSettings
+) -> list[dict[str, Any]]:
     """Triplets, each with what every metric made of it; the images from the metric that has them largest."""
     shown: dict[str, dict[str, Any]] = {}
     first = first_triplets(sets)
@@ -199,7 +200,7 @@ def _examples(entries: Sequence[Entry], sets: Mapping[str, Data], settings: Benc
     return list(shown.values())
 
 
-def _paper(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _paper(entries: Sequence[MetricEntry]) -> list[dict[str, Any]]:
     """The papers' numbers on NIGHTS and BAPPS, best under l_inf first; ``metric`` is the row here, if any."""
     asked = {entry.name for entry in entries}
     known = {name: get_spec(name).reported for name in model_names()} | dict(REPORTED)

@@ -20,7 +20,7 @@ def first_triplets(sets: Mapping[str, Data]) -> str | None:
 
 
 @dataclass
-class Entry:
+class MetricEntry:
     """A metric and all that is known of it so far.
 
     Attributes:

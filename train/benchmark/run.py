@@ -14,7 +14,7 @@ from tqdm import tqdm
 from rclip_metric.errors import WeightsError
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
-from rclip_metric.train.benchmark.entry import Data, Entry, first_triplets
+from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
 from rclip_metric.train.benchmark.examples import example_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
@@ -55,7 +55,7 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
         import rclip_metric.train.benchmark.page.page  # noqa: F401 - what is missing for it is told before any work
     run = _Run(settings, join(settings.device))
     sets = run.open_data()
-    entries = [Entry(name) for name in settings.metrics]
+    entries = [MetricEntry(name) for name in settings.metrics]
     lead = run.team.rank == 0
 
     def write() -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ class _Run:
             return cue_conflict_data(part.folder, self.settings.classes, seed=self.settings.seed, limit=limit)
         return things_data(part.folder, limit=limit)
 
-    def judge(self, entry: Entry, sets: dict[str, Data]) -> None:
+    def judge(self, entry: MetricEntry, sets: dict[str, Data]) -> None:
         """Everything that needs the metric built, but its timing."""
         first = first_triplets(sets)
         for name, data in sets.items():
@@ -112,7 +112,7 @@ class _Run:
             if entry.facts is None:  # it cannot be built
                 return
 
-    def _judge_on(self, entry: Entry, name: str, data: Data, *, more: bool) -> None:
+    def _judge_on(self, entry: MetricEntry, name: str, data: Data, *, more: bool) -> None:
         metric = self._guarded(entry, "", lambda: self._build(entry, data))
         if metric is None:
             return
@@ -122,7 +122,7 @@ class _Run:
             if more and isinstance(data, TwoAfcData):
                 self._more(entry, metric, data)
 
-    def _build(self, entry: Entry, data: Data) -> Metric:
+    def _build(self, entry: MetricEntry, data: Data) -> Metric:
         # As eval does: BAPPS goes squashed through every metric, in the paper and here.
         resize: Any = "squash" if isinstance(data, TwoAfcData) and data.macro else "default"
         metric = load_metric(
@@ -151,7 +151,7 @@ class _Run:
     def _session(self, folder: str = "") -> Session:
         return Session(self.settings.out / folder, self.settings.overwrite, self.team, self.settings.quiet)
 
-    def _more(self, entry: Entry, metric: Metric, data: TwoAfcData) -> None:
+    def _more(self, entry: MetricEntry, metric: Metric, data: TwoAfcData) -> None:
         """The radius sweep, the direct attack and the examples, on one data set."""
         settings = self.settings
         name = result_name({"model": metric.describe(), "data": data.settings(), "threat": {"attack": "none"}})
@@ -194,7 +194,7 @@ class _Run:
         run = self.settings.run(chunk_size_of(metric))
         return replace(run, precision=self.team.first(metric_precision(run.precision, metric)))
 
-    def time(self, entries: list[Entry]) -> None:
+    def time(self, entries: list[MetricEntry]) -> None:
         """What each metric costs that could be built; measured by the first process alone."""
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
@@ -217,7 +217,7 @@ class _Run:
                     entry.failures.append(f"timing: {problem}")
         self.team.wait()
 
-    def _guarded(self, entry: Entry, what: str, do: Callable[[], Value]) -> Value | None:
+    def _guarded(self, entry: MetricEntry, what: str, do: Callable[[], Value]) -> Value | None:
         """What ``do`` gives; None in every process if it failed in one of them, with a sentence in the entry.
 
         An error that is no sentence of ours also leaves its traceback, in failures/.

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import SHARE, is_judged, ranked, timed
-from rclip_metric.train.evaluation.results.leaderboard import Cell, plain_markdown
+from rclip_metric.train.benchmark.page.reading import SHARE, JsonObject, is_judged, ranked, timed
+from rclip_metric.train.evaluation.results.leaderboard import AccuracyCell, plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
-Board = Mapping[str, Any]
-Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+TextColumn = tuple[str, Callable[[JsonObject], str]]
 _NOTHING = "-"
 
 
-def write_board(board: Board, out: Path, *, page: bool) -> None:
+def write_board(board: JsonObject, out: Path, *, page: bool) -> None:
     """Write benchmark.json, .md, .csv and, if asked for, .html into a folder.
 
     Raises:
@@ -33,7 +32,7 @@ def write_board(board: Board, out: Path, *, page: bool) -> None:
         write_text(out / "benchmark.html", html(board))
 
 
-def markdown(board: Board) -> str:
+def markdown(board: JsonObject) -> str:
     """A table of all data sets where there are several, one of each, the most robust metric first, and what failed."""
     parts = [_glance(board)] if len(board["data"]) > 1 else []
     for data in board["data"]:
@@ -50,16 +49,16 @@ def markdown(board: Board) -> str:
     return "\n\n".join(parts)
 
 
-def _glance(board: Board) -> str:
+def _glance(board: JsonObject) -> str:
     """What every metric reached on every data set, in the order of the first one's table; numbers alone."""
-    columns: list[Column] = []
+    columns: list[TextColumn] = []
     for data in board["data"]:
         columns += [(f"{data['id']} {title}", show) for title, show in _scores(board, data, attrgetter("accuracy"))]
     caption = "All sets at a glance, in the order of the first: percent; intervals and numbers of samples are below."
     return _drawn(ranked(board, board["data"][0]), columns + _speeds(board), caption)
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption: str) -> str:
+def _drawn(rows: Sequence[JsonObject], columns: Sequence[TextColumn], caption: str) -> str:
     """A table of the columns in which any row has something to show, and what is said below it."""
     columns = [column for column in columns if any(column[1](metric) != _NOTHING for metric in rows)]
     head = ["metric", *(title for title, _ in columns)]
@@ -70,11 +69,11 @@ def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption
     return "\n".join([*lines, "", plain_markdown(caption)])
 
 
-def _name(metric: Mapping[str, Any]) -> str:
+def _name(metric: JsonObject) -> str:
     return metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "")
 
 
-def _columns(board: Board, data: Mapping[str, Any]) -> list[Column]:
+def _columns(board: JsonObject, data: JsonObject) -> list[TextColumn]:
     """Heading and cell of every column in which a metric has something to show."""
     columns = _scores(board, data)
     proven = [m["results"][data["id"]]["certified"] for m in board["metrics"] if data["id"] in m["results"]]
@@ -89,11 +88,13 @@ def _columns(board: Board, data: Mapping[str, Any]) -> list[Column]:
     return columns
 
 
-def _first_proven(result: Mapping[str, Any]) -> Any:
+def _first_proven(result: JsonObject) -> Any:
     return result["certified"] and result["certified"]["points"][0]
 
 
-def _scores(board: Board, data: Mapping[str, Any], text: Callable[[Cell], str] = attrgetter("text")) -> list[Column]:
+def _scores(
+    board: JsonObject, data: JsonObject, text: Callable[[AccuracyCell], str] = attrgetter("text")
+) -> list[TextColumn]:
     """Clean, or the share for shape, and under every threat."""
     columns = [_score("clean" if is_judged(data) else SHARE, data, "clean", itemgetter("clean"), text)]
     for threat in board["threats"]:
@@ -104,30 +105,30 @@ def _scores(board: Board, data: Mapping[str, Any], text: Callable[[Cell], str] =
 
 def _score(
     title: str,
-    data: Mapping[str, Any],
+    data: JsonObject,
     name: str,
-    find: Callable[[Mapping[str, Any]], Any],
-    text: Callable[[Cell], str] = attrgetter("text"),
-) -> Column:
+    find: Callable[[JsonObject], Any],
+    text: Callable[[AccuracyCell], str] = attrgetter("text"),
+) -> TextColumn:
     """What ``find`` takes out of a metric's result on a data set; ``name`` is that of the paper's number."""
 
-    def show(metric: Mapping[str, Any]) -> str:
+    def show(metric: JsonObject) -> str:
         result = metric["results"].get(data["id"])
-        return text(Cell(find(result), result["samples"], result["paper"].get(name))) if result else _NOTHING
+        return text(AccuracyCell(find(result), result["samples"], result["paper"].get(name))) if result else _NOTHING
 
     return title, show
 
 
-def _speeds(board: Board) -> list[Column]:
+def _speeds(board: JsonObject) -> list[TextColumn]:
     """Pairs per second, of every type of number and batch size that was timed."""
-    columns: list[Column] = []
+    columns: list[TextColumn] = []
     for precision, size in timed(board):
         short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
         columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
     return columns
 
 
-def _speed(metric: Mapping[str, Any], precision: str, size: str) -> str:
+def _speed(metric: JsonObject, precision: str, size: str) -> str:
     cell = ((metric["timing"] or {}).get(precision) or {}).get(size)
     if not cell:
         return _NOTHING
@@ -135,7 +136,7 @@ def _speed(metric: Mapping[str, Any], precision: str, size: str) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _memory(metric: Mapping[str, Any]) -> str:
+def _memory(metric: JsonObject) -> str:
     cells = (metric["timing"] or {}).get("float32") or {}
     return f"{cells['memory_mb']:.0f}" if cells.get("memory_mb") is not None else _NOTHING
 
@@ -144,7 +145,7 @@ def _millions(parameters: int | None) -> str:
     return _NOTHING if parameters is None else "0" if parameters == 0 else f"{parameters / 1e6:.3g} M"
 
 
-def as_csv(board: Board) -> str:
+def as_csv(board: JsonObject) -> str:
     """A line per metric, data set and column: percent, with 4 decimals.
 
     Columns are "clean", a ball, "certified l2 ...", and "share for shape, %".

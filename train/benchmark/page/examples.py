@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import Entry, data_name, known, numbers_of, ranked
+from rclip_metric.train.benchmark.page.reading import JsonObject, data_name, known, numbers_of, ranked
 from rclip_metric.train.benchmark.page.words import DASH, NO_BREAK, ball_name, figure, judges_of
 
 SMALL_IMAGE = 128  # pixels; an image with fewer is shown with its pixels
@@ -47,19 +47,19 @@ class Picture:
         return width < SMALL_IMAGE
 
 
-def example_section(board: Entry) -> list[dict[str, Any]]:
+def example_section(board: JsonObject) -> list[dict[str, Any]]:
     """The triplets, one article each."""
     return [_example(board, example, n) for n, example in enumerate(board["examples"], 1)]
 
 
-def _example(board: Entry, example: Entry, number: int) -> dict[str, Any]:
+def _example(board: JsonObject, example: JsonObject, number: int) -> dict[str, Any]:
     """A triplet, what was chosen, and what each metric makes of it."""
     share = known(example.get("share_right"))
     chosen = None if share is None or share == 0.5 else int(share > 0.5)
     verdicts = example.get("metrics") or {}
     found = [(metric, verdict) for metric in ranked(board) if (verdict := verdicts.get(metric["id"]))]
 
-    def entry(key: str, entries: str) -> Entry | None:
+    def entry(key: str, entries: str) -> JsonObject | None:
         name = example.get(key)
         return next((one for one in board[entries] if one["id"] == name), {"id": name}) if name else None
 
@@ -82,7 +82,7 @@ def _example(board: Entry, example: Entry, number: int) -> dict[str, Any]:
     }
 
 
-def _card(metric: Entry, found: Entry, chosen: int | None, number: int) -> dict[str, Any]:
+def _card(metric: JsonObject, found: JsonObject, chosen: int | None, number: int) -> dict[str, Any]:
     """A metric's attacked reference, perturbation, distances and verdicts."""
     rows = []
     for when, words in WHEN.items():

@@ -8,7 +8,7 @@ from rclip_metric.train.benchmark.page import charts
 from rclip_metric.train.benchmark.page.examples import example_section
 from rclip_metric.train.benchmark.page.panels import distance_section, radius_section, scatter_section
 from rclip_metric.train.benchmark.page.papers import paper_section, settings_section
-from rclip_metric.train.benchmark.page.reading import Entry, measured_sets, whole_board
+from rclip_metric.train.benchmark.page.reading import JsonObject, measured_sets, whole_board
 from rclip_metric.train.benchmark.page.summary import facts, summary
 from rclip_metric.train.benchmark.page.table import table_section
 from rclip_metric.train.benchmark.page.words import joined, norm_name
@@ -17,7 +17,7 @@ from rclip_metric.train.html import render
 __all__ = ["page"]
 
 
-def page(board: Entry) -> str:
+def page(board: JsonObject) -> str:
     """Lay out a benchmark: table, charts, examples, the papers' numbers and the settings.
 
     Args:

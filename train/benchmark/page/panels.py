@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page import charts
 from rclip_metric.train.benchmark.page.reading import (
-    Entry,
+    JsonObject,
     interval_of,
     numbers_of,
     per_set,
@@ -27,10 +27,10 @@ TOP_RATIO = 4.0  # where the axis of the histograms ends at the latest
 Panels = list[tuple[Markup, Markup]]  # charts side by side: their names and pictures
 
 
-def scatter_section(board: Entry) -> list[tuple[str | None, Panels]]:
+def scatter_section(board: JsonObject) -> list[tuple[str | None, Panels]]:
     """Clean against robust accuracy, a panel per threat."""
 
-    def draw(data: Entry) -> Panels:
+    def draw(data: JsonObject) -> Panels:
         panels = []
         for threat in tried_threats(board, data):
             points = []
@@ -46,10 +46,10 @@ def scatter_section(board: Entry) -> list[tuple[str | None, Panels]]:
     return per_set(board, draw)
 
 
-def radius_section(board: Entry) -> dict[str, Any]:
+def radius_section(board: JsonObject) -> dict[str, Any]:
     """Accuracy against the radius, a panel per norm."""
 
-    def draw(data: Entry) -> Panels:
+    def draw(data: JsonObject) -> Panels:
         norms = dict.fromkeys(norm for m in board["metrics"] for norm in m["sweep"].get(data["id"]) or ())
         curves = {
             m["id"]: rows_of((result_of(m, data).get("certified") or {}).get("curve"), 2) for m in board["metrics"]
@@ -75,7 +75,7 @@ def radius_section(board: Entry) -> dict[str, Any]:
     return {"sets": found, "certified": certified} if found else {}
 
 
-def distance_section(board: Entry) -> dict[str, Any]:
+def distance_section(board: JsonObject) -> dict[str, Any]:
     """Histograms of d(x, x + delta), a card per threat and metric."""
     ratios: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for metric in board["metrics"]:

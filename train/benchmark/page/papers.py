@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page.reading import (
-    Entry,
+    JsonObject,
     data_name,
     is_judged,
     known,
@@ -22,7 +22,7 @@ from rclip_metric.train.benchmark.page.words import DASH, ball_name, joined, nor
 PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
 
 
-def paper_section(board: Entry) -> dict[str, Any]:
+def paper_section(board: JsonObject) -> dict[str, Any]:
     """The papers' numbers, and those measured here of the same metrics; empty if there are none."""
     metrics = {metric["id"]: metric for metric in board["metrics"]}
     rows = [metrics.get(row.get("metric")) for row in board["paper"]]
@@ -62,13 +62,13 @@ def _cell(value: float | None) -> str:
     return DASH if value is None else f"{value:.1f}"
 
 
-def _closest(threats: Sequence[Entry], norm: str) -> Entry | None:
+def _closest(threats: Sequence[JsonObject], norm: str) -> JsonObject | None:
     """The threat of a norm whose radius is nearest to the paper's."""
     found = [threat for threat in threats if threat.get("norm") == norm]
     return min(found, key=lambda threat: abs((known(threat.get("eps")) or 0.0) - PAPER_BALLS[norm]), default=None)
 
 
-def settings_section(board: Entry) -> dict[str, Any]:
+def settings_section(board: JsonObject) -> dict[str, Any]:
     """The command, the settings, the metrics, and what to read with care."""
     facts: list[tuple[str, str]] = [
         (Markup("attack, ") + ball_name(t), str(t["words"])) for t in board["threats"] if t.get("words")
@@ -96,7 +96,7 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _caveats(board: Entry) -> list[str]:
+def _caveats(board: JsonObject) -> list[str]:
     """What the numbers do not say, and what was not measured."""
     metrics = board["metrics"]
     care = [

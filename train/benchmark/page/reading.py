@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Entry = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 SHARE = "share for shape, %"
 OWN = ("ours", "yours")  # kinds that are marked; what is left are baselines
 COLOURS, SHAPES = 7, 5  # of the style sheet and of the charts: 35 looks that differ
@@ -33,7 +33,7 @@ class Look:
         return self.index % SHAPES
 
 
-def whole_board(board: Entry) -> dict[str, Any]:
+def whole_board(board: JsonObject) -> dict[str, Any]:
     """The board with empty parts for missing ones, data sets and threats that only results name, and looks."""
     whole: dict[str, Any] = dict.fromkeys(("title", "made", "command", "cores"))
     whole |= {key: board.get(key) or {} for key in ("settings", "versions", "device")}
@@ -55,50 +55,50 @@ def whole_board(board: Entry) -> dict[str, Any]:
     return whole
 
 
-def result_of(metric: Entry, data: Entry) -> Entry:
+def result_of(metric: JsonObject, data: JsonObject) -> JsonObject:
     """What a metric reached on a data set; empty where it was not measured."""
     return metric["results"].get(data["id"]) or {}
 
 
-def score_of(metric: Entry, data: Entry, threat: Entry | None = None) -> Entry | None:
+def score_of(metric: JsonObject, data: JsonObject, threat: JsonObject | None = None) -> JsonObject | None:
     """The summary of a metric on a data set: clean, or under a threat; None where it was not measured."""
     result = result_of(metric, data)
     found = result.get("clean") if threat is None else (result.get("robust") or {}).get(threat["id"])
     return found if found and known(found.get("accuracy")) is not None else None
 
 
-def certified_points(metric: Entry, data: Entry) -> list[Entry]:
+def certified_points(metric: JsonObject, data: JsonObject) -> list[JsonObject]:
     """The certified points of a metric on a data set, rising."""
     points = (result_of(metric, data).get("certified") or {}).get("points") or ()
     return sorted((point for point in points if known(point.get("accuracy")) is not None), key=lambda p: p["eps"])
 
 
-def measured_sets(board: Entry) -> list[Entry]:
+def measured_sets(board: JsonObject) -> list[JsonObject]:
     """The data sets that any metric was measured on, all of them if there are no numbers yet."""
     return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
 
 
-def data_name(data: Entry) -> str:
+def data_name(data: JsonObject) -> str:
     """The label of a data set."""
     return str(data.get("label") or data["id"])
 
 
-def is_judged(data: Entry) -> bool:
+def is_judged(data: JsonObject) -> bool:
     """Whether anybody said which option is right: where shape and texture are in conflict, neither is."""
     return data.get("task") != "cue-conflict"
 
 
-def tried_threats(board: Entry, data: Entry) -> list[Entry]:
+def tried_threats(board: JsonObject, data: JsonObject) -> list[JsonObject]:
     """The threats that any metric was measured under on a data set."""
     return [t for t in board["threats"] if any(score_of(metric, data, t) for metric in board["metrics"])]
 
 
-def ranked(board: Entry, data: Entry | None = None) -> list[Entry]:
+def ranked(board: JsonObject, data: JsonObject | None = None) -> list[JsonObject]:
     """The metrics, the most robust under the first threat first, then the best clean one; on the first data set."""
     data = data or next(iter(measured_sets(board)), {"id": None})
     first = [*tried_threats(board, data)[:1], None]
 
-    def rank(metric: Entry) -> tuple[Any, ...]:
+    def rank(metric: JsonObject) -> tuple[Any, ...]:
         scores = [score_of(metric, data, threat) for threat in first]
         return (*(-score["accuracy"] if score else 1.0 for score in scores), metric["label"])
 
@@ -121,13 +121,13 @@ def rows_of(table: Any, width: int) -> list[tuple[float, ...]]:
     return sorted(numbers for row in table or () if len(numbers := tuple(numbers_of(row))) == width)
 
 
-def interval_of(summary: Entry) -> tuple[float, float] | None:
+def interval_of(summary: JsonObject) -> tuple[float, float] | None:
     """The bounds of a summary: of an accuracy, or of a number of pairs per second."""
     bounds = numbers_of(summary.get("interval_95") or (summary.get("low"), summary.get("high")))
     return (bounds[0], bounds[1]) if len(bounds) == 2 else None
 
 
-def per_set(board: Entry, draw: Callable[[Entry], Part]) -> list[tuple[str | None, Part]]:
+def per_set(board: JsonObject, draw: Callable[[JsonObject], Part]) -> list[tuple[str | None, Part]]:
     """What is drawn of each data set, with its name where there are several; empty where nothing is drawn of any."""
     sets = measured_sets(board) or [{"id": None, "label": "no data yet"}]
     parts = [draw(data) for data in sets]
@@ -135,7 +135,7 @@ def per_set(board: Entry, draw: Callable[[Entry], Part]) -> list[tuple[str | Non
     return list(zip(names, parts, strict=True)) if any(parts) else []
 
 
-def timed(board: Entry) -> list[tuple[str, str]]:
+def timed(board: JsonObject) -> list[tuple[str, str]]:
     """Types of number and batch sizes that any metric was timed with, float32 first."""
     times = [(metric.get("timing") or {}) for metric in board["metrics"]]
     found = {(kind, size) for time in times for kind, cells in time.items() for size in cells or () if size.isdecimal()}

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from rclip_metric.train.benchmark.page.reading import (
     OWN,
-    Entry,
+    JsonObject,
     data_name,
     interval_of,
     is_judged,
@@ -26,22 +26,22 @@ from rclip_metric.train.evaluation.results.labels import PEOPLE
 SMALL, BREAK = Markup("<small>{}</small>"), Markup("<br>")
 
 
-def summary(board: Entry) -> dict[str, Any]:
+def summary(board: JsonObject) -> dict[str, Any]:
     """The most robust metric, how far the best clean one falls, and who sides with people elsewhere; empty if nobody.
 
     Of a set that was attacked before others, and of one where something is right before those where nothing is.
     """
     names = {metric["id"]: Markup("<strong>{}</strong>").format(metric["label"]) for metric in board["metrics"]}
 
-    def scores(data: Entry, threat: Entry | None = None) -> dict[str, Entry]:
+    def scores(data: JsonObject, threat: JsonObject | None = None) -> dict[str, JsonObject]:
         return {m["id"]: found for m in ranked(board, data) if (found := score_of(m, data, threat))}
 
-    def leaders(found: dict[str, Entry]) -> list[str]:
+    def leaders(found: dict[str, JsonObject]) -> list[str]:
         """Those with the highest accuracy as it is shown, with one decimal."""
         shown = {name: round(score["accuracy"], 1) for name, score in found.items()}
         return [name for name in shown if shown[name] == max(shown.values())]
 
-    def told(found: dict[str, Entry], members: Sequence[str]) -> tuple[Markup, str]:
+    def told(found: dict[str, JsonObject], members: Sequence[str]) -> tuple[Markup, str]:
         """Metrics by name, and the accuracy of the first of them."""
         first, *_ = members
         return joined(names[name] for name in members), percent(found[first]["accuracy"])
@@ -85,7 +85,7 @@ def _overlap(first: tuple[float, float] | None, second: tuple[float, float] | No
     return bool(first and second and second[1] >= first[0])
 
 
-def facts(board: Entry) -> list[tuple[str, Markup]]:
+def facts(board: JsonObject) -> list[tuple[str, Markup]]:
     """What was measured, with which attack, where and when."""
     found: list[tuple[str, list[str]]] = []
     sets: list[str] = []

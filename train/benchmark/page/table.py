@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page.reading import (
     SHARE,
-    Entry,
+    JsonObject,
     certified_points,
     data_name,
     interval_of,
@@ -54,8 +54,8 @@ class Column:
 
     group: str
     heading: str | Markup
-    value: Callable[[Entry], float | None]
-    cell: Callable[[Entry], Cell | None]
+    value: Callable[[JsonObject], float | None]
+    cell: Callable[[JsonObject], Cell | None]
     best: Callable[[Iterable[float]], float] | None = None
     words: bool = False
     small: str = ""
@@ -65,7 +65,7 @@ class Column:
         """Whether a first click sorts it upwards."""
         return self.words or self.best is min
 
-    def top(self, metrics: Iterable[Entry]) -> float | None:
+    def top(self, metrics: Iterable[JsonObject]) -> float | None:
         """The best value, None for a column of one."""
         values = [value for metric in metrics if (value := self.value(metric)) is not None]
         return self.best(values) if self.best and len(values) > 1 else None
@@ -76,17 +76,17 @@ class Table:
     """Rows and columns; ``order`` is the column that decides the order, ``notes`` are sentences and their metrics."""
 
     name: str
-    rows: Sequence[Entry]
+    rows: Sequence[JsonObject]
     columns: Sequence[Column]
     order: int
-    notes: dict[str, list[Entry]]
+    notes: dict[str, list[JsonObject]]
 
     def heads(self) -> list[tuple[str, list[tuple[int, Column]]]]:
         """The groups of columns, each column with its number; one without a group is alone, under no name."""
         numbered = groupby(enumerate(self.columns, 1), key=lambda pair: pair[1].group or pair[0])
         return [(name if isinstance(name, str) else "", list(members)) for name, members in numbered]
 
-    def lines(self) -> list[tuple[Entry, str, list[tuple[Column, Cell | None, float | None, bool]]]]:
+    def lines(self) -> list[tuple[JsonObject, str, list[tuple[Column, Cell | None, float | None, bool]]]]:
         """Of each metric: the numbers of its notes, and of each column the cell, its value and whether it is best."""
         tops = [column.top(self.rows) for column in self.columns]
         found = []
@@ -98,7 +98,7 @@ class Table:
         return found
 
 
-def table_section(board: Entry) -> dict[str, Any]:
+def table_section(board: JsonObject) -> dict[str, Any]:
     """A table of all data sets, one of each, and what failed."""
     sets = measured_sets(board)
     judged = [data for data in sets if is_judged(data)]
@@ -117,29 +117,29 @@ def table_section(board: Entry) -> dict[str, Any]:
     }
 
 
-def _glance(board: Entry, sets: Sequence[Entry]) -> Table:
+def _glance(board: JsonObject, sets: Sequence[JsonObject]) -> Table:
     """What every metric reached on each of several data sets, in the order of the first one's table."""
     columns = [replace(column, group=str(data["id"])) for data in sets for column in _score_columns(board, data)]
     columns = _filled(board, columns + _speed_columns(board))
     return Table("all data sets", ranked(board), columns, _order(board, sets[0]), {})
 
 
-def _table(board: Entry, data: Entry) -> Table:
+def _table(board: JsonObject, data: JsonObject) -> Table:
     """A row per metric, the columns that any of them fills, and what is to be said of some."""
     rows = ranked(board, data)
-    notes: dict[str, list[Entry]] = {}
+    notes: dict[str, list[JsonObject]] = {}
     for metric in rows:
         for sentence in result_of(metric, data).get("warnings") or ():
             notes.setdefault(str(sentence), []).append(metric)
     return Table(data_name(data), rows, _columns(board, data), _order(board, data), notes)
 
 
-def _order(board: Entry, data: Entry) -> int:
+def _order(board: JsonObject, data: JsonObject) -> int:
     """The column that decides the order of a table that begins with a data set's scores."""
     return 2 if tried_threats(board, data) else 1
 
 
-def _columns(board: Entry, data: Entry) -> list[Column]:
+def _columns(board: JsonObject, data: JsonObject) -> list[Column]:
     """The columns that any metric fills."""
     columns = _score_columns(board, data)
     certified = [point for metric in board["metrics"] for point in certified_points(metric, data)]
@@ -154,22 +154,22 @@ def _columns(board: Entry, data: Entry) -> list[Column]:
     return _filled(board, columns)
 
 
-def _filled(board: Entry, columns: Sequence[Column]) -> list[Column]:
+def _filled(board: JsonObject, columns: Sequence[Column]) -> list[Column]:
     """The first column, and of the others those that any metric fills."""
     return [column for n, column in enumerate(columns) if n == 0 or any(map(column.cell, board["metrics"]))]
 
 
-def _score_columns(board: Entry, data: Entry) -> list[Column]:
+def _score_columns(board: JsonObject, data: JsonObject) -> list[Column]:
     """What a data set gave, clean and under every threat that was tried on it."""
     return [_accuracy_column(board, data, threat) for threat in (None, *tried_threats(board, data))]
 
 
-def _accuracy_column(board: Entry, data: Entry, threat: Entry | None) -> Column:
+def _accuracy_column(board: JsonObject, data: JsonObject, threat: JsonObject | None) -> Column:
     """Clean, or under a threat, with the paper's number where the data are the paper's; or the share for shape."""
     heading, key = ("clean", "clean") if threat is None else (ball_name(threat), threat["id"])
     differ = len({str(other.get("words")) for other in board["threats"]}) > 1
 
-    def cell(metric: Entry) -> Cell | None:
+    def cell(metric: JsonObject) -> Cell | None:
         found, result = score_of(metric, data, threat), result_of(metric, data)
         reported = known((result.get("paper") or {}).get(key)) if data.get("comparable") is True else None
         return None if found is None else _accuracy(found, result.get("samples"), reported)
@@ -180,13 +180,13 @@ def _accuracy_column(board: Entry, data: Entry, threat: Entry | None) -> Column:
     return column if is_judged(data) else replace(column, group="", heading=SHARE, best=None)
 
 
-def _certified_column(data: Entry, at: Entry) -> Column:
+def _certified_column(data: JsonObject, at: JsonObject) -> Column:
     """What no attack of a radius can take away."""
 
-    def point(metric: Entry) -> Entry | None:
+    def point(metric: JsonObject) -> JsonObject | None:
         return next((point for point in certified_points(metric, data) if point["eps"] == at["eps"]), None)
 
-    def cell(metric: Entry) -> Cell | None:
+    def cell(metric: JsonObject) -> Cell | None:
         found = point(metric)
         return _accuracy(found) if found else None
 
@@ -195,12 +195,12 @@ def _certified_column(data: Entry, at: Entry) -> Column:
     return Column("accuracy, %", heading, lambda metric: _rounded(point(metric)), cell, max)
 
 
-def _rounded(found: Entry | None) -> float | None:
+def _rounded(found: JsonObject | None) -> float | None:
     """An accuracy as it is shown, so that what looks the same is the same."""
     return round(found["accuracy"], 1) if found else None
 
 
-def _accuracy(found: Entry, samples: Any = None, reported: float | None = None) -> Cell:
+def _accuracy(found: JsonObject, samples: Any = None, reported: float | None = None) -> Cell:
     """An accuracy with its interval, as numbers and as a picture; its samples where they are not those of the row."""
     interval, told = interval_of(found), []
     if interval:
@@ -211,16 +211,16 @@ def _accuracy(found: Entry, samples: Any = None, reported: float | None = None) 
     return Cell(f"{found['accuracy']:.1f}", list(filter(None, lines)), (found["accuracy"], interval))
 
 
-def _speed_columns(board: Entry) -> list[Column]:
+def _speed_columns(board: JsonObject) -> list[Column]:
     """Pairs per second, of every type of number and batch size that was timed."""
     return [_speed_column(kind, batch) for kind, batch in timed(board)]
 
 
 def _speed_column(kind: str, batch: str) -> Column:
-    def speed(metric: Entry) -> float | None:
+    def speed(metric: JsonObject) -> float | None:
         return known(((metric["timing"].get(kind) or {}).get(batch) or {}).get("pairs_per_second"))
 
-    def cell(metric: Entry) -> Cell | None:
+    def cell(metric: JsonObject) -> Cell | None:
         value = speed(metric)
         if value is None:
             return None
@@ -234,22 +234,22 @@ def _short(kind: str) -> str:
     return "bf16" if kind == "bfloat16" else kind
 
 
-def _memory(metric: Entry) -> dict[str, float]:
+def _memory(metric: JsonObject) -> dict[str, float]:
     """MB by type of number."""
     found = {kind: known(timing.get("memory_mb")) for kind, timing in metric["timing"].items()}
     return {kind: number for kind, number in found.items() if number is not None}
 
 
-def _memory_cell(metric: Entry) -> Cell | None:
+def _memory_cell(metric: JsonObject) -> Cell | None:
     found = _memory(metric)
     under = [f"{_short(kind)} {value:,.0f}" for kind, value in found.items() if kind != "float32"]
     return Cell(f"{found['float32']:,.0f}" if "float32" in found else DASH, under) if found else None
 
 
-def _parameters(metric: Entry) -> Cell | None:
+def _parameters(metric: JsonObject) -> Cell | None:
     number = known(metric.get("parameters"))
     return None if number is None else Cell(count_words(number))
 
 
-def _licence(metric: Entry) -> Cell | None:
+def _licence(metric: JsonObject) -> Cell | None:
     return Cell(str(metric["licence"])) if metric.get("licence") else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
-from rclip_metric.train.benchmark.page.reading import Entry, known
+from rclip_metric.train.benchmark.page.reading import JsonObject, known
 from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 DASH, NO_BREAK = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
@@ -41,7 +41,7 @@ def norm_name(norm: str) -> Markup:
     return NORMS.get(norm) or escape(norm)
 
 
-def ball_name(threat: Entry) -> Markup:
+def ball_name(threat: JsonObject) -> Markup:
     """E.g. l_inf 4/255, as HTML; the name of the threat where it does not say its norm."""
     if not threat.get("norm"):
         return escape(threat["id"])
@@ -49,7 +49,7 @@ def ball_name(threat: Entry) -> Markup:
     return norm_name(threat["norm"]) + f" {threat.get('eps_text') or ('' if eps is None else f'{eps:g}')}"
 
 
-def judges_of(data: Entry) -> str:
+def judges_of(data: JsonObject) -> str:
     """Who said which option is right: people, unless the data says otherwise."""
     return str(data.get("judges") or PEOPLE)
 
