@@ -34,6 +34,10 @@ class TrainingState:
             dicts, lists and tuples of CPU tensors and plain values.
         facts: what the run wanted to remember, as JSON holds it: the position in the data, seconds so far.
         path: the file it was read from.
+
+    Example:
+        >>> TrainingState(step=100, config={"seed": 0}, parts={}).facts
+        {}
     """
 
     step: int
@@ -53,7 +57,7 @@ def write_state(
     facts: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> None:
-    """Write everything that a restart needs after ``step`` steps to one file, over the state that was there.
+    """Write everything that a restart needs after `step` steps to one file, over the state that was there.
 
     The file is written under another name, flushed to the disk and renamed. Whatever happens meanwhile, the last good
     state stays.
@@ -65,11 +69,20 @@ def write_state(
         model: without DDP's or torch.compile's wrapper.
         optimizer: any of torch.optim.
         facts: what JSON holds: the position in the data, how the run was started.
-        extra: more to restore: tensors and plain values, in dicts, lists and tuples (``scaler=scaler.state_dict()``,
-            ``dual=dual.state_dict()``).
+        extra: more to restore: tensors and plain values, in dicts, lists and tuples (`scaler=scaler.state_dict()`,
+            `dual=dual.state_dict()`).
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; it names the state that is still good.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_state(Path(folder, "state.safetensors"), 7, {"seed": 0}, model=model, optimizer=optimizer)
+        ...     read_state(Path(folder, "state.safetensors")).step
+        7
     """
     parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **extra}
     metadata = {
@@ -82,7 +95,7 @@ def write_state(
 
 
 def save_state(folder: Path, step: int, config: Any, *, keep: int = 2, **state: Any) -> Path:
-    """Write ``folder/state-STEP.safetensors`` with `write_state`, and only then remove older ones.
+    """Write `folder/state-STEP.safetensors` with `write_state`, and only then remove older ones.
 
     Args:
         folder: of the run.
@@ -96,7 +109,17 @@ def save_state(folder: Path, step: int, config: Any, *, keep: int = 2, **state: 
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; it names the state that is still good.
-        ValueError: if ``keep`` is negative.
+        ValueError: if `keep` is negative.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in (1, 2, 3):
+        ...         path = save_state(Path(folder), step, {"seed": 0}, keep=2, model=model, optimizer=optimizer)
+        ...     [path.name for path in states(Path(folder))]
+        ['state-00000002.safetensors', 'state-00000003.safetensors']
     """
     if keep < 0:
         raise ValueError(f"--keep must be 0 (all states) or more, and it is {keep}")
@@ -112,7 +135,7 @@ def save_state(folder: Path, step: int, config: Any, *, keep: int = 2, **state: 
 def latest_state(
     folder: Path, config: Any = None, *, report: Callable[[str], None] | None = None
 ) -> TrainingState | None:
-    """The newest state in a folder that can be read, or None where there is none.
+    """Read the newest state in a folder that is whole; None where there is none.
 
     Args:
         folder: of the run.
@@ -122,6 +145,12 @@ def latest_state(
     Raises:
         ValueError: if the state was written with another config (it names the fields) or by a newer version, or if
             there are states and all are damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(latest_state(Path(folder)))
+        None
     """
     damaged = []
     for path in reversed(states(folder)):
@@ -154,6 +183,11 @@ def read_state(path: Path, config: Any = None) -> TrainingState:
     Raises:
         CheckpointError: if it is damaged, or no such file.
         ValueError: if a newer version wrote it, or it was written with another config (it names the fields).
+
+    Example:
+        >>> read_state(Path("nowhere.safetensors"))
+        Traceback (most recent call last):
+        rclip_metric.errors.CheckpointError: nowhere.safetensors cannot be read: No such file or directory...
     """
     parts, metadata = tensor_file.read(path)
     try:
@@ -171,7 +205,7 @@ def read_state(path: Path, config: Any = None) -> TrainingState:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON gives it back."""
+    """Turn a config into what JSON gives back."""
     values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
@@ -196,6 +230,15 @@ def restore_training(state: TrainingState, model: nn.Module, optimizer: torch.op
 
     Raises:
         ValueError: if the state is of another model or of another kind of optimiser.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> weights = {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}
+        >>> state = TrainingState(5, {}, {"model": weights, "optimizer": optimizer.state_dict()})
+        >>> restore_training(state, model, optimizer)
+        >>> model(torch.tensor([[1.0, 2.0]])).item()
+        3.0
     """
     try:
         model.load_state_dict(state.parts["model"], strict=True)
@@ -219,7 +262,7 @@ def restore_training(state: TrainingState, model: nn.Module, optimizer: torch.op
 
 
 def save_batch(folder: Path, step: int, images: Tensor, *, rank: int = 0, **tensors: Tensor) -> str:
-    """Keep a batch whose loss was not finite in ``folder/failed-step-N.safetensors``, and say so in a sentence.
+    """Keep a batch whose loss was not finite in `folder/failed-step-N.safetensors`, and say so in a sentence.
 
     Args:
         folder: of the run.
@@ -230,6 +273,12 @@ def save_batch(folder: Path, step: int, images: Tensor, *, rank: int = 0, **tens
 
     Returns:
         Where the batch is and what is in it, or why it could not be kept: this must not hide the failure itself.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(save_batch(Path(folder), 3, torch.zeros(2, 3, 8, 8)))
+        the batch of step 3 is in ...failed-step-3.safetensors for inspection (images (2, 3, 8, 8))
     """
     path = folder / f"failed-step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"
     values = {"images": images, **tensors}

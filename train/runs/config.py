@@ -26,14 +26,21 @@ Config = TypeVar("Config")
 def setting(
     default: Any, help: str, *, unit: str | None = None, choices: tuple[str, ...] | None = None, pixels: bool = False
 ) -> Any:
-    """A field of a config.
+    """Make a field of a config.
 
     Args:
         default: its value where nobody says otherwise; its type is the field's.
-        help: one clause, for ``--help``.
+        help: one clause, for `--help`.
         unit: of the value; shown after the clause.
         choices: the only values allowed.
-        pixels: a length in [0, 1] images, which may be written as ``4/255``.
+        pixels: a length in [0, 1] images, which may be written as `4/255`.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class AttackConfig:
+        ...     eps: float = setting(4 / 255, "radius of the ball", pixels=True)
+        >>> configured(AttackConfig, None, {"eps": "51/255"})
+        AttackConfig(eps=0.2)
     """
     return dataclasses.field(
         default=default, metadata={"help": help, "unit": unit, "choices": choices, "pixels": pixels}
@@ -43,15 +50,24 @@ def setting(
 def add_options(
     parser: argparse.ArgumentParser, config: type, title: str | None = None, *, skip: Sequence[str] = ()
 ) -> None:
-    """One option per field of a config; an option that is not given leaves the field to the recipe or the default.
+    """Add an option per field of a config; one that is not given leaves the field to the recipe or the default.
 
-    A switch gets ``--name`` and ``--no-name``. `configured` puts the values together.
+    A switch gets `--name` and `--no-name`. `configured` puts the values together.
 
     Args:
         parser: gets the options.
         config: the dataclass.
         title: heading of their part of the help.
         skip: fields that are no options of this command.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class RunConfig:
+        ...     save_every: int = setting(500, "steps between states")
+        >>> parser = argparse.ArgumentParser()
+        >>> add_options(parser, RunConfig)
+        >>> parser.parse_args(["--save-every", "20"])
+        Namespace(save_every=20)
     """
     group = parser.add_argument_group(title) if title else parser
     for field in dataclasses.fields(config):
@@ -98,10 +114,18 @@ def _shown(field: dataclasses.Field[Any]) -> str:
 def configured(
     config: type[Config], options: argparse.Namespace | None = None, *layers: Mapping[str, Any] | None
 ) -> Config:
-    """A config from its defaults, then ``layers`` in order (a recipe, a JSON file), then the options that were given.
+    """Build a config from its defaults, then `layers` in order (a recipe, a JSON file), then the options given.
 
     Raises:
         ValueError: if a layer has a key that is no field, or a value of another type, or one that the config refuses.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class RunConfig:
+        ...     steps: int = setting(1000, "optimiser steps")
+        ...     seed: int = setting(0, "seed of everything")
+        >>> configured(RunConfig, argparse.Namespace(seed=7), {"steps": 10, "seed": 1})
+        RunConfig(steps=10, seed=7)
     """
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -152,6 +176,11 @@ class Recipe:
         base: the encoder to start from; None where that is up to the user.
         settings: values of the command's config, where they are not its defaults.
         source: where the numbers come from.
+
+    Example:
+        >>> recipe = read_recipe("r-clip-f")
+        >>> recipe.command, recipe.base, recipe.settings["eps"]
+        ('fare', 'clip-convnext-b', '4/255')
     """
 
     name: str
@@ -163,7 +192,12 @@ class Recipe:
 
 
 def recipe_names(command: str | None = None) -> list[str]:
-    """The recipes that come with this package, or those of one command."""
+    """List the recipes that come with this package, or those of one command.
+
+    Example:
+        >>> "r-clip-f" in recipe_names("fare"), "r-clip-f" in recipe_names("tecoa")
+        (True, False)
+    """
     return [name for name, recipe in _shipped().items() if command in (None, recipe.command)]
 
 
@@ -175,11 +209,18 @@ def _shipped() -> dict[str, Recipe]:
 def read_recipe(name: str | Path, command: str | None = None) -> Recipe:
     """Read a recipe: one of `recipe_names`, or the path of a JSON file.
 
-    The file is ``{"command": "fare", "row": "R-CLIP_F ConvNeXt-B", "base": "clip-convnext-b", "settings": {"eps":
-    "4/255"}, "source": "..."}``; all but ``command`` and ``settings`` may be left out.
+    The file is `{"command": "fare", "row": "R-CLIP_F ConvNeXt-B", "base": "clip-convnext-b", "settings": {"eps":
+    "4/255"}, "source": "..."}`; all but `command` and `settings` may be left out.
 
     Raises:
         ValueError: if there is no such recipe, it is malformed, or it is for another command.
+
+    Example:
+        >>> read_recipe("r-clip-t").command
+        'tecoa'
+        >>> read_recipe("r-clip-t", "fare")
+        Traceback (most recent call last):
+        ValueError: the recipe r-clip-t is for `train tecoa`, and this is `train fare`
     """
     path = _RECIPES / f"{name}.json" if (_RECIPES / f"{name}.json").is_file() else Path(name)
     if not path.is_file():
@@ -199,7 +240,21 @@ def read_recipe(name: str | Path, command: str | None = None) -> Recipe:
 
 
 def shared_out(values: Mapping[str, Any], *configs: type) -> list[dict[str, Any]]:
-    """The values for each of several configs, by the names of their fields; ValueError for one that none has."""
+    """Share out values to several configs, by the names of their fields.
+
+    Raises:
+        ValueError: for a value that none of them has.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class What:
+        ...     seed: int = setting(0, "seed of everything")
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class How:
+        ...     workers: int = setting(4, "threads")
+        >>> shared_out({"workers": 2, "seed": 1}, What, How)
+        [{'seed': 1}, {'workers': 2}]
+    """
     parts: list[dict[str, Any]] = [{} for _ in configs]
     names = [[field.name for field in dataclasses.fields(config)] for config in configs]
     for name, value in values.items():
@@ -211,10 +266,17 @@ def shared_out(values: Mapping[str, Any], *configs: type) -> list[dict[str, Any]
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON file with one object of settings.
+    """Read a JSON file with one object of settings.
 
     Raises:
         ValueError: if it cannot be read or is none.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = Path(folder, "settings.json").write_text('{"steps": 10}')
+        ...     read_settings(Path(folder, "settings.json"))
+        {'steps': 10}
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -228,7 +290,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def radius(text: str) -> float:
-    """Parse a radius: ``4/255`` or ``0.857``, in the scale of [0, 1] images."""
+    """Parse a radius: `4/255` or `0.857`, in the scale of [0, 1] images.
+
+    Example:
+        >>> radius("51/255"), radius("0.857")
+        (0.2, 0.857)
+    """
     try:
         value = float(Fraction(text.strip()))
     except (ValueError, ZeroDivisionError):
@@ -239,21 +306,38 @@ def radius(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1."""
+    """Parse a whole number from 1.
+
+    Example:
+        >>> positive("4")
+        4
+    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
 
 
 def count(text: str) -> int:
-    """Parse a whole number from 0."""
+    """Parse a whole number from 0.
+
+    Example:
+        >>> count("0")
+        0
+    """
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Add ``--image-size`` and ``--squash``: what `rclip_metric.train.models.base.load_base` does to a base."""
+    """Add `--image-size` and `--squash`: what `rclip_metric.train.models.base.load_base` does to a base.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> add_size(parser)
+        >>> parser.parse_args(["--image-size", "112"])
+        Namespace(image_size=112, squash=False)
+    """
     parser.add_argument(
         "--image-size",
         type=positive,

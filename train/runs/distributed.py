@@ -13,20 +13,26 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that torchrun started, and its device; one of one without torchrun."""
+    """This process among those that torchrun started, and its device; one of one without torchrun.
+
+    Example:
+        >>> team = Team()
+        >>> team.rank, team.count, team.sum(torch.tensor([2.0])), team.gather("mine")
+        (0, 1, tensor([2.]), ['mine'])
+    """
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes of a small tensor, in every process."""
+        """Sum up a small tensor over all processes, in every process."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def first(self, value: Any) -> Any:
-        """What the first process holds, in every process."""
+        """Hand what the first process holds to every process."""
         if self.count == 1:
             return value
         box = [value]
@@ -34,7 +40,7 @@ class Team:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in every process."""
+        """Gather the value of every process, in every process."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -56,7 +62,7 @@ ALONE = Team()
 
 
 def chosen_device(name: str) -> torch.device:
-    """What ``--device`` means in this process.
+    """Find the device that `--device` means in this process.
 
     Args:
         name: "auto" (a GPU where there is one), "cpu", "cuda" (under torchrun the GPU of the local rank), "cuda:N" or
@@ -64,6 +70,10 @@ def chosen_device(name: str) -> torch.device:
 
     Raises:
         ValueError: if the device is not there.
+
+    Example:
+        >>> chosen_device("cpu")
+        device(type='cpu')
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,6 +101,10 @@ def join(device: str = "auto", *, tensors: bool = False) -> Team:
 
     Raises:
         ValueError: if the device is not there.
+
+    Example:
+        >>> join("cpu")
+        Team(rank=0, count=1, device=device(type='cpu'))
     """
     chosen = chosen_device(device)
     if chosen.type == "cuda":

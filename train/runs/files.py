@@ -20,18 +20,33 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """The file of the state after ``step`` steps."""
+    """Name the file of the state after `step` steps.
+
+    Example:
+        >>> state_path(Path("run"), 1200).name
+        'state-00001200.safetensors'
+    """
     return folder / f"state-{step:08d}.safetensors"
 
 
 def states(folder: Path) -> list[Path]:
-    """The numbered states in a folder, by step; none where there is no such folder."""
+    """List the numbered states in a folder, by step; none where there is no such folder.
+
+    Example:
+        >>> states(Path("nowhere"))
+        []
+    """
     named = (path for path in folder.glob("state-*.safetensors") if path.stem.removeprefix("state-").isdecimal())
     return sorted(named, key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a state."""
+    """Read the step in the name of a state.
+
+    Example:
+        >>> step_of(Path("run", "state-00001200.safetensors"))
+        1200
+    """
     return int(path.stem.removeprefix("state-"))
 
 
@@ -47,6 +62,12 @@ def storing(what: str, folder: Path, needed: int | None = None, doing: str = "wr
 
     Raises:
         StorageError: for a full disk, a used-up quota, a read-only folder, a path that is no folder.
+
+    Example:
+        >>> with storing("the log", Path("run")):
+        ...     raise OSError(errno.EROFS, "said by the system")
+        Traceback (most recent call last):
+        rclip_metric.errors.StorageError: the log cannot be written to run: Read-only file system: make it writable, ...
     """
     try:
         yield
@@ -75,7 +96,7 @@ def _size(count: int) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file's header can be read and its length is right; the checksum is not looked at."""
+    """Tell whether the file's header can be read and its length is right; the checksum is not looked at."""
     try:
         with safe_open(path, framework="pt"):
             return True
@@ -84,7 +105,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def system_error(error: OSError | SafetensorError) -> int | None:
-    """The system's number of an error, which safetensors has in its text only; None if the system did not raise it."""
+    """Find the system's number of an error, which safetensors has in its text only; None if the system has none."""
     if isinstance(error, OSError):
         return error.errno
     with contextlib.suppress(IndexError, ValueError):
@@ -97,6 +118,13 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, "run.json"), {"seed": 0})
+        ...     Path(folder, "run.json").read_text()
+        '{\\n  "seed": 0\\n}\\n'
     """
     write_text(path, json.dumps(record, indent=2))
 
@@ -106,6 +134,13 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(Path(folder, "notes.md"), "One line")
+        ...     Path(folder, "notes.md").read_text()
+        'One line\\n'
     """
     with storing(path.name, path.parent), written_whole(path) as partial:
         partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
@@ -118,6 +153,14 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in (1, 2):
+        ...         append_line(Path(folder, "log.jsonl"), {"step": step})
+        ...     list(whole_lines(Path(folder, "log.jsonl")))
+        [{'step': 1}, {'step': 2}]
     """
     with storing(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +174,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects in the lines of a file; lines that were cut short are left out."""
+    """Yield the JSON objects in the lines of a file; lines that were cut short are left out.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = Path(folder, "log.jsonl").write_text('{"step": 1}\\n{"st')
+        ...     list(whole_lines(Path(folder, "log.jsonl")))
+        [{'step': 1}]
+    """
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
@@ -144,5 +195,10 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 def provenance(
     method: str, data: str, norm: str | None = None, eps: str | None = None, base: str | None = None
 ) -> dict[str, str | None]:
-    """The ``training`` record of a saved encoder, in the manifest's fields."""
+    """Make the `training` record of a saved encoder, in the manifest's fields.
+
+    Example:
+        >>> provenance("CLIP", "scenes")
+        {'method': 'CLIP', 'norm': None, 'eps': None, 'data': 'scenes', 'base': None}
+    """
     return {"method": method, "norm": norm, "eps": eps, "data": data, "base": base}

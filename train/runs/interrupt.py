@@ -12,22 +12,27 @@ from typing import Any
 class Interrupted(SystemExit):
     """The end of a run that was asked to stop, raised when its state is saved.
 
-    Where nobody catches it the process exits with ``code``, 128 + the signal's number, as a shell reports a process
+    Where nobody catches it the process exits with `code`, 128 + the signal's number, as a shell reports a process
     that the signal ended: 130 after SIGINT, 143 after SIGTERM. Its text is one sentence.
+
+    Example:
+        >>> stopped = Interrupted(signal.SIGTERM, "the same command goes on from step 3")
+        >>> stopped.code, str(stopped)
+        (143, 'stopped by SIGTERM: the same command goes on from step 3')
     """
 
     def __init__(self, number: int, sentence: str) -> None:
-        """``sentence`` says where the run goes on; the signal's name is put before it."""
+        """Take a sentence that says where the run goes on; the signal's name is put before it."""
         super().__init__(128 + number)
         self.signal, self.sentence = number, f"stopped by {signal.Signals(number).name}: {sentence}"
 
     def __str__(self) -> str:
-        """What happened and how to go on."""
+        """Say what happened and how to go on."""
         return self.sentence
 
 
 class Interrupt:
-    """While it is open, SIGTERM and the first SIGINT (Ctrl-C) only set ``signal``; the loop looks after each step.
+    """While it is open, SIGTERM and the first SIGINT (Ctrl-C) only set `signal`; the loop looks after each step.
 
     A second SIGINT raises KeyboardInterrupt at once. A signal that the process was started to ignore stays ignored,
     forked processes (a loader's workers) leave both to their parent, and outside the main thread, where Python lets
@@ -36,6 +41,16 @@ class Interrupt:
     Attributes:
         signal: the number of the signal that came, else None. Several processes have to agree on the step after
             which they stop: it may reach each in another one, or only some.
+
+    Example:
+        >>> with Interrupt() as interrupt:
+        ...     for step in range(1, 6):
+        ...         if step == 3:
+        ...             os.kill(os.getpid(), signal.SIGTERM)
+        ...         if interrupt.signal:
+        ...             break
+        >>> step
+        3
     """
 
     def __init__(self) -> None:

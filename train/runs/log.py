@@ -24,16 +24,25 @@ _SHOWN = {"loss": "loss", "clean_cosine": "clean", "adversarial_cosine": "advers
 
 
 class TrainingLog:
-    """The log of a run, in ``folder/log.jsonl``, on the terminal and, if wanted, in ``folder/tensorboard``.
+    """The log of a run, in `folder/log.jsonl`, on the terminal and, if wanted, in `folder/tensorboard`.
 
     A line of the log has a step, the mean of every value over the steps since the last line (over those that had it),
     the seconds that the run has taken so far, earlier processes included, and the images per second of the last 20
     steps, in which validation does not count. Everything else that happens is a line with its step too. Every line is
     on the disk when the call returns.
 
-    A run that goes on after ``start`` steps drops the lines of later steps, which it writes again, and any line that a
-    crash cut short. With the ``pending`` of the state it goes on from, its log is in the end that of an uninterrupted
+    A run that goes on after `start` steps drops the lines of later steps, which it writes again, and any line that a
+    crash cut short. With the `pending` of the state it goes on from, its log is in the end that of an uninterrupted
     run, but for the times. The process of rank 0 alone writes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with TrainingLog(Path(folder), total=2, every=2, quiet=True) as log:
+        ...         log.step(1, images=8, loss=0.5)
+        ...         log.step(2, images=8, loss=0.25)
+        ...     [(line["step"], line["loss"]) for line in whole_lines(Path(folder, LOG_NAME))]
+        [(2, 0.375)]
     """
 
     def __init__(
@@ -60,10 +69,10 @@ class TrainingLog:
             rank: of this process.
             every: steps per line of the log; the last step always has one.
             label: before the line on the terminal.
-            pending: what `pending` was when the state of step ``start`` was saved.
+            pending: what `pending` was when the state of step `start` was saved.
 
         Raises:
-            ValueError: if ``every`` is not positive, or the extra is missing.
+            ValueError: if `every` is not positive, or the extra is missing.
             StorageError: if the log cannot be written.
         """
         if every < 1:
@@ -161,7 +170,7 @@ class TrainingLog:
             self._write({"step": step, **record})
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Note what a validation found after ``step`` steps; the time since the step does not count as training.
+        """Note what a validation found after `step` steps; the time since the step does not count as training.
 
         Log it before the state of the same step is saved: a run that goes on from a state keeps what was logged by
         then, and does not validate that step again.
@@ -206,7 +215,7 @@ class TrainingLog:
 
 
 def _resume(path: Path, start: int) -> float:
-    """Keep the lines of the first ``start`` steps, and give back the seconds that the last of them tells."""
+    """Keep the lines of the first `start` steps, and give back the seconds that the last of them tells."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     # A run that begins anew writes everything again.

@@ -13,24 +13,38 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """The versions that a trained encoder depends on."""
+    """State the versions that a trained encoder depends on.
+
+    Example:
+        >>> list(versions())
+        ['python', 'rclip-metric', 'torch', 'torchvision', 'timm']
+    """
     names = ("rclip-metric", "torch", "torchvision", "timm")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or "cpu"."""
+    """Name the GPU, or "cpu".
+
+    Example:
+        >>> device_name(torch.device("cpu"))
+        'cpu'
+    """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def device_record(device: torch.device) -> dict[str, Any]:
-    """The kind of a device: its type and name, and of a processor what decides how it rounds.
+    """State the kind of a device: its type and name, and of a processor what decides how it rounds.
 
     Returns:
-        JSON: ``type``, ``name`` (of a CPU the processor's model, where the system states it), and for a CPU also
-        ``capability`` (the instructions of torch's own kernels, e.g. "AVX2" or "AVX512"), ``bfloat16`` (its
-        instructions that multiply bfloat16: "amx_bf16", "avx512_bf16", or none) and ``onednn`` ("on", "off", or the
+        JSON: `type`, `name` (of a CPU the processor's model, where the system states it), and for a CPU also
+        `capability` (the instructions of torch's own kernels, e.g. "AVX2" or "AVX512"), `bfloat16` (its
+        instructions that multiply bfloat16: "amx_bf16", "avx512_bf16", or none) and `onednn` ("on", "off", or the
         instructions that the environment confines it to). Records from before these were stated have the first two.
+
+    Example:
+        >>> list(device_record(torch.device("cpu")))
+        ['type', 'name', 'capability', 'bfloat16', 'onednn']
     """
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
@@ -51,11 +65,16 @@ def device_record(device: torch.device) -> dict[str, Any]:
 
 
 def bfloat16_instructions() -> list[str]:
-    """The instructions of this processor that multiply bfloat16; none where the system does not state them."""
+    """List the instructions of this processor that multiply bfloat16; none where the system does not state them.
+
+    Example:
+        >>> set(bfloat16_instructions()) <= {"amx_bf16", "avx512_bf16"}
+        True
+    """
     return sorted({"amx_bf16", "avx512_bf16"} & set(_processor_table().split()))
 
 
 def _processor_table() -> str:
-    """What Linux says of the processors; empty elsewhere."""
+    """Read what Linux says of the processors; empty elsewhere."""
     table = Path("/proc/cpuinfo")
     return table.read_text() if table.exists() else ""

@@ -23,17 +23,29 @@ _WORTH = 1.15  # bfloat16 rounds: a gain within the noise of the measurement is 
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere, x86 with AMX or AVX512-BF16."""
+    """Tell whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere, x86 with AMX or AVX512-BF16.
+
+    Example:
+        >>> bfloat16_is_fast(torch.device("cpu")) == bool(bfloat16_instructions())
+        True
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return device.type == "cpu" and bool(bfloat16_instructions())
 
 
 def resolved_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What "auto" means on a device.
+    """Find what "auto" means on a device.
 
     Raises:
         ValueError: for an unknown precision.
+
+    Example:
+        >>> resolved_precision("bfloat16", torch.device("cpu"))
+        'bfloat16'
+        >>> resolved_precision("half", torch.device("cpu"))
+        Traceback (most recent call last):
+        ValueError: precision must be one of float32, bfloat16, auto, not 'half'
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -44,7 +56,13 @@ def resolved_precision(precision: str, device: torch.device) -> Literal["float32
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products without TF32, as reported numbers need; the former setting comes back."""
+    """Compute float32 products without TF32, as reported numbers need; the former setting comes back.
+
+    Example:
+        >>> with full_float32():
+        ...     torch.backends.cuda.matmul.allow_tf32
+        False
+    """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -62,10 +80,15 @@ def encoder_precision(precision: str, encoder: Encoder) -> Literal["float32", "b
 
     Args:
         precision: "float32", "bfloat16" or "auto".
-        encoder: On its device, in float32.
+        encoder: on its device, in float32.
 
     Raises:
         ValueError: for an unknown precision.
+
+    Example:
+        >>> from rclip_metric.weights import load_encoder
+        >>> encoder_precision("float32", load_encoder("tiny"))
+        'float32'
     """
     resolved = resolved_precision(precision, encoder.mean.device)
     if precision != "auto" or resolved == "float32" or encoder.mean.device.type != "cpu" or not encoder.convolutional:
@@ -79,7 +102,7 @@ def encoder_precision(precision: str, encoder: Encoder) -> Literal["float32", "b
 
 
 def _seconds(encoder: Encoder) -> float:
-    """Processor time of the fastest of a few passes."""
+    """Measure the processor time of the fastest of a few passes."""
     side = encoder.preprocessing.crop
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(_IMAGES, 3, side, side, generator=generator).requires_grad_()

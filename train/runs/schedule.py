@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 
 def cosine_schedule(steps: int, warmup: int) -> Callable[[int], float]:
-    """The factor of the learning rate at a step: linear from 0 over ``warmup`` steps, then half a cosine to 0."""
+    """Make the factor of the learning rate at a step: linear from 0 over `warmup` steps, then half a cosine to 0.
+
+    Example:
+        >>> factor = cosine_schedule(steps=10, warmup=2)
+        >>> [round(factor(step), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -28,7 +28,7 @@ def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], wh
     Args:
         path: its folder is made if it does not exist.
         values: dicts, lists and tuples of tensors, numbers, texts, booleans and None; a tensor at
-            ``values["model"]["conv.weight"]`` gets the name ``model.conv.weight``. Tensors come from any device, and
+            `values["model"]["conv.weight"]` gets the name `model.conv.weight`. Tensors come from any device, and
             may share memory.
         metadata: more texts to go with them.
         what: is written, as the subject of a sentence; the file's name by default.
@@ -36,6 +36,14 @@ def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], wh
     Raises:
         ValueError: for values of any other kind, with their place.
         StorageError: the disk is full or the folder cannot be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "values.safetensors")
+        ...     write(path, {"mean": torch.ones(3), "count": 5}, {"seed": "0"})
+        ...     read(path)
+        ({'mean': tensor([1., 1., 1.]), 'count': 5}, {'seed': '0'})
     """
     tensors, structure = _taken_apart(values)
     about = {**metadata, _STRUCTURE: json.dumps(structure), _CHECKSUM: _checksum(tensors)}
@@ -46,7 +54,7 @@ def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], wh
 
 
 def _taken_apart(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-    """Tensors under the path of their keys, each with memory of its own, and JSON that says where they go."""
+    """Part tensors, under the path of their keys and with memory of their own, from JSON that says where they go."""
     tensors: dict[str, Tensor] = {}
     owners: set[int] = set()
 
@@ -78,7 +86,7 @@ def _taken_apart(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a file, with tensors on the CPU in memory of their own, and its metadata.
+    """Read the values of a file, with tensors on the CPU in memory of their own, and its metadata.
 
     Raises:
         CheckpointError: if it is damaged: truncated, overwritten, or other bytes than were written.
@@ -111,7 +119,7 @@ def _put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of all bytes, by name: 2 GB/s, and enough to notice a page that never reached the disk."""
+    """Compute the CRC-32 of all bytes, by name: 2 GB/s, and enough to notice a page that never reached the disk."""
     value = 0
     for name in sorted(tensors):
         value = zlib.crc32(name.encode(), value)
