@@ -39,8 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--metrics", required=True, metavar="NAME,NAME,...", help="see below")
-    add("--data", required=True, metavar="FORMAT:DIR,...", help="FORMAT is nights, bapps, things or "
-        "cue-conflict")  # fmt: skip
+    add("--data", required=True, metavar="FORMAT:DIR,...", help="FORMAT is nights, bapps, things or cue-conflict")
     add("--norms", default="linf:4/255,l2:3", metavar="NORM:EPS,...", help="balls of APGD, or none (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for everything")
     add("--certified", action="store_true", help="certified l_2 accuracy, of metrics that can prove any")
@@ -48,16 +47,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--page", action="store_true", help="write benchmark.html: one file that needs nothing else")
     add("--direct", type=count, metavar="N", help="images under the direct attack on d(x, x + delta); 64 with --page")
     add("--examples", type=count, metavar="N", help="triplets to show; 4 with --page")
-    add("--sweep", type=count, default=0, metavar="N", help="triplets to attack at a quarter, half, twice and four "
-        "times each radius (default: none)")  # fmt: skip
+    add(
+        "--sweep",
+        type=count,
+        default=0,
+        metavar="N",
+        help="triplets to attack at a quarter, half, twice and four times each radius (default: none)",
+    )
     add("--steps", type=positive, default=100, help="APGD iterations (default: %(default)s)")
     add("--restarts", type=positive, default=1, help="of APGD (default: %(default)s)")
     add("--split", default="test", help="of NIGHTS (default: %(default)s)")
-    add("--attacked", type=positive, metavar="N", help="triplets that are attacked: of a set in the NIGHTS format N at "
+    add(
+        "--attacked",
+        type=positive,
+        metavar="N",
+        help="triplets that are attacked: of a set in the NIGHTS format N at "
         "equal steps through it, kind by kind (default: all), of BAPPS the first N of each split (default: 1000); the "
-        "clean accuracy is that of all")  # fmt: skip
-    add("--classes", type=Path, metavar="CSV", help="what the images of cue conflicts show, where the files are not "
-        "called so: as in eval cue-conflict")  # fmt: skip
+        "clean accuracy is that of all",
+    )
+    add(
+        "--classes",
+        type=Path,
+        metavar="CSV",
+        help="what the images of cue conflicts show, where the files are not called so: as in eval cue-conflict",
+    )
     add("--limit", type=positive, metavar="N", help="only the first N samples of each set")
     add(
         "--image-size",
@@ -66,10 +79,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="side that images are squashed to for metrics that leave it open: LPIPS, SSIM, l_p (default: %(default)s)",
     )
-    add("--seed", type=count, default=0, help="of the random starts, and of the options that are drawn for cue "
-        "conflicts (default: %(default)s)")  # fmt: skip
-    add("--batch-size", type=positive, default=64, metavar="N", help="samples in a block, the unit of work "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--seed",
+        type=count,
+        default=0,
+        help="of the random starts, and of the options that are drawn for cue conflicts (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="samples in a block, the unit of work (default: %(default)s)",
+    )
     add("--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)")
     add(
         "--precision",

@@ -107,9 +107,15 @@ class Evaluation:
                 return work(block)
 
         return run_blocks(
-            blocks, exactly, settings=settings, journal=self.journal, team=self.team, describe=label,
-            sizes=[len(block) for block in blocks], quiet=self.quiet,
-        )  # fmt: skip
+            blocks,
+            exactly,
+            settings=settings,
+            journal=self.journal,
+            team=self.team,
+            describe=label,
+            sizes=[len(block) for block in blocks],
+            quiet=self.quiet,
+        )
 
 
 class SampleRow(TypedDict, total=False):

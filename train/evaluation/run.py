@@ -220,9 +220,16 @@ class Task(ABC, Generic[Sample]):
                 yield certify(moved, radius, attack, spent)
             else:
                 yield attack_block(
-                    on.metric, moved, lambda judging: images.kept(judging, aim.options), aim.decide(attack.loss),
-                    attack, on.run, [sample.key for sample in samples], half=on.half, source=on.source,
-                )  # fmt: skip
+                    on.metric,
+                    moved,
+                    lambda judging: images.kept(judging, aim.options),
+                    aim.decide(attack.loss),
+                    attack,
+                    on.run,
+                    [sample.key for sample in samples],
+                    half=on.half,
+                    source=on.source,
+                )
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """Make a record per attack, or one of the clean accuracy alone (`results.record`).

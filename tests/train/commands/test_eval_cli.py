@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+import rclip_metric
 from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.commands.evaluate.options import balls_of
@@ -122,6 +124,26 @@ def test_things_zeroshot_and_table(scenes, tmp_path, capsys):
     assert plot.read_bytes()[:4] == b"\x89PNG" and (tmp_path / "t.csv").read_text().count("\n") >= 2
     assert main(["eval", "table", str(tmp_path / "nothing")]) == 2
     assert "there is no " in capsys.readouterr().err
+
+
+def test_another_text_tower_is_another_result(scenes, tmp_path, capsys):
+    """What was found with the model's own tower is not taken for that of another one; the own one may be named."""
+    arguments = ["eval", "zeroshot", "--data", str(scenes / "classes" / "query"), "--prompts", "scenes"]
+    arguments += ["--model", "tiny", "--device", "cpu", "--quiet", "--attack", "none", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    [path] = (tmp_path / "out").iterdir()
+    before = path.stat().st_mtime_ns
+    assert main([*arguments, "--text", "tiny-clean"]) == 0  # the base of tiny, whose tower it has
+    assert path.stat().st_mtime_ns == before
+    other = shutil.copy(
+        Path(rclip_metric.__file__).parent / "models" / "tiny-text.safetensors", tmp_path / "t.safetensors"
+    )
+    capsys.readouterr()
+    assert main([*arguments, "--text", str(other)]) == 2
+    assert "holds a result of other data or settings" in capsys.readouterr().err
+    assert path.stat().st_mtime_ns == before
+    assert main([*arguments, "--text", str(other), "--overwrite"]) == 0
+    assert json.loads(path.read_text())["settings"]["text"] == f"{other} (t.safetensors)"
 
 
 def test_sanity_ends_in_verdicts_and_keeps_what_they_rest_on(scenes, tmp_path, capsys):

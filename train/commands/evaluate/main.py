@@ -190,17 +190,26 @@ def _sanity(options: argparse.Namespace) -> None:
         run = _run_settings(options, metric, team)
 
         def evaluate(
-            attacks: Any, *, attacked: Any = None, transfer: bool = False,
-            metric: Any = metric, source: Any = source, run: Any = run,
-        ) -> list[dict[str, Any]]:  # fmt: skip
+            attacks: Any,
+            *,
+            attacked: Any = None,
+            transfer: bool = False,
+            metric: Any = metric,
+            source: Any = source,
+            run: Any = run,
+        ) -> list[dict[str, Any]]:
             clean = source if transfer else None
             return session.records(replace(whole, attacked=attacked), metric, attacks, run, source=clean)
 
         side = getattr(metric, "image_size", 224)
         checks, records = suite.sanity(
-            evaluate, balls, settings, transfer=source is not None, largest=partial(_largest, side=side),
+            evaluate,
+            balls,
+            settings,
+            transfer=source is not None,
+            largest=partial(_largest, side=side),
             report=_say if team.rank == 0 and not options.quiet else lambda line: None,
-        )  # fmt: skip
+        )
         failed += sum(not check.passed for check in checks)
         everything += records
         if team.rank == 0:
@@ -242,7 +251,6 @@ def _zeroshot(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.classes import read_classes, read_prompts
     from rclip_metric.train.evaluation.tasks.zero_shot import PAPER_BALLS, ZeroShot, ZeroShotAttack, ZeroShotData
     from rclip_metric.train.metrics.paper import published_as
-    from rclip_metric.train.models.text_weights import load_text
 
     _needs(options, "data")
     if options.limit:
@@ -259,7 +267,22 @@ def _zeroshot(options: argparse.Namespace) -> None:
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":
         attacks = []
-    _judge(options, lambda name: ZeroShot(data, load_text(options.text or name)), attacks)
+    _judge(options, lambda name: ZeroShot(data, *_text_of(name, options.text)), attacks)
+
+
+def _text_of(model: str, asked: str | None) -> tuple[Any, bool]:
+    """The text tower that was asked for, by default the model's own, and whether it is the model's own."""
+    from rclip_metric.errors import CheckpointError
+    from rclip_metric.train.models.text_weights import load_text
+
+    if asked in (None, model):
+        return load_text(model), True
+    text = load_text(asked)
+    try:
+        own = load_text(model)
+    except CheckpointError:  # it has none
+        return text, False
+    return text, text.source == own.source.partition(", the base of ")[0]
 
 
 def _table(options: argparse.Namespace) -> None:

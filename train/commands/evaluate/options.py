@@ -1,9 +1,9 @@
-"""The arguments of ``rclip-metric eval``, and what --norm and --eps mean together."""
+"""The arguments of `rclip-metric eval`, and what --norm and --eps mean together."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ digest of ids and labels where it is known here; it is known of none yet, so --p
 
 
 def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """The parser; ``eval`` is the first word.
+    """Build the parser; `eval` is the first word.
 
     Args:
         run: the function behind each task, which gets the parsed arguments.
@@ -36,94 +36,113 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
         dest="task", required=True, metavar="TASK"
     )
     judged, people = _judged_options(), _set_options()
-    attack = _attack_options("apgd")
+
+    def add(task: str, words: str, own: Callable[[argparse.ArgumentParser], None], *shared: Any, **layout: Any) -> None:
+        task_parser = commands.add_parser(task, parents=shared, help=words, **layout)
+        own(task_parser)
+        task_parser.set_defaults(run=run[task])
+
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
+    attack, no_attack = _attack_options("apgd"), _attack_options("none")
+    sanity = "can the robust accuracy be trusted: the paper's checks, with a verdict"
+    add("nights", "2AFC in the NIGHTS format", _nights_options, judged, people, attack, **raw)
+    add("bapps", "2AFC in the BAPPS format", _bapps_options, judged, people, attack, **raw)
+    add("things", "odd-one-out in the THINGS format", _things_options, judged, people, no_attack, **raw)
+    add("zeroshot", "zero-shot classification of a folder per class", _zeroshot_options, judged, _name_options(), **raw)
+    add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
+    add("sanity", sanity, _sanity_options, judged, people, **raw)
+    add("table", "results as a leaderboard and as plots", _table_options)
+    return parser
 
-    nights = commands.add_parser("nights", parents=[judged, people, attack], help="2AFC in the NIGHTS format", **raw)
-    nights.add_argument("--split", default="test", help="train, val, test, test_imagenet or test_no_imagenet")
-    nights.add_argument("--attacked", type=positive, metavar="N", help="triplets that are attacked, at equal steps "
-                        "through the set, kind by kind (default: all); the clean accuracy is that of all")  # fmt: skip
-    nights.set_defaults(run=run["nights"])
 
-    bapps = commands.add_parser("bapps", parents=[judged, people, attack], help="2AFC in the BAPPS format", **raw)
-    bapps.add_argument(
+def _nights_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default="test", help="train, val, test, test_imagenet or test_no_imagenet")
+    parser.add_argument(
+        "--attacked",
+        type=positive,
+        metavar="N",
+        help="triplets that are attacked, at equal steps "
+        "through the set, kind by kind (default: all); the clean accuracy is that of all",
+    )
+
+
+def _bapps_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--protocol",
         choices=("majority", "soft"),
         default="majority",
         help="majority: right is what most people chose, images straight to the model's size (this paper); soft: the "
         "share of people agreed with, images at 64 px (LPIPS, DreamSim). Default: %(default)s",
     )
-    bapps.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all six")
-    bapps.add_argument(
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all six")
+    parser.add_argument(
         "--attacked",
         type=positive,
         default=1000,
         metavar="N",
         help="triplets that are attacked, the first of each split (default: %(default)s)",
     )
-    bapps.set_defaults(run=run["bapps"])
 
-    things = commands.add_parser(
-        "things", parents=[judged, people, _attack_options("none")], help="odd-one-out in the THINGS format", **raw
-    )
-    things.add_argument("--table", type=Path, help="the tab-separated triplets (default: the one in --data)")
-    things.add_argument("--images", type=Path, help="folder, or list of one path per line (default: DATA/images)")
-    things.set_defaults(run=run["things"])
 
-    zeroshot = commands.add_parser(
-        "zeroshot", parents=[judged, _name_options()], help="zero-shot classification of a folder per class", **raw
-    )
-    zeroshot.add_argument("--prompts", default="imagenet", help="imagenet, imagenet-simple, imagenet-tecoa, simple, "
-                          "scenes, scenes-grounds, scenes-pairs, or a JSON file (default: %(default)s)")  # fmt: skip
-    zeroshot.add_argument("--text", help="where the text tower comes from (default: what goes with the model)")
-    zeroshot.add_argument("--per-class", type=positive, help="only the first N images of each class")
-    zeroshot.add_argument("--attack", choices=("apgd", "none"), default="apgd", help="apgd: CE, then targeted DLR")
-    zeroshot.add_argument("--norm", choices=NORMS, default="linf")
-    zeroshot.add_argument("--eps", nargs="+", type=radius, help="default: 2/255 4/255")
-    zeroshot.add_argument("--steps", type=count, default=100, help="per APGD run (default: %(default)s)")
-    zeroshot.add_argument("--targets", type=positive, default=9, help="of APGD-T (default: %(default)s)")
-    zeroshot.set_defaults(run=run["zeroshot"])
+def _things_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--table", type=Path, help="the tab-separated triplets (default: the one in --data)")
+    parser.add_argument("--images", type=Path, help="folder, or list of one path per line (default: DATA/images)")
 
-    cues = commands.add_parser(
-        "cue-conflict", parents=[judged], help="shape or texture: the share of decisions for shape", **raw
+
+def _zeroshot_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompts",
+        default="imagenet",
+        help="imagenet, imagenet-simple, imagenet-tecoa, simple, "
+        "scenes, scenes-grounds, scenes-pairs, or a JSON file (default: %(default)s)",
     )
-    cues.add_argument("--classes", type=Path, metavar="CSV",
-                      help="a table with the columns class (like airplane1-bicycle2, shape first) and file, relative "
-                      "to the table's folder (default: the files are called so)")  # fmt: skip
-    cues.add_argument("--draws", type=positive, default=10, metavar="N",
-                      help="pairs of options per reference (default: %(default)s)")  # fmt: skip
-    cues.add_argument("--name", help="of the data set, for tables (default: the folder's)")
-    cues.add_argument(
-        "--resample", choices=("samples", "images"), default="images",
+    parser.add_argument("--text", help="where the text tower comes from (default: what goes with the model)")
+    parser.add_argument("--per-class", type=positive, help="only the first N images of each class")
+    parser.add_argument("--attack", choices=("apgd", "none"), default="apgd", help="apgd: CE, then targeted DLR")
+    parser.add_argument("--norm", choices=NORMS, default="linf")
+    parser.add_argument("--eps", nargs="+", type=radius, help="default: 2/255 4/255")
+    parser.add_argument("--steps", type=count, default=100, help="per APGD run (default: %(default)s)")
+    parser.add_argument("--targets", type=positive, default=9, help="of APGD-T (default: %(default)s)")
+
+
+def _cue_conflict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="CSV",
+        help="a table with the columns class (like airplane1-bicycle2, shape first) and file, relative "
+        "to the table's folder (default: the files are called so)",
+    )
+    parser.add_argument(
+        "--draws", type=positive, default=10, metavar="N", help="pairs of options per reference (default: %(default)s)"
+    )
+    parser.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    parser.add_argument(
+        "--resample",
+        choices=("samples", "images"),
+        default="images",
         help="what the 95 %% interval is about: other draws, or other images as well (default: %(default)s)",
-    )  # fmt: skip
-    cues.set_defaults(run=run["cue-conflict"])
-
-    sane = commands.add_parser(
-        "sanity",
-        parents=[judged, people],
-        help="can the robust accuracy be trusted: the paper's checks, with a verdict",
-        **raw,
     )
-    sane.add_argument("--split", default="test")
-    sane.add_argument("--norm", nargs="+", choices=NORMS)
-    sane.add_argument("--eps", nargs="+", type=radius)
-    sane.add_argument("--steps", type=positive, default=100)
-    sane.add_argument("--iterations", nargs="+", type=positive, default=[50, 100, 200, 500, 1000])
-    sane.add_argument("--queries", type=positive, default=5000, help="of the Square Attack")
-    sane.add_argument("--draws", type=positive, default=100, help="of random noise")
-    sane.add_argument("--source", metavar="CLEAN", help="clean model for the transferred attack (default: left out)")
-    sane.set_defaults(run=run["sanity"])
 
-    table = commands.add_parser("table", help="results as a leaderboard and as plots")
-    table.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="files or folders of results")
-    table.add_argument("--format", choices=("markdown", "csv", "html"), default="markdown")
-    table.add_argument("--by", choices=("split", "kind"), help="a row per split, or per kind of triplet, instead")
-    table.add_argument("--out", type=Path, help="file for the table (default: printed)")
-    table.add_argument("--plot", type=Path, help="accuracy against eps: .png, .svg or .pdf (extra: plot)")
-    table.add_argument("--sweep", type=Path, help="accuracy against iterations: .png, .svg or .pdf (extra: plot)")
-    table.set_defaults(run=run["table"])
-    return parser
+
+def _sanity_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--norm", nargs="+", choices=NORMS)
+    parser.add_argument("--eps", nargs="+", type=radius)
+    parser.add_argument("--steps", type=positive, default=100)
+    parser.add_argument("--iterations", nargs="+", type=positive, default=[50, 100, 200, 500, 1000])
+    parser.add_argument("--queries", type=positive, default=5000, help="of the Square Attack")
+    parser.add_argument("--draws", type=positive, default=100, help="of random noise")
+    parser.add_argument("--source", metavar="CLEAN", help="clean model for the transferred attack (default: left out)")
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="files or folders of results")
+    parser.add_argument("--format", choices=("markdown", "csv", "html"), default="markdown")
+    parser.add_argument("--by", choices=("split", "kind"), help="a row per split, or per kind of triplet, instead")
+    parser.add_argument("--out", type=Path, help="file for the table (default: printed)")
+    parser.add_argument("--plot", type=Path, help="accuracy against eps: .png, .svg or .pdf (extra: plot)")
+    parser.add_argument("--sweep", type=Path, help="accuracy against iterations: .png, .svg or .pdf (extra: plot)")
 
 
 def _name_options() -> argparse.ArgumentParser:
@@ -141,10 +160,12 @@ def _name_options() -> argparse.ArgumentParser:
 def _set_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, parents=[_name_options()])
     options.add_argument(
-        "--resample", choices=("samples", "images"), default="samples",
+        "--resample",
+        choices=("samples", "images"),
+        default="samples",
         help="what 95 %% intervals are about: other samples, or other images as well, where few images stand behind "
         "many samples (default: %(default)s)",
-    )  # fmt: skip
+    )
     return options
 
 
@@ -162,16 +183,23 @@ def _judged_options() -> argparse.ArgumentParser:
     )
     options.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     options.add_argument("--seed", type=count, default=0, help="of the random starts (default: %(default)s)")
-    options.add_argument("--batch-size", type=positive, default=64, metavar="N",
-                         help="samples in a block, the unit of work (default: %(default)s)")  # fmt: skip
+    options.add_argument(
+        "--batch-size",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="samples in a block, the unit of work (default: %(default)s)",
+    )
     options.add_argument(
         "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
     )
     options.add_argument(
-        "--precision", choices=("float32", "bfloat16", "auto"), default="float32",
+        "--precision",
+        choices=("float32", "bfloat16", "auto"),
+        default="float32",
         help="of the attack's own passes; successes are always confirmed in float32. auto: bfloat16 where the device "
         "is fast at it (default: %(default)s, as in the paper)",
-    )  # fmt: skip
+    )
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     options.add_argument("--quiet", action="store_true", help="no progress bar")
     return options
@@ -197,7 +225,7 @@ def _attack_options(default: str) -> argparse.ArgumentParser:
 
 
 def balls_of(norms: Sequence[str] | None, radii: Sequence[float] | None) -> list[LpBall]:
-    """The threat models that --norm and --eps mean together.
+    """Pair --norm and --eps to threat models.
 
     Raises:
         ValueError: if they do not fit each other.

@@ -110,9 +110,7 @@ class Averaging:
             return None
         images = None if self.images_of is None else [self.images_of(row.key) for row in rows]
         splits = [row.split for row in rows]
-        return summary(
-            scores, splits, macro=self.macro, images=images, seed=self.seed, resamples=self.resamples
-        )  # fmt: skip
+        return summary(scores, splits, macro=self.macro, images=images, seed=self.seed, resamples=self.resamples)
 
 
 def record(

@@ -98,8 +98,12 @@ class SelfDistance(Task[TripletFiles]):
         fixed = fixed_options(metric, clean[:, None], chunk)  # (n, 1, ...)
         found = apgd(
             lambda points, indices: -metric.similarities(points, fixed[indices])[:, 0],
-            clean, self.ball, self.steps, seeds=on.seeds(read), chunk_size=chunk,
-        )  # fmt: skip
+            clean,
+            self.ball,
+            self.steps,
+            seeds=on.seeds(read),
+            chunk_size=chunk,
+        )
         last = self.samples.index(read[-1])
         others = (triplet.reference for triplet in (*self.samples[last + 1 :], *self.samples[:last]))  # round the end
         after = next(([path] for path in others if not images.problems(None, [path])), [])

@@ -116,7 +116,9 @@ class ZeroShot(Task[LabelledImage]):
 
     Attributes:
         data: the images and the words.
-        text: the text tower that goes with the metric; it is moved to the metric's device.
+        text: the text tower; it is moved to the metric's device.
+        own_text: whether it is the one that goes with the metric (`load_text`); the results of any other one are
+            told apart by its source.
         classes: (K, D), a unit embedding per class; made when it is needed.
     """
 
@@ -124,6 +126,7 @@ class ZeroShot(Task[LabelledImage]):
     noun: ClassVar[str] = ""
     data: ZeroShotData
     text: TextModel
+    own_text: bool = True
     classes: Tensor = field(default_factory=lambda: torch.empty(0, 0), compare=False)
 
     @property
@@ -145,8 +148,9 @@ class ZeroShot(Task[LabelledImage]):
         return self.data.split or self.data.name
 
     def settings(self) -> dict[str, Any]:
-        """With a digest of images and words."""
-        return {**self.data.describe(), "samples": self.data.digest()}
+        """With a digest of images and words, and the text tower where it is not the metric's own."""
+        text = {} if self.own_text else {"text": self.text.source}
+        return {**self.data.describe(), "samples": self.data.digest(), **text}
 
     def describe(self) -> dict[str, Any]:
         """As `ZeroShotData.describe`."""
