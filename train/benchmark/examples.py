@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rclip_metric.images import ImageError, open_image
+from rclip_metric.images import open_image
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
-from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block, fixed_options
-from rclip_metric.train.evaluation.tasks.two_afc import decision
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.image_set import ImageSet
+from rclip_metric.train.evaluation.records import Evaluation
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, files_of
 from rclip_metric.train.metrics.base import Metric, dissimilarity
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
 
@@ -35,10 +37,10 @@ def example_triplets(
     *,
     source: Metric | None = None,
 ) -> list[dict[str, Any]]:
-    """What an attack does to a metric's view of a few triplets, with the outcome that the 2AFC evaluation counted.
+    """Show what an attack does to a metric's view of a few triplets, with the outcome that the 2AFC evaluation counted.
 
-    Seeds, settings, precision and the code of the attack are the evaluation's own. As there, a triplet that the metric
-    gets wrong on the clean images is not attacked: ``was_attacked`` is False, and everything after is as before.
+    Seeds, settings, precision and the code are the evaluation's own. As there, a triplet that the metric gets wrong on
+    the clean images is not attacked: `was_attacked` is False, and everything after is as before.
 
     Args:
         metric: judged, and attacked.
@@ -49,55 +51,53 @@ def example_triplets(
         source: the metric that transferred attacks are made on.
 
     Returns:
-        One dict per triplet, JSON: ``key`` and ``share_right``, as in `TripletFiles`; ``before`` and ``after``, the
-        distances [to left, to right] of `dissimilarity`; ``right_before``, ``right_after`` and ``was_attacked``;
-        ``reference``, ``left`` and ``right`` from their files, ``attacked`` and ``perturbation`` from the metric's own
-        square, PNG in data URIs of at most 160 pixels. The perturbation is 0.5 + factor * delta, ``amplification`` the
-        factor (None where nothing moved): 1 / (2 eps) for l_inf, elsewhere 1 / (2 max |delta|). A triplet that cannot
-        be read is {"key", "failed"}, a sentence.
+        One dict per triplet, JSON: `key` and `share_right`, as in `TripletFiles`; `before` and `after`, the distances
+        [to left, to right] of `dissimilarity`; `right_before`, `right_after` and `was_attacked`; `reference`, `left`
+        and `right` from their files, `attacked` and `perturbation` from the metric's own square, PNG in data URIs of at
+        most 160 pixels. The perturbation is 0.5 + factor * delta, `amplification` the factor (None where nothing
+        moved): 1 / (2 eps) for l_inf, elsewhere 1 / (2 max |delta|). A triplet that cannot be read is
+        {"key", "failed"}, a sentence.
 
     Raises:
         ValueError: for a transfer without a source.
     """
-    read: dict[str, tuple[list[Tensor], list[str]]] = {}
-    failed: dict[str, dict[str, Any]] = {}
-    for triplet in triplets:
-        files = (triplet.reference, triplet.left, triplet.right)
-        try:
-            read[triplet.key] = [(load or metric.preprocess)(path) for path in files], [_thumbnail(p) for p in files]
-        except ImageError as error:
-            failed[triplet.key] = {"key": triplet.key, "failed": f"triplet {triplet.key}: {error}"}
-    kept = [triplet for triplet in triplets if triplet.key in read]
-    if not kept:
-        return list(failed.values())
-    images = torch.stack([torch.stack(read[triplet.key][0]) for triplet in kept]).to(metric.device)  # (n, 3, 3, S, S)
-    reference, options = images[:, 0], images[:, 1:]
-    label = torch.tensor([triplet.label for triplet in kept], device=metric.device)
+    if not triplets:
+        return []
+    task = TwoAfcData("examples", None, triplets, load=load)
     half = metric.in_bfloat16() if resolved_precision(run.precision, metric.device) == "bfloat16" else None
-    chunk = run.chunk_size
+    on = Evaluation(metric, [attack], run, source, half)
+    images = ImageSet([task.paths()], task.reader(metric), metric.device, run)
     with full_float32():
-        fixed = fixed_options(metric, options, chunk)
-        parts = zip(reference.split(chunk or len(kept)), fixed.split(chunk or len(kept)), strict=True)
-        with torch.no_grad():
-            similarities = torch.cat([metric.similarities(part, held) for part, held in parts])  # (n, 2)
-        wrong = decision(label)(similarities, torch.arange(len(kept), device=metric.device)).wrong
-        right = (~wrong).nonzero()[:, 0]
-        confirmed = attack_block(
-            metric, reference[right], lambda judging: fixed_options(judging, options[right], chunk),
-            decision(label[right], attack.loss), attack, run, [kept[index].key for index in right.tolist()],
-            half=half, source=source,
-        )  # fmt: skip
-        final = reference.clone()
-        final[right] = confirmed.attacked.images
-        before = dissimilarity(metric, reference, fixed, reference, chunk)  # (n, 2)
-        after = dissimilarity(metric, final, fixed, reference, chunk)
-        after[wrong] = before[wrong]
-    right_after = ~wrong
-    right_after[right] &= ~confirmed.fooled
+        broken = images.broken(metric, {triplet.key: files_of(triplet) for triplet in triplets})
+        read = [triplet for triplet in triplets if triplet.key not in broken]
+        shown = _before_and_after(task, read, images, on) if read else {}
+    for key, problem in broken.items():
+        shown[key] = {"key": key, "failed": f"triplet {key}: {problem}"}
+    return [shown[triplet.key] for triplet in triplets]
 
-    found: dict[str, dict[str, Any]] = {}
-    for i, triplet in enumerate(kept):
-        shown, factor = _amplified((final[i] - reference[i]).cpu(), attack.ball)
+
+def _before_and_after(
+    task: TwoAfcData, triplets: Sequence[TripletFiles], images: ImageSet, on: Evaluation
+) -> dict[str, dict[str, Any]]:
+    """Attack the triplets that are right, and describe all of them, by key."""
+    metric, chunk = on.metric, on.run.chunk_size
+    [attack] = on.attacks
+    reference = images.pixels([triplet.reference for triplet in triplets])  # (n, 3, S, S)
+    fixed = images.kept(metric, [(triplet.left, triplet.right) for triplet in triplets])  # (n, 2, ...)
+    similarities = task.similarities(triplets, images, on)  # (n, 2)
+    wrong = task.decide(triplets, similarities).wrong
+    final, wrong_after = reference.clone(), wrong.clone()
+    right = (~wrong).nonzero()[:, 0]
+    if len(right):
+        chosen = [triplets[index] for index in right.tolist()]
+        [confirmed] = task.under_attack(chosen, similarities[right], images, on)
+        final[right], wrong_after[right] = confirmed.attacked.images, confirmed.fooled
+    before = dissimilarity(metric, reference, fixed, reference, chunk)  # (n, 2)
+    after = dissimilarity(metric, final, fixed, reference, chunk)
+    after[wrong] = before[wrong]
+    found = {}
+    for i, triplet in enumerate(triplets):
+        perturbation, factor = _amplified((final[i] - reference[i]).cpu(), attack.ball)
         found[triplet.key] = {
             "key": triplet.key,
             "share_right": triplet.share,
@@ -105,13 +105,15 @@ def example_triplets(
             "before": before[i].tolist(),
             "after": after[i].tolist(),
             "right_before": not bool(wrong[i]),
-            "right_after": bool(right_after[i]),
-            **dict(zip(("reference", "left", "right"), read[triplet.key][1], strict=True)),
+            "right_after": not bool(wrong_after[i]),
+            "reference": _file_uri(triplet.reference),
+            "left": _file_uri(triplet.left),
+            "right": _file_uri(triplet.right),
             "attacked": _tensor_uri(final[i].cpu(), exact=False),
-            "perturbation": _tensor_uri(shown, exact=True),
+            "perturbation": _tensor_uri(perturbation, exact=True),
             "amplification": factor,
         }
-    return [{**failed, **found}[triplet.key] for triplet in triplets]
+    return found
 
 
 def _amplified(delta: Tensor, ball: LpBall) -> tuple[Tensor, float | None]:
@@ -123,8 +125,8 @@ def _amplified(delta: Tensor, ball: LpBall) -> tuple[Tensor, float | None]:
     return (0.5 + delta / (2 * largest)).clamp(0, 1), 1 / (2 * largest)
 
 
-def _thumbnail(path: Path) -> str:
-    """An image file as a data URI; ImageError if it cannot be read."""
+def _file_uri(path: Path) -> str:
+    """Encode an image file."""
     return _uri(open_image(path), exact=False)
 
 
