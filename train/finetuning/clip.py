@@ -94,7 +94,6 @@ def train_clip(
     tokens = WordTokenizer()(captions)
     model = build_clip(config, architecture).train()
     encoder: Any = model.visual
-    logit_scale: Any = model.logit_scale
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
     )
@@ -113,22 +112,13 @@ def train_clip(
     for step, (indices, images, _) in enumerate(progress, start=start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step)
-        output = model(images, tokens[indices])
-        loss = contrastive_loss(output[0], output[1], output[2])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            logit_scale.clamp_(0, math.log(100))  # as CLIP does: the temperature stays above 0.01
+        loss, found = _update(model, optimizer, images, tokens[indices])
         if (step + 1) % 10 == 0:
-            with torch.no_grad():
-                hit = ((output[0] @ output[1].T).argmax(1) == torch.arange(len(images))).float().mean()
             seconds = time.perf_counter() - begun
-            line = {"step": step + 1, "loss": loss.item(), "retrieval": hit.item(), "seconds": seconds}
+            line = {"step": step + 1, "loss": loss, "retrieval": found, "seconds": seconds}
             line["images_per_second"] = (step + 1 - start) * config.batch_size / seconds
             append_line(out / LOG_NAME, line)
-            progress.set_postfix_str(f"loss {loss.item():.3f}, caption found {hit.item():.0%}")
+            progress.set_postfix_str(f"loss {loss:.3f}, caption found {found:.0%}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             write_state(state_path, step + 1, config, model=model, optimizer=optimizer)
     trained: Encoder = encoder.eval()
@@ -136,3 +126,19 @@ def train_clip(
     write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config), **made})
     save_encoder(trained, out, training=provenance("CLIP", "scenes"), license="MIT")
     return trained
+
+
+def _update(
+    model: Any, optimizer: torch.optim.Optimizer, images: torch.Tensor, tokens: torch.Tensor
+) -> tuple[float, float]:
+    """Take a step, and give the loss and the share of the images whose own caption is the nearest of the batch."""
+    image, text, scale, *_ = model(images, tokens)
+    loss = contrastive_loss(image, text, scale)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, math.log(100))  # as CLIP does: the temperature stays above 0.01
+        found = ((image @ text.T).argmax(1) == torch.arange(len(images))).float().mean()
+    return loss.item(), found.item()

@@ -145,7 +145,8 @@ def _encoder(card: CardFacts) -> str:
     parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     head = f", then a residual MLP with {encoder.mlp_hidden} hidden units" if encoder.mlp_hidden else ""
     stored = "float16, widened to float32 when loaded" if card.half else "float32"
-    mean, std = (", ".join(f"{number:g}" for number in values) for values in (preprocessing.mean, preprocessing.std))
+    mean = ", ".join(f"{number:g}" for number in preprocessing.mean)
+    std = ", ".join(f"{number:g}" for number in preprocessing.std)
     return _rows(
         {
             "tower": _tower(encoder.architecture) + head,

@@ -115,7 +115,9 @@ def reported_numbers(records: Sequence[Record], image_size: int) -> dict[str, di
             before = numbers.setdefault(task, {}).setdefault(name, value)
             if before != value:
                 raise ValueError(f"two results give {task} {name} as {before} and as {value} %: pass only one of them")
-    return {task: {name: found[name] for name in _COLUMNS if name in found} for task, found in numbers.items()}
+    for task, found in numbers.items():
+        numbers[task] = {name: found[name] for name in _COLUMNS if name in found}
+    return numbers
 
 
 def _task(record: Record) -> str:

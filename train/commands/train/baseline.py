@@ -1,4 +1,4 @@
-"""``rclip-metric train baseline``: the published weights of DreamSim, LipSim and R-LPIPS, converted once."""
+"""`rclip-metric train baseline`: the published weights of DreamSim, LipSim and R-LPIPS, converted once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ and l_p need no conversion.
 
 
 def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentParser) -> None:
-    """Add the task to ``commands``."""
+    """Add the task to `commands`."""
     from rclip_metric.train.metrics.registry import BASELINES
 
     names = [name for name, baseline in BASELINES.items() if baseline.published is not None]

@@ -1,4 +1,4 @@
-"""``rclip-metric train clip``, ``text`` and ``pack``: a small CLIP from nothing, its text tower, its shipped form."""
+"""`rclip-metric train clip`, `text` and `pack`: a small CLIP from nothing, its text tower, its shipped form."""
 
 from __future__ import annotations
 

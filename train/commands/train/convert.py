@@ -1,4 +1,4 @@
-"""``rclip-metric train convert``: foreign checkpoints to this project's format."""
+"""`rclip-metric train convert`: foreign checkpoints to this project's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rclip-metric train fare`` and ``train tecoa``: adversarial fine-tuning."""
+"""`rclip-metric train fare` and `train tecoa`: adversarial fine-tuning."""
 
 from __future__ import annotations
 

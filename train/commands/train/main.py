@@ -1,4 +1,4 @@
-"""``rclip-metric train ...``: the commands that make encoders and the data for them."""
+"""`rclip-metric train ...`: the commands that make encoders and the data for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASKS = {
 
 
 def build_parser(task: str) -> argparse.ArgumentParser:
-    """The parser, with the options of this task; ``train`` is the first word, and the other tasks are only named."""
+    """Build the parser, with the options of this task; `train` is the first word, the other tasks are only named."""
     parser = argparse.ArgumentParser(prog="rclip-metric", description=__doc__)
     group = parser.add_subparsers(dest="group", required=True)
     commands = group.add_parser("train", help="make encoders").add_subparsers(
@@ -47,7 +47,7 @@ def build_parser(task: str) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``train ...``: 0 when done, 2 for bad input, 128 + N after signal N; the Hub's errors are the caller's."""
+    """Run `train ...`: 0 when done, 2 for bad input, 128 + N after signal N; the Hub's errors are the caller's."""
     options = build_parser(argv[1] if len(argv) > 1 else "").parse_args(argv)
     try:
         return options.run(options) or 0

@@ -1,4 +1,4 @@
-"""``rclip-metric train nights``: LoRA or an MLP head on NIGHTS-format triplets."""
+"""`rclip-metric train nights`: LoRA or an MLP head on NIGHTS-format triplets."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
     parser.add_argument("--recipe", metavar="NAME|FILE", help=f"settings of a published model, or a file: {names}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file with settings, by the names below")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
-                        help="of the encoder's passes in training; auto: bfloat16 where it is fast")  # fmt: skip
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the encoder's passes in training; auto: bfloat16 where it is fast",
+    )
     parser.add_argument("--workers", type=count, default=4, metavar="N", help="threads that read images (default 4)")
     add_options(parser, NightsConfig, "settings")
     parser.set_defaults(run=_run)

@@ -1,4 +1,4 @@
-"""``rclip-metric train photos``: triplets by construction from any tree of photographs."""
+"""`rclip-metric train photos`: triplets by construction from any tree of photographs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,29 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "photos", parents=[shared], help="write triplets from a tree of photographs", description=_ABOUT
     )
-    parser.add_argument("--images", type=Path, nargs="+", required=True, metavar="TREE",
-                        help="folders of photographs; the folders right below one are its classes")  # fmt: skip
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="TREE",
+        help="folders of photographs; the folders right below one are its classes",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--classes", type=Path, metavar="CSV",
-                        help="a table with the columns class and file (relative to the table's folder) in place of "
-                        "class folders; images that it does not name are left out")  # fmt: skip
-    parser.add_argument("--workers", type=positive, default=4, metavar="N",
-                        help="threads; the set does not depend on their number (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="CSV",
+        help="a table with the columns class and file (relative to the table's folder) in place of "
+        "class folders; images that it does not name are left out",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="threads; the set does not depend on their number (default: %(default)s)",
+    )
     add_options(parser, PhotosConfig)
     parser.set_defaults(run=_run)
 
@@ -39,9 +54,13 @@ def _run(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.photos import PHOTO_KINDS, PhotosConfig, write_photos
 
     record = write_photos(
-        options.out, options.images, configured(PhotosConfig, options),
-        classes=options.classes, workers=options.workers, quiet=options.quiet,
-    )  # fmt: skip
+        options.out,
+        options.images,
+        configured(PhotosConfig, options),
+        classes=options.classes,
+        workers=options.workers,
+        quiet=options.quiet,
+    )
     for sentence in record["left_out"]:
         print(f"left out: {sentence}", file=sys.stderr)
     kinds = record["kinds"]

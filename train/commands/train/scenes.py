@@ -1,4 +1,4 @@
-"""``rclip-metric train scenes``: the procedural data sets."""
+"""`rclip-metric train scenes`: the procedural data sets."""
 
 from __future__ import annotations
 

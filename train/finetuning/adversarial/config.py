@@ -14,6 +14,11 @@ from rclip_metric.train.runs.config import setting
 
 OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-clip": SimClip, "lore": Lore}
 
+_NOT_NEGATIVE = (
+    "image_size", "warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps", "inner_step_size",
+    "inner_momentum", "clip_gradient", "rho",
+)  # fmt: skip
+
 
 class Stage(NamedTuple):
     """Steps `start` to `stop` (from 0, without the last) at inputs of a side, in pixels.
@@ -81,8 +86,7 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "dual_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
-        for name in ("image_size", "warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps",
-                     "inner_step_size", "inner_momentum", "clip_gradient", "rho"):  # fmt: skip
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
         for name in ("learning_rate", "scale", "dual_learning_rate"):

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,18 @@ class Finetuning:
     """
 
     def __init__(
-        self, source: str | Path, out: Path, config: FinetuneConfig, run: RunConfig, team: Team, *,
-        encoder: Encoder, original: Encoder, start_from: StartFrom | None = None, text: TextModel | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        source: str | Path,
+        out: Path,
+        config: FinetuneConfig,
+        run: RunConfig,
+        team: Team,
+        *,
+        encoder: Encoder,
+        original: Encoder,
+        start_from: StartFrom | None = None,
+        text: TextModel | None = None,
+    ) -> None:
         """Open the data, and go on from the newest state in `out` if there is one.
 
         Args:
@@ -76,25 +86,25 @@ class Finetuning:
         stages = config.stages(self.size)
         self._stages = [stage for stage in stages if self.start < stage.stop] or stages[-1:]
         self.stream = self._opened(self._stages[0])
-        facts = {} if state is None else state.facts
         sizes = {name: value for name, value in self.stream.describe().items() if name != "path"}
-        if facts.get("data", sizes) != sizes:
-            raise ValueError(
-                f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder"
-            )
-        if state is not None and facts.get("start_from") != start_from:
-            told = [one["revision"] if one else "the base's" for one in (facts.get("start_from"), start_from)]
-            raise ValueError(
-                f"{out} was begun with other weights ({told[0]}, now {told[1]}): choose another output folder"
-            )
+        if state is not None:
+            _check_same(out, state.facts, sizes, start_from)
+        facts = {} if state is None else state.facts
         self._classes = _classes(config, self.stream.classes, text, team.device)
         # A run that goes on keeps what it measured, and the first process measures for all.
         precision = facts.get("precision", run.precision) if run.precision == "auto" else run.precision
         self.precision = team.first(encoder_precision(precision, encoder))
         self.step = AdversarialStep(
-            encoder, original, self.optimizer, config, bfloat16=self.precision == "bfloat16",
-            chunk_size=_chunk_size(run, encoder, team.device), compiled=run.compile, classes=self._classes, team=team,
-        )  # fmt: skip
+            encoder,
+            original,
+            self.optimizer,
+            config,
+            bfloat16=self.precision == "bfloat16",
+            chunk_size=_chunk_size(run, encoder, team.device),
+            compiled=run.compile,
+            classes=self._classes,
+            team=team,
+        )
         if state is not None:
             restore_training(state, encoder, self.optimizer)
             self.step.load_state(state.parts)
@@ -114,10 +124,16 @@ class Finetuning:
         config, run = self.config, self.run
         schedule = cosine_schedule(config.steps, config.warmup_steps)
         log = TrainingLog(
-            self.out, total=config.steps, start=self.start, quiet=quiet, tensorboard=run.tensorboard,
-            rank=self.team.rank, every=run.log_every, label=f"{config.objective.title} in {self.precision}",
+            self.out,
+            total=config.steps,
+            start=self.start,
+            quiet=quiet,
+            tensorboard=run.tensorboard,
+            rank=self.team.rank,
+            every=run.log_every,
+            label=f"{config.objective.title} in {self.precision}",
             pending=self._pending,
-        )  # fmt: skip
+        )
         with log, contextlib.closing(self._batches()) as batches, Interrupt() as interrupt:
             for sentence in self._damaged:
                 log.event(self.start, damaged=sentence)
@@ -139,11 +155,18 @@ class Finetuning:
     def _opened(self, stage: Stage) -> Stream:
         config, team = self.config, self.team
         return open_stream(
-            self.source, self.encoder.preprocess, batch_size=config.batch_size, seed=config.seed,
-            start=max(self.start, stage.start), stop=stage.stop, rank=team.rank, world=team.count,
-            labels=config.objective.needs_labels, workers=_workers(self.run, team.device),
+            self.source,
+            self.encoder.preprocess,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=max(self.start, stage.start),
+            stop=stage.stop,
+            rank=team.rank,
+            world=team.count,
+            labels=config.objective.needs_labels,
+            workers=_workers(self.run, team.device),
             augmentation=config.augmentation,
-        )  # fmt: skip
+        )
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Read the batches that are left, of one side of the images after another."""
@@ -200,10 +223,25 @@ class Finetuning:
         if self.team.rank == 0:
             facts = {**self._facts, "unreadable": self.unreadable, "pending": pending}
             save_state(
-                self.out, done, self.config, model=self.encoder, optimizer=self.optimizer, facts=facts,
-                keep=self.run.keep, **beside,
-            )  # fmt: skip
+                self.out,
+                done,
+                self.config,
+                model=self.encoder,
+                optimizer=self.optimizer,
+                facts=facts,
+                keep=self.run.keep,
+                **beside,
+            )
         self.team.wait()
+
+
+def _check_same(out: Path, facts: Mapping[str, Any], sizes: Mapping[str, Any], start_from: StartFrom | None) -> None:
+    """Raise ValueError where the run in `out` was begun on other data or with other weights."""
+    if facts.get("data", sizes) != sizes:
+        raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
+    if facts.get("start_from") != start_from:
+        told = [one["revision"] if one else "the base's" for one in (facts.get("start_from"), start_from)]
+        raise ValueError(f"{out} was begun with other weights ({told[0]}, now {told[1]}): choose another output folder")
 
 
 def _classes(

@@ -103,9 +103,13 @@ def finetune(
 
 
 def _models(
-    original: Encoder, start_from: Encoder | None, name: str, config: FinetuneConfig, run: RunConfig,
+    original: Encoder,
+    start_from: Encoder | None,
+    name: str,
+    config: FinetuneConfig,
+    run: RunConfig,
     device: torch.device,
-) -> tuple[Encoder, Encoder]:  # fmt: skip
+) -> tuple[Encoder, Encoder]:
     """Make the run's own original, and the encoder that is trained."""
     original = copy.deepcopy(resized(original, config.image_size or None, config.squash))
     original = original.to(device).eval().requires_grad_(False)

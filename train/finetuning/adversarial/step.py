@@ -197,9 +197,16 @@ class AdversarialStep:
         )
 
     def _work(
-        self, images: Tensor, keys: list[int], label: Tensor | None, number: int, measure: bool, weight: float,
-        last: bool, sums: _Sums,
-    ) -> None:  # fmt: skip
+        self,
+        images: Tensor,
+        keys: list[int],
+        label: Tensor | None,
+        number: int,
+        measure: bool,
+        weight: float,
+        last: bool,
+        sums: _Sums,
+    ) -> None:
         """Embed, attack and differentiate one chunk of the batch; adds to the gradients and to the sums."""
         config = self.config
         target = clean_now = None
@@ -264,9 +271,14 @@ class AdversarialStep:
         everything = torch.arange(len(images), device=images.device)
         noise = start_noise(images, seeds, config.norm)
         return pgd(
-            lambda points: loss(points, everything), images, ball, config.inner_steps, size,
-            noise=noise, momentum=config.inner_momentum,
-        )  # fmt: skip
+            lambda points: loss(points, everything),
+            images,
+            ball,
+            config.inner_steps,
+            size,
+            noise=noise,
+            momentum=config.inner_momentum,
+        )
 
     def state(self) -> dict[str, Any]:
         """Gather what a restart needs beside the encoder and its optimiser; all processes of a team ask together."""

@@ -100,9 +100,15 @@ class Tuning:
     """
 
     def __init__(
-        self, out: Path, settings: Mapping[str, Any], config: NightsConfig, encoder: Encoder, passes: Passes,
-        log: TuningLog, standing: Standing,
-    ) -> None:  # fmt: skip
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        config: NightsConfig,
+        encoder: Encoder,
+        passes: Passes,
+        log: TuningLog,
+        standing: Standing,
+    ) -> None:
         """Begin with the weights as they are.
 
         Args:
