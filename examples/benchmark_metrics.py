@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rclip_metric.train.benchmark.timing import time_metrics
+from rclip_metric.train.benchmark.timing_visit import TimingSettings
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.runs.files import write_json, write_text
 from rclip_metric.train.runs.precision import bfloat16_is_fast
@@ -104,7 +105,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         sys.path.insert(0, here)  # for the processes that are timed
     settings = {"device": options.device, "batch_sizes": options.batch_sizes, "repeats": options.repeats}
     settings |= {"rounds": options.rounds, "seconds": options.seconds, "precisions": precisions}
-    found = time_metrics(options.metrics, **settings)
+    visit = TimingSettings(options.device, tuple(options.batch_sizes), options.repeats, seconds=options.seconds)
+    found = time_metrics(options.metrics, visit, precisions=precisions, rounds=options.rounds)
     write_json(options.out, {"script": Path(__file__).name, "settings": settings, "metrics": found})
     text = markdown(found, options.batch_sizes, precisions)
     write_text(options.out.with_suffix(".md"), text)

@@ -18,11 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 FACES = [
     "rclip_metric.train.attacks",
     "rclip_metric.train.data",
-    "rclip_metric.train.data.scenes.draw",
+    "rclip_metric.train.data.scenes",
     "rclip_metric.train.metrics",
     "rclip_metric.train.metrics.dreamsim",
     "rclip_metric.train.metrics.lipsim",
     "rclip_metric.train.models",
+    "rclip_metric.train.finetuning",
+    "rclip_metric.train.finetuning.adversarial",
+    "rclip_metric.train.finetuning.nights",
+    "rclip_metric.train.publishing",
+    "rclip_metric.train.runs",
 ]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -19,6 +19,7 @@ from rclip_metric.train.benchmark.examples import example_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
 from rclip_metric.train.benchmark.timing import time_metrics
+from rclip_metric.train.benchmark.timing_visit import TimingSettings
 from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of
 from rclip_metric.train.evaluation.records import Attack
 from rclip_metric.train.evaluation.results.record import result_name
@@ -203,7 +204,9 @@ class _Run:
             asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
 
             def measure(_: Path) -> dict[str, Any]:
-                return {"metrics": time_metrics(names, quiet=self.settings.quiet, **asked)}
+                sizes = TimingSettings(asked["device"], image_size=asked["image_size"])
+                found = time_metrics(names, sizes, precisions=asked["precisions"], quiet=self.settings.quiet)
+                return {"metrics": found}
 
             # One run for all of them, or ratios would compare different hours of the machine.
             about = {**asked, "metrics": names, "versions": versions()}
@@ -218,7 +221,7 @@ class _Run:
         self.team.wait()
 
     def _guarded(self, entry: MetricEntry, what: str, do: Callable[[], Value]) -> Value | None:
-        """What ``do`` gives; None in every process if it failed in one of them, with a sentence in the entry.
+        """What `do` gives; None in every process if it failed in one of them, with a sentence in the entry.
 
         An error that is no sentence of ours also leaves its traceback, in failures/.
         """

@@ -13,68 +13,56 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tqdm import tqdm
 
-from rclip_metric.train.benchmark.timing_visit import Protocol, Visit
+from rclip_metric.train.benchmark.timing_visit import TimingSettings, Visit
 
-LOADER = "rclip_metric.train.metrics.registry:load_metric"
-# What our own metrics import when they are built.
-LIBRARIES = ("huggingface_hub", "open_clip", "safetensors.torch", "timm.models", "torchvision.models")
 MEGABYTE = 1e6
+VISIT = "rclip_metric.train.benchmark.timing_visit"
+DEFAULTS = TimingSettings()
 
 
 def time_metrics(
     names: Sequence[str],
+    settings: TimingSettings = DEFAULTS,
     *,
-    device: str = "cpu",
-    batch_sizes: Sequence[int] = (1, 8),
-    repeats: int = 5,
-    warmup: int = 1,
-    image_size: int = 224,
     precisions: Sequence[str] = ("float32",),
     rounds: int = 2,
-    seconds: float = 20.0,
     quiet: bool = False,
-    load: str = LOADER,
-    libraries: Sequence[str] = LIBRARIES,
 ) -> dict[str, dict[str, Any]]:
     """Measure what scoring costs with each of several metrics.
 
     Args:
-        names: as ``load`` takes them.
-        device: cpu, cuda, cuda:1, ...
-        batch_sizes: pairs at once.
-        repeats: measurements of each batch size in each round.
-        warmup: passes before them.
-        image_size: side of the images, for metrics that leave it open.
+        names: as the settings' `load` takes them.
+        settings: what is measured in each round.
         precisions: "float32" (without TF32) and "bfloat16", which is left out where the device does not multiply it.
         rounds: visits of each metric.
-        seconds: a batch size that has taken so long in a round gets no further measurement there, after its first.
         quiet: no progress bar.
-        load: "module:function", called as ``function(name, device=..., image_size=...)``, gives the `Metric`.
-        libraries: imported before the level of memory is taken: what a library takes is not what a metric takes.
 
     Returns:
-        Per name, JSON: ``timing``, {precision: {batch size as text: {"pairs_per_second" (the median), "low", "high",
-        "measurements", "memory_mb"}, "memory_mb"}}; ``left_out``, {what: why}; ``model``, ``image_size`` and
-        ``machine``. Memory is the peak above the level before the metric was built, in 10^6 bytes, resident on a CPU
-        and allocated on a GPU: during the passes of that batch size, and in all, building included. A metric that gave
-        no figure is {"failed": a sentence}.
+        Per name, JSON: `timing`, {precision: {batch size as text: {"pairs_per_second" (the median), "low", "high",
+        "measurements", "memory_mb"}, "memory_mb"}}; `left_out`, {what: why}; `model`, `image_size` and `machine`.
+        Memory is the peak above the level before the metric was built, in 10^6 bytes, resident on a CPU and allocated
+        on a GPU: during the passes of that batch size, and in all, building included. A metric that gave no figure is
+        {"failed": a sentence}.
 
     Raises:
         ValueError: for settings that measure nothing.
+
+    Example:
+        >>> time_metrics([], quiet=True)  # {"tiny": {"timing": {"float32": ...}, ...}} of ["tiny"], in processes
+        {}
     """
-    # Ascending: what a larger batch leaves behind in the allocator is not a smaller one's.
-    sizes = tuple(sorted(set(batch_sizes)))
-    protocol = Protocol(device, sizes, repeats, warmup, image_size, seconds, load, tuple(libraries))
     if rounds < 1 or not precisions or not set(precisions) <= {"float32", "bfloat16"}:
         raise ValueError(
             f"timing needs at least 1 round and precisions out of float32 and bfloat16, and has {rounds} and "
             f"{', '.join(precisions) or 'none'}"
         )
+    # Ascending: what a larger batch leaves behind in the allocator is not a smaller one's.
+    settings = replace(settings, batch_sizes=tuple(sorted(set(settings.batch_sizes))))
     contestants = [(name, precision) for name in dict.fromkeys(names) for precision in dict.fromkeys(precisions)]
     visits: dict[tuple[str, str], list[Visit]] = {contestant: [] for contestant in contestants}
     failed: dict[tuple[str, str], str] = {}
@@ -82,19 +70,18 @@ def time_metrics(
         for number in range(rounds):
             for contestant in contestants[:: -1 if number % 2 else 1]:
                 if contestant not in failed:
-                    found = in_a_fresh_process(*contestant, protocol)
+                    found = in_a_fresh_process(*contestant, settings)
                     if isinstance(found, str):
                         failed[contestant] = found
                     else:
                         visits[contestant].append(found)
                 bar.update()
-    return {
-        name: _entry(
-            {precision: visits[name, precision] for precision in dict.fromkeys(precisions)},
-            {precision: failed[name, precision] for precision in precisions if (name, precision) in failed},
-        )
-        for name in dict.fromkeys(names)
-    }
+    entries = {}
+    for name in dict.fromkeys(names):
+        own = {precision: visits[name, precision] for precision in dict.fromkeys(precisions)}
+        lost = {precision: failed[name, precision] for precision in precisions if (name, precision) in failed}
+        entries[name] = _entry(own, lost)
+    return entries
 
 
 def _entry(visits: dict[str, list[Visit]], failed: dict[str, str]) -> dict[str, Any]:
@@ -125,12 +112,12 @@ def _summary(rates: Sequence[float]) -> dict[str, Any]:
     return {name: float(f"{value:.5g}") for name, value in shown.items()} | {"measurements": len(rates)}
 
 
-def in_a_fresh_process(name: str, precision: str, protocol: Protocol) -> Visit | str:
+def in_a_fresh_process(name: str, precision: str, settings: TimingSettings) -> Visit | str:
     """A visit, or a sentence that says why there is none; the process imports from where this one does."""
     path = os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
-    request = json.dumps({"name": name, "precision": precision, "protocol": asdict(protocol)})
+    request = json.dumps({"name": name, "precision": precision, "settings": asdict(settings)})
     done = subprocess.run(
-        [sys.executable, "-m", "rclip_metric.train.benchmark.timing_visit", request],
+        [sys.executable, "-c", f"from {VISIT} import main; main()", request],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,

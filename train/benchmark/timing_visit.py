@@ -29,20 +29,41 @@ from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 
 SHORTEST = 0.05  # seconds of a measurement
+LOADER = "rclip_metric.train.metrics:load_metric"
+# What our own metrics import when they are built.
+LIBRARIES = ("huggingface_hub", "open_clip", "safetensors.torch", "timm.models", "torchvision.models")
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How costs are measured; the fields are arguments of `time_metrics`."""
+class TimingSettings:
+    """What is measured in every visit of a metric.
 
-    device: str
-    batch_sizes: tuple[int, ...]
-    repeats: int
-    warmup: int
-    image_size: int
-    seconds: float
-    load: str
-    libraries: tuple[str, ...]
+    Attributes:
+        device: cpu, cuda, cuda:1, ...
+        batch_sizes: pairs at once.
+        repeats: measurements of each batch size.
+        warmup: passes before them.
+        image_size: side of the images, for metrics that leave it open.
+        seconds: a batch size that has taken so long gets no further measurement, after its first.
+        load: "module:function", called as `function(name, device=..., image_size=...)`, gives the `Metric`.
+        libraries: imported before the level of memory is taken: what a library takes is not what a metric takes.
+
+    Example:
+        >>> TimingSettings(batch_sizes=(8, 1)).batch_sizes
+        (8, 1)
+        >>> TimingSettings(repeats=0)
+        Traceback (most recent call last):
+        ValueError: timing needs batch sizes, repeats and an image size of at least 1, and has (1, 8), 0 and 224
+    """
+
+    device: str = "cpu"
+    batch_sizes: tuple[int, ...] = (1, 8)
+    repeats: int = 5
+    warmup: int = 1
+    image_size: int = 224
+    seconds: float = 20.0
+    load: str = LOADER
+    libraries: tuple[str, ...] = LIBRARIES
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -75,34 +96,34 @@ class Visit(TypedDict):
     left_out: dict[str, str]
 
 
-def visit(name: str, precision: str, protocol: Protocol) -> Visit:
+def visit(name: str, precision: str, settings: TimingSettings) -> Visit:
     """Build a metric and measure it, in this process.
 
     Raises:
         ValueError: for bfloat16 where it is slow, and whatever building the metric raises.
     """
-    device = torch.device(protocol.device)
+    device = torch.device(settings.device)
     if precision == "bfloat16" and not bfloat16_is_fast(device):
-        raise ValueError(f"{protocol.device} does not multiply bfloat16 in hardware, and would be slower than float32")
-    for library in protocol.libraries:
+        raise ValueError(f"{settings.device} does not multiply bfloat16 in hardware, and would be slower than float32")
+    for library in settings.libraries:
         importlib.import_module(library)
-    module, _, function = protocol.load.partition(":")
+    module, _, function = settings.load.partition(":")
     load: Callable[..., Metric] = getattr(importlib.import_module(module), function)
     F.linear(*torch.rand(2, 256, 256, device=device))  # what the math library sets up for itself
     peak = Peak(device)
-    metric = load(name, device=protocol.device, image_size=protocol.image_size)
+    metric = load(name, device=settings.device, image_size=settings.image_size)
     if precision == "bfloat16":
         metric = metric.in_bfloat16()
         gc.collect()
     highest = peak.above()
-    x, y = _images(metric, max(protocol.batch_sizes), protocol.image_size)
+    x, y = _images(metric, max(settings.batch_sizes), settings.image_size)
     rates: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for size in protocol.batch_sizes:
+    for size in settings.batch_sizes:
         peak.forget()
         try:
-            rates[str(size)] = _rates(metric, x[:size], y[:size], protocol)
+            rates[str(size)] = _rates(metric, x[:size], y[:size], settings)
             memory[str(size)] = peak.above()
         except Exception as error:
             left_out[str(size)] = _sentence(error)
@@ -132,7 +153,7 @@ def _images(metric: Metric, count: int, size: int) -> tuple[Tensor, Tensor]:
     return images[:count], images[count:]
 
 
-def _rates(metric: Metric, x: Tensor, y: Tensor, protocol: Protocol) -> list[float]:
+def _rates(metric: Metric, x: Tensor, y: Tensor, settings: TimingSettings) -> list[float]:
     """Pairs per second of each measurement, float32 in full precision."""
 
     def passes(count: int) -> float:
@@ -148,9 +169,9 @@ def _rates(metric: Metric, x: Tensor, y: Tensor, protocol: Protocol) -> list[flo
     rates: list[float] = []
     with full_float32(), torch.inference_mode():
         count = 1
-        for _ in range(protocol.warmup):
+        for _ in range(settings.warmup):
             count = max(1, math.ceil(SHORTEST / max(passes(1), 1e-6)))
-        while len(rates) < protocol.repeats and (not rates or time.perf_counter() - begun < protocol.seconds):
+        while len(rates) < settings.repeats and (not rates or time.perf_counter() - begun < settings.seconds):
             rates.append(len(x) * count / passes(count))
     return rates
 
@@ -213,11 +234,11 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     answer_to = os.dup(1)
     os.dup2(2, 1)  # whatever a metric prints goes with the errors
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["protocol"].items()}
-    protocol = Protocol(**settings)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["settings"].items()}
+    settings = TimingSettings(**fields)
     answer: dict[str, Any]
     try:
-        answer = {"visit": visit(request["name"], request["precision"], protocol)}
+        answer = {"visit": visit(request["name"], request["precision"], settings)}
     except Exception as error:
         traceback.print_exc()
         answer = {"failed": _sentence(error)}

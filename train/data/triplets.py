@@ -163,7 +163,7 @@ def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[Tripl
 
     Example:
         >>> import tempfile
-        >>> from rclip_metric.train.data.scenes.draw import write_bapps
+        >>> from rclip_metric.train.data.scenes import write_bapps
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_bapps(Path(folder), per_split=2, quiet=True)
         ...     triplets = read_bapps(Path(folder), ["cnn"])

@@ -10,7 +10,7 @@ import torch
 
 from rclip_metric.train.benchmark import timing, timing_visit
 from rclip_metric.train.benchmark.timing import in_a_fresh_process, time_metrics
-from rclip_metric.train.benchmark.timing_visit import Protocol, visit
+from rclip_metric.train.benchmark.timing_visit import TimingSettings, visit
 from rclip_metric.train.runs.machine import device_record
 
 CPU = torch.device("cpu")
@@ -70,15 +70,13 @@ def visits(tmp_path, monkeypatch):
     sys.modules.pop("timed", None)
 
 
-def protocol(sizes=(1, 2), repeats=3, warmup=1, image_size=32, seconds=20.0, load=timing.LOADER):
-    return Protocol("cpu", sizes, repeats, warmup, image_size, seconds, load, ())
+def protocol(sizes=(1, 2), repeats=3, warmup=1, image_size=32, seconds=20.0, load=timing_visit.LOADER):
+    return TimingSettings("cpu", sizes, repeats, warmup, image_size, seconds, load, ())
 
 
 def test_metrics_take_turns_in_fresh_processes_and_failures_stop_nobody(visits):
     names = ["timed:slow", "timed:broken", "timed:quick"]
-    found = time_metrics(
-        names, batch_sizes=(2, 1), repeats=3, image_size=64, quiet=True, load="timed:load", libraries=()
-    )
+    found = time_metrics(names, protocol(sizes=(2, 1), image_size=64, load="timed:load"), quiet=True)
     assert list(found) == names
     turns = [line.split() for line in visits.read_text().splitlines()]
     # Forward, then backward; what failed is not asked again. Each in a process of its own, and what it prints is not
@@ -128,14 +126,14 @@ def test_memory_is_what_building_and_scoring_add(visits):
         """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from rclip_metric.train.benchmark.timing_visit import Protocol, visit
+from rclip_metric.train.benchmark.timing_visit import TimingSettings, visit
 def protocol(sizes):
-    return Protocol("cpu", sizes, 1, 1, 32, 20.0, sys.argv[2], ())
+    return TimingSettings("cpu", sizes, 1, 1, 32, 20.0, sys.argv[2], ())
 visit("timed:quick", "float32", protocol((1, 2)))  # what is imported once
 print(json.dumps(visit("timed:large", "float32", protocol((1, 2, 3)))))
 """,
         str(visits.parent),
-        timing.LOADER,
+        timing_visit.LOADER,
     )
     # 80 MB are held from building on; a pass adds 40 MB per pair. Other things of the process may come and go.
     assert 110e6 < found["bytes"]["1"] < 150e6 and 150e6 < found["bytes"]["2"] < 190e6 <= 1.2 * found["peak"]
@@ -184,23 +182,23 @@ def test_a_precision_that_failed_is_left_out_beside_one_that_did_not(visits, mon
         return visit(name, precision, protocol) if precision == "float32" else "too slow here"
 
     monkeypatch.setattr(timing, "in_a_fresh_process", answers)
-    settings = {"batch_sizes": (1,), "repeats": 1, "rounds": 1, "quiet": True, "libraries": ()}
-    [entry] = time_metrics(["timed:quick"], precisions=("float32", "bfloat16"), **settings).values()
+    settings, once = protocol(sizes=(1,), repeats=1, image_size=224), {"rounds": 1, "quiet": True}
+    [entry] = time_metrics(["timed:quick"], settings, precisions=("float32", "bfloat16"), **once).values()
     assert list(entry["timing"]) == ["float32"] and entry["left_out"] == {"bfloat16": "too slow here"}
-    assert time_metrics(["timed:quick"], precisions=("bfloat16",), **settings) == {
+    assert time_metrics(["timed:quick"], settings, precisions=("bfloat16",), **once) == {
         "timed:quick": {"failed": "too slow here"}
     }
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "others", "sentence"),
     [
-        ({"batch_sizes": ()}, "batch sizes, repeats and an image size of at least 1"),
-        ({"repeats": 0}, "at least 1"),
-        ({"rounds": 0}, "at least 1 round"),
-        ({"precisions": ("float16",)}, "float32 and bfloat16"),
+        ({"batch_sizes": ()}, {}, "batch sizes, repeats and an image size of at least 1"),
+        ({"repeats": 0}, {}, "at least 1"),
+        ({}, {"rounds": 0}, "at least 1 round"),
+        ({}, {"precisions": ("float16",)}, "float32 and bfloat16"),
     ],
 )
-def test_settings_that_measure_nothing_are_refused(settings, sentence):
+def test_settings_that_measure_nothing_are_refused(settings, others, sentence):
     with pytest.raises(ValueError, match=sentence):
-        time_metrics(["tiny"], quiet=True, **settings)
+        time_metrics(["tiny"], TimingSettings(**settings), quiet=True, **others)
