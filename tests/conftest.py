@@ -3,25 +3,16 @@
 huggingface_hub reads its environment when it is imported: the variables are set before the first test module.
 """
 
-import importlib.util
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from hub_server import LoopbackHub
-else:
-    # pytest's importlib mode keeps the tests' own folder off sys.path.
-    _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parent / "support" / "hub_server.py")
-    sys.modules["hub_server"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["hub_server"])
-    LoopbackHub = sys.modules["hub_server"].LoopbackHub
+from support.hub_server import LoopbackHub
 
 _HF_VARIABLES = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE")
 

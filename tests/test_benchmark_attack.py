@@ -1,9 +1,6 @@
 """The benchmark of the attack compares like with like, and the GPU script runs."""
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,20 +8,12 @@ import torch
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.programs import load_example
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return load("benchmark_attack")
+    return load_example("benchmark_attack")
 
 
 def visited(benchmark, ball, count, steps, unset_row):
@@ -108,7 +97,7 @@ def test_the_embeddings_of_random_weights_differ(benchmark):
 
 
 def test_the_gpu_script_runs_without_one_only_when_told_to(tmp_path, monkeypatch):
-    script = load("gpu_robustness")
+    script = load_example("gpu_robustness")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=r"there is no CUDA device here: .* --device cpu --quick"):
         script.main([])

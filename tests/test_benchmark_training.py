@@ -2,8 +2,6 @@
 
 import argparse
 import copy
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,8 @@ from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneC
 from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 
+from support.programs import load_example
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_training.py"
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
 CONFIG = FinetuneConfig(inner_steps=4, inner_momentum=0.0, batch_size=6)
@@ -21,12 +21,7 @@ CONFIG = FinetuneConfig(inner_steps=4, inner_momentum=0.0, batch_size=6)
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_training", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_training"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmark_training")
 
 
 def encoders():

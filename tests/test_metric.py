@@ -15,30 +15,23 @@ from torch import Tensor, nn
 from rclip_metric import Encoder, ImageError, RobustPerceptualDistance, WeightsError, score
 from rclip_metric.compare import _last_metric
 from rclip_metric.distance import distance_between, normalize
-from rclip_metric.encoder import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.encoder import Architecture, ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
+
+from support.encoders import VIT, small_encoder
+from support.images import noise
 
 SIDE = 32
 
 
 def make_encoder(kind: str = "vit", seed: int = 0) -> Encoder:
-    """A small random encoder whose embeddings of different images really differ."""
-    architecture: Any
-    if kind == "vit":
-        architecture = ViTArchitecture(
-            image_size=SIDE, patch_size=8, width=32, depth=2, heads=2, activation="gelu", norm_eps=1e-5,
-            pre_norm=True, patch_bias=False, projection=16,
-        )  # fmt: skip
-    else:
-        architecture = ConvNeXtArchitecture(image_size=SIDE, depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), projection=16)
-    torch.manual_seed(seed)
+    architectures: dict[str, Architecture] = {
+        "vit": VIT,
+        "convnext": ConvNeXtArchitecture(image_size=SIDE, depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), projection=16),
+    }
     preprocessing = Preprocessing(mode="crop", resize=36, crop=SIDE)
-    encoder = Encoder(architecture, preprocessing, name=f"random-{kind}", revision="r1")
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-    return encoder
+    name = f"random-{kind}"
+    return small_encoder(architectures[kind], preprocessing, name=name, seed=seed, spread=True, revision="r1")
 
 
 @pytest.fixture(scope="module", params=["vit", "convnext"])
@@ -49,10 +42,6 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 @pytest.fixture
 def metric(encoder: Encoder) -> RobustPerceptualDistance:
     return RobustPerceptualDistance(encoder)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 X, Y = noise(5, 3, SIDE, SIDE, seed=1), noise(5, 3, SIDE, SIDE, seed=2)

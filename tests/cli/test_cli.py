@@ -20,11 +20,14 @@ from PIL import Image
 import rclip_metric
 from rclip_metric import Encoder, RobustPerceptualDistance
 from rclip_metric.cli.main import main
-from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.metric import distance_between
 from rclip_metric.retrieval.embeddings import FileEmbeddings, Summary, all_pairs, distances, pair_by_name
 from rclip_metric.weights import file_digest, load_manifest, model_names, save_encoder
+
+from support.encoders import VIT, small_encoder
+from support.images import save_noise
+from support.programs import PATIENCE
 
 COMMAND = [sys.executable, "-c", "from rclip_metric.cli.main import console_main; console_main()"]
 IDENTITY = ("model", "revision", "resize", "squared")
@@ -57,26 +60,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, in our own format."""
-    torch.manual_seed(0)
-    encoder = Encoder(
-        ViTArchitecture(image_size=32, patch_size=8, width=32, depth=2, heads=2, projection=16),
-        Preprocessing(mode="crop", resize=36, crop=32),
-        name="random",
-    )
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    encoder = small_encoder(VIT, Preprocessing("crop", 36, 32), spread=True, name="random")
     folder = tmp_path_factory.mktemp("models") / "small"
     save_encoder(encoder, folder)
     return folder
-
-
-def picture(path: Path, seed: int, size: tuple[int, int] = (40, 50)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture
@@ -84,8 +71,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Two folders of four images by the same names, and the files that folders collect."""
     a, b = tmp_path / "a", tmp_path / "b"
     for i in range(4):
-        picture(a / f"{i}.png", i)
-        picture(b / f"{i}.png", 10 + i, size=(64, 33))
+        save_noise(a / f"{i}.png", i)
+        save_noise(b / f"{i}.png", 10 + i, size=(64, 33))
     shutil.copy(a / "3.png", b / "3.png")
     (a / "notes.txt").write_text("not an image")
     (a / ".hidden.png").write_text("not an image")
@@ -103,7 +90,7 @@ def photograph(path: Path, seed: int = 0) -> Path:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     exif.get_ifd(0x8769)[0x829A] = 1 / 60  # seconds of exposure
-    Image.open(picture(path.with_suffix(".png"), seed)).save(path, exif=exif)
+    Image.open(save_noise(path.with_suffix(".png"), seed)).save(path, exif=exif)
     return path
 
 
@@ -119,7 +106,7 @@ def drawn_only(model: Path, tmp_path: Path) -> Path:
 
 
 def test_two_files_give_one_line_with_model_and_revision(run: Any, model: Path, tmp_path: Path) -> None:
-    a, b = picture(tmp_path / "a.png", 0), picture(tmp_path / "b.png", 1)
+    a, b = save_noise(tmp_path / "a.png", 0), save_noise(tmp_path / "b.png", 1)
     result = run("score", a, b, "--model", model)
     assert result.code == 0
     assert result.err == ""
@@ -135,7 +122,7 @@ def test_two_files_give_one_line_with_model_and_revision(run: Any, model: Path, 
 def test_json_has_everything_it_takes_to_repeat(
     run: Any, model: Path, tmp_path: Path, squared: bool, resize: Any
 ) -> None:
-    a, b = picture(tmp_path / "a.png", 0), picture(tmp_path / "b.png", 1, size=(90, 33))
+    a, b = save_noise(tmp_path / "a.png", 0), save_noise(tmp_path / "b.png", 1, size=(90, 33))
     flags = ["--squared"] if squared else []
     result = run("score", a, b, "--model", model, "--json", "--resize", resize, *flags)
     record = json.loads(result.out)
@@ -156,7 +143,7 @@ def test_json_has_everything_it_takes_to_repeat(
 
 
 def test_identical_images_are_at_distance_zero(run: Any, model: Path, tmp_path: Path) -> None:
-    a = picture(tmp_path / "a.png", 0)
+    a = save_noise(tmp_path / "a.png", 0)
     with Image.open(a) as image:
         image.save(tmp_path / "a.bmp")
     for other in (a, tmp_path / "a.bmp"):
@@ -165,7 +152,7 @@ def test_identical_images_are_at_distance_zero(run: Any, model: Path, tmp_path: 
 
 
 def test_a_small_distance_is_not_shown_as_none(run: Any, model: Path, tmp_path: Path) -> None:
-    a = picture(tmp_path / "a.png", 0, size=(32, 32))
+    a = save_noise(tmp_path / "a.png", 0, size=(32, 32))
     with Image.open(a) as image:
         nearly = np.array(image)
     nearly[9, 9, 0] ^= 1
@@ -176,14 +163,14 @@ def test_a_small_distance_is_not_shown_as_none(run: Any, model: Path, tmp_path: 
 
 
 def test_bfloat16_is_said_and_close(run: Any, model: Path, tmp_path: Path) -> None:
-    a, b = picture(tmp_path / "a.png", 0), picture(tmp_path / "b.png", 1)
+    a, b = save_noise(tmp_path / "a.png", 0), save_noise(tmp_path / "b.png", 1)
     result = run("score", a, b, "--model", model, "--dtype", "bfloat16", "--device", "cpu")
     assert float(result.out.split()[0]) == pytest.approx(expected(model, a, b), abs=0.02)
     assert result.out.endswith("; resize published; bfloat16)\n")
 
 
 def test_resize_none_refuses_another_size(run: Any, model: Path, tmp_path: Path) -> None:
-    a, fits = picture(tmp_path / "a.png", 0), picture(tmp_path / "b.png", 1, size=(32, 32))
+    a, fits = save_noise(tmp_path / "a.png", 0), save_noise(tmp_path / "b.png", 1, size=(32, 32))
     result = run("score", a, fits, "--model", model, "--resize", "none")
     assert result.code == 2
     assert result.out == ""
@@ -193,7 +180,7 @@ def test_resize_none_refuses_another_size(run: Any, model: Path, tmp_path: Path)
 
 def test_the_model_that_ships(run: Any, tmp_path: Path) -> None:
     """Offline and without any preparation; a slightly changed picture is nearer than another one."""
-    a, b = picture(tmp_path / "a.png", 0, size=(8, 8)), picture(tmp_path / "b.png", 1, size=(8, 8))
+    a, b = save_noise(tmp_path / "a.png", 0, size=(8, 8)), save_noise(tmp_path / "b.png", 1, size=(8, 8))
     for path in (a, b):
         with Image.open(path) as image:
             image.resize((96, 80), Image.Resampling.BICUBIC).save(path)
@@ -256,8 +243,8 @@ def test_broken_files_are_named_skipped_and_counted(run: Any, model: Path, folde
 
 def test_files_without_a_partner_are_named(run: Any, model: Path, folders: tuple[Path, Path]) -> None:
     a, b = folders
-    picture(a / "left.png", 20)
-    picture(b / "right.jpg", 21)
+    save_noise(a / "left.png", 20)
+    save_noise(b / "right.jpg", 21)
     result = run("score", a, b, "--model", model)
     assert result.code == 0
     assert result.lines[-1]["summary"]["unpaired"] == [str(a / "left.png"), str(b / "right.jpg")]
@@ -268,9 +255,9 @@ def test_files_without_a_partner_are_named(run: Any, model: Path, folders: tuple
 def test_pairs_by_name_then_by_stem(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     for path in ("a/1.png", "a/2.png", "a/3.png", "a/4.png", "a/4.bmp", "a/5.png"):
-        picture(tmp_path / path, 0, size=(1, 1))
+        save_noise(tmp_path / path, 0, size=(1, 1))
     for path in ("b/1.png", "b/1.jpg", "b/2.jpg", "b/3.jpg", "b/3.bmp", "b/4.png", "b/4.jpg", "b/6.png"):
-        picture(tmp_path / path, 0, size=(1, 1))
+        save_noise(tmp_path / path, 0, size=(1, 1))
     pairing = pair_by_name(a, b)
     assert [(x.name, y.name) for x, y in pairing.pairs] == [
         ("1.png", "1.png"),
@@ -404,7 +391,7 @@ def test_every_distinct_image_is_embedded_once(model: Path, folders: tuple[Path,
 
 
 def test_files_are_read_no_further_ahead_than_two_batches(model: Path, tmp_path: Path) -> None:
-    images = [picture(tmp_path / f"{i:02}.png", i, size=(8, 8)) for i in range(30)]
+    images = [save_noise(tmp_path / f"{i:02}.png", i, size=(8, 8)) for i in range(30)]
     metric = RobustPerceptualDistance(str(model))
     read: list[Path] = []
 
@@ -424,7 +411,7 @@ def test_weights_that_give_nan_are_an_error(run: Any, model: Path, tmp_path: Pat
     with torch.no_grad():
         next(encoder.parameters()).fill_(float("nan"))
     save_encoder(encoder, tmp_path / "damaged")
-    a = picture(tmp_path / "a.png", 0)
+    a = save_noise(tmp_path / "a.png", 0)
     result = run("score", a, a, "--model", tmp_path / "damaged")
     assert (result.code, result.out) == (2, "")
     assert "not finite" in result.err
@@ -503,7 +490,7 @@ def test_bad_usage(run: Any, folders: tuple[Path, Path], arguments: list[str], r
 
 
 def test_a_device_that_is_not_there(run: Any, model: Path, tmp_path: Path) -> None:
-    a = picture(tmp_path / "a.png", 0)
+    a = save_noise(tmp_path / "a.png", 0)
     result = run("score", a, a, "--model", model, "--device", "cuda:99")
     assert (result.code, result.out) == (2, "")
     assert "there is no cuda:99 device" in result.err
@@ -542,7 +529,7 @@ def test_a_model_of_drawn_scenes_says_so_once_of_photographs(
     run: Any, drawn_only: Path, model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "photographs"
-    drawing = picture(tmp_path / "drawing.png", 9)
+    drawing = save_noise(tmp_path / "drawing.png", 9)
     first, _ = (photograph(folder / f"{i}.jpg", i) for i in range(2))
     remark = (
         f"rclip-metric: random knows drawn scenes only, and {first} states a camera and its exposure: "
@@ -639,7 +626,7 @@ def test_download_score_and_verify(run: Any, hub: Any, on_hub: OnHub, tmp_path: 
     assert run("models", *options).out.splitlines()[1].endswith("yes")
 
     hub.status = 500  # from here on, a request would be an error
-    a = picture(tmp_path / "a.png", 0)
+    a = save_noise(tmp_path / "a.png", 0)
     result = run("score", a, a, "--model", "small", *options)
     assert result.out.startswith(f"0.0000  small@{on_hub.commit[:7]} (distance")
     record = json.loads(run("score", a, a, "--model", "small", "--json", *options).out)
@@ -657,7 +644,7 @@ def test_a_model_that_fails_does_not_keep_the_others_back(run: Any, hub: Any, on
 
 
 def test_the_hub_and_the_file_are_exit_code_3(run: Any, hub: Any, on_hub: OnHub, tmp_path: Path) -> None:
-    a = picture(tmp_path / "a.png", 0)
+    a = save_noise(tmp_path / "a.png", 0)
 
     def score(name: str, cache: Path) -> str:
         result = run("score", a, a, "--model", name, "--cache-dir", cache, "--quiet")
@@ -712,7 +699,7 @@ def test_the_process_keeps_the_streams_and_the_code_apart(model: Path, folders: 
     shutil.copy(a / "1.png", no_utf8)
     arguments = ["rank", a / "1.png", a / "0.png", a / "2.png", no_utf8, "--model", model]
     result = subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=a.parent, capture_output=True, text=True, timeout=300, check=False
+        [*COMMAND, *map(str, arguments)], cwd=a.parent, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert result.returncode == 2
     _, nearest, _ = result.stdout.splitlines()
@@ -726,7 +713,7 @@ def test_the_process_keeps_the_streams_and_the_code_apart(model: Path, folders: 
 def endless(model: Path, tmp_path: Path) -> list[str]:
     """A command with more output than a pipe holds: it waits for its reader."""
     for i in range(60):
-        picture(tmp_path / "many" / f"{'x' * 100}{i}.png", i, size=(4, 4))
+        save_noise(tmp_path / "many" / f"{'x' * 100}{i}.png", i, size=(4, 4))
     run = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in a background job
     command = [sys.executable, "-c", run + COMMAND[-1]]
     return [*command, "score", "--all-pairs", str(tmp_path / "many"), "--model", str(model)]
@@ -738,7 +725,7 @@ def test_a_reader_that_leaves_is_no_error(endless: list[str]) -> None:
         json.loads(running.stdout.readline())
         running.stdout.close()
         assert running.stderr.read() == ""
-        assert running.wait(timeout=300) == 141
+        assert running.wait(timeout=PATIENCE) == 141
 
 
 def test_interrupting_is_quiet(endless: list[str]) -> None:
@@ -746,7 +733,7 @@ def test_interrupting_is_quiet(endless: list[str]) -> None:
         assert running.stdout is not None
         first = running.stdout.readline()
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=300)
+        out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, err) == (130, "rclip-metric: interrupted\n")
     assert json.loads(first)["distance"] > 0
     assert '"summary"' not in out

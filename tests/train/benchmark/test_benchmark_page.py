@@ -3,7 +3,6 @@
 import base64
 import copy
 import html
-import importlib.util
 import io
 import math
 import random
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from PIL import Image
 from rclip_metric.train.benchmark.page import charts
 from rclip_metric.train.benchmark.page.page import page
 from rclip_metric.train.benchmark.page.reading import COLOURS, Look
+
+from support.programs import load_example
 
 ROOT = Path(__file__).parents[3]
 
@@ -865,17 +865,9 @@ def test_colours_can_be_seen(theme: str) -> None:
     assert all(contrast(f"k{n}", "card") >= 3 for n in range(COLOURS))  # graphics
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("screenshot_page", ROOT / "examples" / "screenshot_page.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    module = tool()
+    module = load_example("screenshot_page")
     path = module.find_browser()
     if path is None:
         pytest.skip(f"there is no browser on the PATH: none of {', '.join(module.BROWSERS)}")
@@ -959,7 +951,7 @@ def test_on_a_phone(browser: Any, file: Path, width: int) -> None:
 
 
 def test_taking_a_picture(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = tool()
+    module = load_example("screenshot_page")
     if module.find_browser() is None:
         pytest.skip(f"there is no browser on the PATH: none of {', '.join(module.BROWSERS)}")
     small = tmp_path / "small.html"

@@ -1,6 +1,6 @@
 """A finished run as a folder and on the loopback Hub: weights, card, manifest entry, and whose results they are."""
 
-import argparse
+import functools
 import hashlib
 import json
 import os
@@ -34,6 +34,8 @@ from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.publishing import EXPORT_NAMES, export_run, push_export, reported_numbers
 from rclip_metric.weights import load_encoder, manifest, save_encoder, verify
 from rclip_metric.weights.manifest import WeightSpec, format_manifest, get_spec, load_manifest, read_specs
+
+from support.programs import run_command
 
 LINF = {"attack": "apgd", "norm": "linf", "eps": 4 / 255, "steps": 100, "restarts": 1, "loss": "ce"}
 L2 = {**LINF, "norm": "l2", "eps": 3.0 * 32 / 224}
@@ -596,13 +598,7 @@ def test_the_results_of_tiny_are_those_of_its_own_entry():
 # The command
 
 
-def call(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--quiet", action="store_true")
-    command.add(parser.add_subparsers(), shared)
-    options = parser.parse_args(["export", *map(str, arguments)])
-    options.run(options)
+call = functools.partial(run_command, command, "export")
 
 
 def test_the_command_exports_and_pushes(hub, run, tmp_path, monkeypatch, capsys):
