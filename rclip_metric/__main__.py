@@ -1,4 +1,4 @@
-"""``python -m rclip_metric``: the same as the command rclip-metric, also for ``torchrun -m rclip_metric``."""
+"""`python -m rclip_metric`: the same as the command rclip-metric, also for `torchrun -m rclip_metric`."""
 
 from rclip_metric.cli.main import console_main
 

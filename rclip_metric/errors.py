@@ -2,11 +2,28 @@
 
 
 class ImageError(ValueError):
-    """An image that cannot be read, or values whose meaning is not clear; the message says which and why."""
+    """An image that cannot be read, or values whose meaning is not clear; the message says which and why.
+
+    Example:
+        >>> from rclip_metric.images import load_image
+        >>> load_image(b"no picture")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.ImageError: cannot read the image: not an image, or not in a format that Pillow reads
+    """
 
 
 class WeightsError(RuntimeError):
-    """Base of every error about finding, fetching, checking or reading weights."""
+    """Base of every error about finding, fetching, checking or reading weights.
+
+    Example:
+        >>> from rclip_metric import RobustPerceptualDistance
+        >>> try:
+        ...     RobustPerceptualDistance("tinny")
+        ... except WeightsError as error:
+        ...     print(error)
+        There is no model 'tinny' in the manifest: did you mean 'tiny' or 'tiny-clean'?
+    """
 
 
 class UnknownModelError(WeightsError, ValueError):

@@ -33,7 +33,7 @@ class RobustPerceptualDistanceMetric(Metric):
             `compute_with_cache`), each handed to its own.
 
     Raises:
-        ValueError: reduction is none of the three, or a ready metric came with settings.
+        ValueError: `reduction` is none of the three, or a ready metric came with settings.
     """
 
     higher_is_better = False

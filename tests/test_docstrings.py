@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Packages whose every public class and function, the names in __all__, has an example.
 FACES = [
+    "rclip_metric.encoder",
+    "rclip_metric.images",
     "rclip_metric.train.attacks",
     "rclip_metric.train.data",
     "rclip_metric.train.data.scenes",

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: the arguments, without the program's name; those of the process if None.
+        argv: The arguments, without the program's name; those of the process if None.
 
     Returns:
         The exit code, see --help.

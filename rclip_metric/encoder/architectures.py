@@ -44,6 +44,11 @@ class ViTArchitecture:
         layer_scale: Each branch is scaled per channel (DINOv2).
         projection: Size of the embedding after a linear map without bias; None embeds as the normed class
             token.
+
+    Example:
+        >>> small = ViTArchitecture(image_size=32, patch_size=8, width=64, depth=2, heads=4)
+        >>> small.activation, small.projection
+        ('gelu', None)
     """
 
     kind: ClassVar[str] = "vit"
@@ -88,6 +93,12 @@ class ConvNeXtArchitecture:
         widths: Channels of each of the four stages.
         norm_eps: eps of every LayerNorm.
         projection: Size of the embedding after a linear map without bias; None embeds as the normed feature.
+
+    Example:
+        >>> ConvNeXtArchitecture(image_size=30, depths=(2, 2, 4, 2), widths=(32, 64, 128, 256))
+        Traceback (most recent call last):
+            ...
+        ValueError: image_size must be at least 32 (four stages halve it), got 30.
     """
 
     kind: ClassVar[str] = "convnext"
@@ -127,6 +138,10 @@ class TimmArchitecture:
         options: JSON text of an object: further arguments of timm's constructor, as a Hub repository of timm's
             states them in its `model_args`.
         projection: Size of the embedding after a linear map without bias; None embeds as the pooled features.
+
+    Example:
+        >>> TimmArchitecture(model="resnet18", image_size=224, features=512, options='{"output_stride": 16}').options
+        '{"output_stride": 16}'
     """
 
     kind: ClassVar[str] = "timm"
@@ -166,6 +181,10 @@ class OpenClipArchitecture:
         projection: Size of the embedding, the config's embed_dim.
         config: JSON text of an object with the config's embed_dim, vision_cfg and quick_gelu; None for the config that
             OpenCLIP has under that name.
+
+    Example:
+        >>> OpenClipArchitecture(model="RN50", image_size=224, projection=1024).config is None
+        True
     """
 
     kind: ClassVar[str] = "open_clip"
@@ -241,7 +260,12 @@ NAMED: dict[str, Architecture] = {
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
-    """Return a dict that json can write and `architecture_from_dict` reads."""
+    """Return a dict that json can write and `architecture_from_dict` reads.
+
+    Example:
+        >>> architecture_to_dict(NAMED["tiny_convnext"])["widths"]
+        [32, 64, 128, 256]
+    """
     values: dict[str, Any] = {"kind": architecture.kind}
     for entry in fields(architecture):
         value = getattr(architecture, entry.name)
@@ -252,7 +276,13 @@ def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
 
 
 def architecture_from_dict(mapping: Mapping[str, Any]) -> Architecture:
-    """Read an architecture from its dict; ValueError names a field that is unknown, missing or wrong."""
+    """Read an architecture from its dict; ValueError names a field that is unknown, missing or wrong.
+
+    Example:
+        >>> tiny = NAMED["tiny_convnext"]
+        >>> architecture_from_dict(architecture_to_dict(tiny)) == tiny
+        True
+    """
     values = dict(mapping)
     kind = values.pop("kind", None)
     if kind not in _KINDS:
@@ -273,7 +303,12 @@ def architecture_from_dict(mapping: Mapping[str, Any]) -> Architecture:
 
 
 def embedding_dim(architecture: Architecture) -> int:
-    """Return the size D of the embeddings."""
+    """Return the size D of the embeddings.
+
+    Example:
+        >>> embedding_dim(NAMED["convnext_base_w"]), embedding_dim(NAMED["dino_vit_b_16"])
+        (640, 768)
+    """
     if architecture.projection is not None:
         return architecture.projection
     if isinstance(architecture, ViTArchitecture):

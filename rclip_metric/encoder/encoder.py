@@ -50,6 +50,12 @@ class Encoder(nn.Module):
         folding: In eval mode, compute with the tower's BatchNorms folded into its convolutions (`folding`), in
             channels_last: embeddings differ by float rounding, and passes are two to three times faster. True by
             default, and without effect where there is no BatchNorm. Not saved.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> encoder = Encoder(tiny, Preprocessing(mode="crop", resize=36, crop=32))
+        >>> encoder(torch.rand(2, 3, 50, 40)).shape  # any height and width
+        torch.Size([2, 16])
     """
 
     mean: Tensor
@@ -192,7 +198,7 @@ class Encoder(nn.Module):
         return 2 * sum(module.weight.numel() for module in convolutions) > total
 
     def _folded_tower(self) -> FoldedTower | None:
-        """The tower that stands in for the own one, where BatchNorms can be folded and nobody is in the way."""
+        """Return the tower that stands in for the own one, where BatchNorms can be folded and nobody is in the way."""
         if not self.folding or self._folded is False or self.tower.training or torch.compiler.is_compiling():
             return None
         # Activations that are computed again would meet other weights than the first time.
@@ -210,7 +216,7 @@ class Encoder(nn.Module):
             self._folded.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle carries: a folded tower is made again."""
+        """Return what a copy or a pickle carries: a folded tower is made again."""
         return {**self.__dict__, "_folded": None}
 
     @property
@@ -246,7 +252,7 @@ class Encoder(nn.Module):
         return preprocess_pil(open_image(image), self.preprocessing, self.resize)
 
     def extra_repr(self) -> str:
-        """Name, revision and preprocessing: without them a score is not a result."""
+        """Show name, revision and preprocessing: without them a score is not a result."""
         p = self.preprocessing
         how = f"squash {p.crop}" if p.mode == "squash" else f"resize {p.resize}, crop {p.crop}"
         knows = "" if self.domain is None else f", knows='{self.domain} only'"
@@ -269,7 +275,15 @@ class Encoder(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """The head that the NIGHTS fine-tuning trains: e + fc2(relu(fc1(e)))."""
+    """The head that the NIGHTS fine-tuning trains: e + fc2(relu(fc1(e))).
+
+    Example:
+        >>> head = ResidualMLP(dim=16, hidden=32)
+        >>> _ = nn.init.zeros_(head.fc2.weight), nn.init.zeros_(head.fc2.bias)
+        >>> embedding = torch.rand(2, 16)
+        >>> torch.equal(head(embedding), embedding)
+        True
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         """Build for embeddings of size `dim`."""

@@ -1,5 +1,4 @@
-"""Networks of convolutions without their BatchNorms: in eval mode each is an affine map, which the convolution before
-it can carry.
+"""Networks of convolutions without their BatchNorms: in eval mode each folds into the convolution before it.
 
     gamma (W * x + b - mean) / sqrt(var + eps) + beta = W' * x + b',    W' = gamma W / sqrt(var + eps),
                                                                         b' = beta + gamma (b - mean) / sqrt(var + eps)
@@ -32,8 +31,8 @@ class FoldedTower(nn.Module):
         """Fold; `folded` builds it only where that can be done.
 
         Args:
-            tower: in eval mode.
-            image_size: side of an input that it takes.
+            tower: In eval mode.
+            image_size: Side of an input that it takes.
         """
         super().__init__()
         self.pairs = _pairs(tower, image_size)
@@ -51,7 +50,7 @@ class FoldedTower(nn.Module):
         self._walk(tower)
 
     def embed(self, tower: nn.Module, pixels: Tensor) -> Tensor:
-        """Compute ``tower(pixels)``, (N, 3, S, S) -> (N, D), of the tower that this one was made of."""
+        """Compute `tower(pixels)`, (N, 3, S, S) -> (N, D), of the tower that this one was made of."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         if not all(held.get(name) is part for held, name, part in self._parts):
             self._walk(tower)
@@ -83,7 +82,7 @@ class FoldedTower(nn.Module):
         self._tensors = [part for _, _, part in self._parts if isinstance(part, Tensor)]
 
     def _weights(self, tower: nn.Module) -> dict[str, Tensor]:
-        """The twin's parameters by name, as functions of the tower's."""
+        """Return the twin's parameters by name, as functions of the tower's."""
         own = dict(tower.named_parameters())
         folded: dict[str, Tensor] = {}
         for convolution, norm in self.pairs:
@@ -102,11 +101,11 @@ class FoldedTower(nn.Module):
 
 
 def folded(tower: nn.Module, image_size: int) -> FoldedTower | None:
-    """A tower's `FoldedTower`; None where it has no BatchNorm behind a convolution, or would not compute the same.
+    """Return a tower's `FoldedTower`; None where no BatchNorm follows a convolution, or the two differ.
 
     Args:
-        tower: in eval mode, on any device but meta.
-        image_size: side of an input that it takes.
+        tower: In eval mode, on any device but meta.
+        image_size: Side of an input that it takes.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in tower.modules()):
         return None
@@ -124,7 +123,7 @@ def folded(tower: nn.Module, image_size: int) -> FoldedTower | None:
 
 
 def _pairs(tower: nn.Module, image_size: int) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) where the second is run once, on what the first has just given."""
+    """Find the names of (convolution, BatchNorm) where the second is run once, on what the first has just given."""
     from timm.layers import BatchNormAct2d, Conv2dSame
 
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other gets their number

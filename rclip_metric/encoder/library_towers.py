@@ -96,6 +96,11 @@ def timm_architecture(
     Raises:
         UnknownModelError: timm has no such model.
         ValueError: The model takes no square RGB image, or cannot be built.
+
+    Example:
+        >>> found = timm_architecture("resnet18", image_size=64)
+        >>> found.image_size, found.features
+        (64, 512)
     """
     text = json.dumps(dict(options or {}))
     draft = TimmArchitecture(model=model, image_size=image_size or 1, features=1, options=text, projection=projection)

@@ -27,6 +27,14 @@ def open_clip_architecture(model: str, config: Mapping[str, Any]) -> Architectur
 
     Raises:
         ValueError: Names the entry that is missing or wrong.
+
+    Example:
+        >>> resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "patch_size": None}
+        >>> open_clip_architecture("my ResNet", {"embed_dim": 16, "vision_cfg": resnet}).kind
+        'open_clip'
+        >>> vit = {"image_size": 64, "layers": 2, "width": 64, "patch_size": 8}
+        >>> open_clip_architecture("my ViT", {"embed_dim": 16, "vision_cfg": vit}).kind
+        'vit'
     """
     try:
         return open_clip_vision_architecture(config)
@@ -35,7 +43,7 @@ def open_clip_architecture(model: str, config: Mapping[str, Any]) -> Architectur
 
 
 def _own_tower(model: str, config: Mapping[str, Any]) -> OpenClipArchitecture:
-    """The part of a config that the vision tower is built from, without what names a file to start from."""
+    """Keep the part of a config that the vision tower is built from, without what names a file to start from."""
     for name in ("embed_dim", "vision_cfg"):
         if name not in config:
             raise ValueError(f"The OpenCLIP config {model} has no {name}.")
@@ -62,6 +70,12 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
 
     Raises:
         ValueError: Names the entry that is missing, or that no tower here computes.
+
+    Example:
+        >>> vision = {"image_size": 64, "layers": 2, "width": 64, "patch_size": 8}
+        >>> found = open_clip_vision_architecture({"embed_dim": 16, "vision_cfg": vision})
+        >>> found.depth, found.heads, found.projection
+        (2, 1, 16)
     """
     config = config.get("model_cfg", config)
     for name in ("embed_dim", "vision_cfg"):

@@ -72,12 +72,23 @@ def expected_tensors(architecture: Architecture, mlp_hidden: int | None = None) 
 
 
 def expected_shapes(architecture: Architecture, mlp_hidden: int | None = None) -> dict[str, _Shape]:
-    """Return the keys of an encoder's state dict and the shapes of their tensors."""
+    """Return the keys of an encoder's state dict and the shapes of their tensors.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> expected_shapes(tiny)["tower.projection.weight"]
+        (16, 64)
+    """
     return {key: tuple(tensor.shape) for key, tensor in expected_tensors(architecture, mlp_hidden).items()}
 
 
 def detect(keys: Iterable[str]) -> str:
-    """Return the name of the layout that the keys follow; CheckpointError when it is none of ours."""
+    """Return the name of the layout that the keys follow; CheckpointError when it is none of ours.
+
+    Example:
+        >>> detect(["logit_scale", "visual.conv1.weight"])
+        'open-clip'
+    """
     keys = list(keys)
     signatures = {name: layout.signature for name, layout in LAYOUTS.items() if layout.signature is not None}
     for name, signature in signatures.items():
@@ -93,6 +104,10 @@ def vision_keys(layout: str, key: str) -> bool:
     """Tell whether a tensor has to be read from the file: everything that is not known to be left out.
 
     What is neither known nor left out is read as well, so that `convert` can name it as unexpected.
+
+    Example:
+        >>> vision_keys("open-clip", "visual.conv1.weight"), vision_keys("open-clip", "logit_scale")
+        (True, False)
     """
     ignored = _layout(layout).ignored
     return ignored is None or ignored.fullmatch(key) is None
@@ -114,6 +129,13 @@ def convert(
 
     Raises:
         CheckpointError: Names the keys that are missing or unexpected, or the key whose shape is wrong.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> published = build_tower(tiny).state_dict()
+        >>> published["head.proj.weight"] = published.pop("projection.weight")
+        >>> convert(published, "open-clip-visual", tiny).keys() == expected_shapes(tiny).keys()
+        True
     """
     return fit(expected_tensors(architecture, mlp_hidden), state, layout, architecture)
 
@@ -146,7 +168,12 @@ def fit(
 
 
 def key_report(missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    """Say which keys are missing and unexpected, the first few of each by name."""
+    """Say which keys are missing and unexpected, the first few of each by name.
+
+    Example:
+        >>> key_report(missing=["head.fc1.bias"], unexpected=["fc.weight", "fc.bias"])
+        'missing head.fc1.bias; unexpected fc.weight, fc.bias'
+    """
     parts = []
     for word, keys in (("missing", list(missing)), ("unexpected", list(unexpected))):
         if keys:
@@ -345,7 +372,7 @@ def _efficientnet_lite(key: str, architecture: Architecture) -> _Source:
 
 @functools.cache
 def _blocks(architecture: TimmArchitecture) -> dict[tuple[int, int], set[str]]:
-    """The modules in each block of a timm model that numbers them by stage and place, in the order of computation."""
+    """List the modules in each block of a timm model, numbered by stage and place, in the order of computation."""
     blocks: dict[tuple[int, int], set[str]] = {}
     for key in expected_tensors(architecture):
         if match := re.match(r"tower\.trunk\.blocks\.(\d+)\.(\d+)\.(\w+)\.", key):

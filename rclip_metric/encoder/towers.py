@@ -63,6 +63,11 @@ def build_tower(architecture: Architecture) -> Tower:
     Raises:
         UnknownModelError: The library has no such model.
         ValueError: The library's model is not what the architecture says.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> build_tower(tiny)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 16])
     """
     if isinstance(architecture, LIBRARY_KINDS):
         return LibraryTower(architecture)
@@ -80,6 +85,13 @@ def without_weights(architecture: Architecture) -> Iterator[None]:
     A native tower is built on the meta device. A library's may have tensors besides, computed when it is built (the
     tables of relative positions of a Swin): it is built on the CPU, random weights and all, and the caller's random
     numbers stay as they were.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> with without_weights(tiny):
+        ...     tower = build_tower(tiny)
+        >>> tower.projection.weight.is_meta
+        True
     """
     if not isinstance(architecture, LIBRARY_KINDS):
         with torch.device("meta"):

@@ -48,6 +48,14 @@ class Preprocessing:
         interpolation: "bicubic", always with antialiasing.
         mean: Per-channel mean that the encoder subtracts, in [0, 1] units.
         std: Per-channel standard deviation that the encoder divides by, in [0, 1] units.
+
+    Example:
+        >>> published = Preprocessing(mode="crop", resize=256, crop=224)
+        >>> half = published.at(112)
+        >>> half.resize, half.crop
+        (128, 112)
+        >>> Preprocessing.from_dict(half.to_dict()) == half
+        True
     """
 
     mode: Literal["crop", "squash"]
@@ -83,7 +91,7 @@ class Preprocessing:
             raise ValueError(f"std must be positive, got {self.std!r}.")
 
     def at(self, size: int) -> Preprocessing:
-        """The same for another side of the square, in pixels: what is cropped away stays the same share."""
+        """Return the same for another side of the square, in pixels: what is cropped away stays the same share."""
         return replace(self, crop=size, resize=self.resize * size // self.crop)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,6 +134,13 @@ def resize_images(images: Tensor, preprocessing: Preprocessing, resize: Resize =
 
     Raises:
         ValueError: For resize=None and images of another size.
+
+    Example:
+        >>> images = torch.zeros(2, 3, 100, 50)
+        >>> images[:, :, 45:55] = 1.0  # a white bar across the middle
+        >>> square = resize_images(images, Preprocessing(mode="squash", resize=32, crop=32))
+        >>> square.shape, square[0, 0, 15:17].min() > 0.9
+        (torch.Size([2, 3, 32, 32]), tensor(True))
     """
     side = preprocessing.crop
     height, width = images.shape[-2:]
@@ -158,6 +173,13 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
 
     Raises:
         ValueError: For another mode than RGB, or resize=None and an image of another size.
+
+    Example:
+        >>> from PIL import Image
+        >>> image = Image.new("RGB", (300, 200), "white")
+        >>> pixels = preprocess_pil(image, Preprocessing(mode="crop", resize=64, crop=56))
+        >>> pixels.shape, pixels.min()
+        (torch.Size([3, 56, 56]), tensor(1.))
     """
     from PIL import Image
 
@@ -186,7 +208,7 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
 def _resampled_columns(
     image: Image.Image, first: int, length: int, new_length: int, start: int, count: int
 ) -> Image.Image:
-    """The Pillow counterpart of `_resampled`."""
+    """Do as `_resampled` does, in Pillow."""
     from PIL import Image
 
     bicubic = Image.Resampling.BICUBIC
@@ -216,18 +238,18 @@ def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -
 
 
 def _resized(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Size (width, height) after torchvision's Resize(shorter): the longer side is truncated, not rounded."""
+    """Return (width, height) after torchvision's Resize(shorter): the longer side is truncated, not rounded."""
     short = min(width, height)  # and no branch on which it is: torch.compile would make a graph for each
     return int(shorter * width / short), int(shorter * height / short)
 
 
 def _offset(length: int, crop: int) -> int:
-    """First row or column of torchvision's CenterCrop (Python's rounding to even)."""
+    """Return the first row or column of torchvision's CenterCrop (Python's rounding to even)."""
     return round((length - crop) / 2.0)
 
 
 def _seen(length: int, new_length: int, start: int, count: int) -> tuple[int, int]:
-    """Which pixels of an axis (first, last + 1) matter for `count` pixels from `start` on after resizing.
+    """Find which pixels of an axis (first, last + 1) matter for `count` pixels from `start` on after resizing.
 
     All of them in the ordinary case, where looking closer would not pay.
     """
@@ -273,7 +295,7 @@ def _resampled(images: Tensor, first: int, length: int, new_length: int, start: 
 
 
 def _bicubic_kernel(low: int, high: int, length: int, new_length: int, start: int, count: int) -> Tensor:
-    """Weights (count, high - low) of the pixels low .. high in the resized pixels start .. start + count.
+    """Compute the weights (count, high - low) of the pixels low .. high in the resized pixels start .. start + count.
 
     The filter of `F.interpolate(mode="bicubic", antialias=True)` and of Pillow: Keys' cubic with a = -0.5,
     stretched by the scale when shrinking, its taps cut at the image's border and normalised.

@@ -46,7 +46,7 @@ def open_image(source: ImageSource) -> Image.Image:
     from a source you trust, raise `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Args:
-        source: a path, the bytes of a file, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
+        source: A path, the bytes of a file, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4) of uint8, of uint16, or of floats in [0, 1] (rounded to 8 bits here; `load_image` keeps
             them). Arrays are taken as RGB(A): nothing in the values tells BGR, so what OpenCV reads must be
             reversed first (`array[..., ::-1]`).
@@ -55,8 +55,14 @@ def open_image(source: ImageSource) -> Image.Image:
         A new Pillow image of mode RGB that holds no file open and carries no metadata.
 
     Raises:
-        ImageError: the file is missing, a folder, empty, truncated, too large or not an image, or the array's
+        ImageError: The file is missing, a folder, empty, truncated, too large or not an image, or the array's
             shape, type or range is not one of the above.
+
+    Example:
+        >>> from PIL import Image
+        >>> half_clear = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
+        >>> open_image(half_clear).getpixel((0, 0))  # composited on white
+        (255, 127, 127)
     """
     import numpy as np
     from PIL import Image
@@ -85,7 +91,13 @@ def load_image(source: ImageSource | Tensor) -> Tensor:
     Floats and 16-bit arrays keep their precision. A tensor stays on its device and in its graph.
 
     Raises:
-        ImageError: as `open_image`; also a tensor of another shape, type or range.
+        ImageError: As `open_image`; also a tensor of another shape, type or range.
+
+    Example:
+        >>> from PIL import Image
+        >>> image = load_image(Image.new("RGB", (3, 2), "red"))
+        >>> image.shape, image.mean((1, 2))
+        (torch.Size([3, 2, 3]), tensor([1., 0., 0.]))
     """
     import numpy as np
 
@@ -112,14 +124,20 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
     Args:
         images: (N, 3, H, W), (N, 1, H, W), (3, H, W) or (1, H, W); one channel is repeated. RGB: nothing in
             the values tells BGR. Any height and width from 1 pixel, and N may be 0.
-        value_range: what black and white are in a float tensor; mapped to 0 and 1.
-        check_range: look for NaN, infinity, and values that leave value_range by more than rounding (1e-3 of
+        value_range: What black and white are in a float tensor; mapped to 0 and 1.
+        check_range: Look for NaN, infinity, and values that leave value_range by more than rounding (1e-3 of
             its width; smaller excesses stay as they are). One pass over the values, and on a GPU one
             synchronisation; never done while compiling or tracing.
 
     Raises:
-        ImageError: the values, the shape or the type do not fit; the message says what came and what to pass.
-        ValueError: value_range is not two finite numbers, the lower one first.
+        ImageError: The values, the shape or the type do not fit; the message says what came and what to pass.
+        ValueError: `value_range` is not two finite numbers, the lower one first.
+
+    Example:
+        >>> as_batch(torch.tensor([[[0, 255]]], dtype=torch.uint8))[0, 0]
+        tensor([[0., 1.]])
+        >>> as_batch(torch.zeros(2, 1, 4, 5), value_range=(-1, 1)).shape  # gray
+        torch.Size([2, 3, 4, 5])
     """
     if not isinstance(images, Tensor):
         raise ImageError(
@@ -155,7 +173,15 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Files count by their suffix (`SUFFIXES`); subfolders and hidden files (`.name`) do not.
 
     Raises:
-        ImageError: the folder is missing, not a folder, or cannot be read.
+        ImageError: The folder is missing, not a folder, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in list_images(folder)]
+        ['a.JPG', 'b.png']
     """
     folder = Path(folder)
     try:
@@ -170,11 +196,19 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def states_exposure(path: str | os.PathLike[str]) -> bool:
-    """Whether a file states the camera and the exposure time that its picture was taken with (EXIF).
+    """Tell whether a file states the camera and the exposure time that its picture was taken with (EXIF).
 
     Only the head of the file is read. Programs that draw, scanners and screenshots state no exposure time, so that
     True is a photograph, or was one before somebody painted over it; most photographs on the web have lost the data and
     give False, and so does a file that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (4, 4)).save(f"{folder}/drawn.png")
+        ...     states_exposure(f"{folder}/drawn.png")
+        False
     """
     from PIL import Image
 
@@ -190,7 +224,7 @@ def states_exposure(path: str | os.PathLike[str]) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """One line that says why, for the end of a message."""
+    """Return one line that says why, for the end of a message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     text = " ".join(str(error).split())
@@ -270,10 +304,7 @@ def _upright(image: Image.Image) -> Image.Image:
     }
     try:
         turn = turns.get(image.getexif().get(_ORIENTATION, 1))
-    except (
-        SyntaxError,
-        struct.error,
-    ):  # damaged metadata around a good picture: viewers show it as it is stored
+    except (SyntaxError, struct.error):  # damaged metadata around a good picture: viewers show it as it is stored
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -303,7 +334,7 @@ def _from_deep(image: Image.Image, file_format: str | None, name: str) -> Image.
 
 
 def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An array as float32 (H, W, 3) in [0, 1], alpha composited on white."""
+    """Bring an array to float32 (H, W, 3) in [0, 1], alpha composited on white."""
     import numpy as np
 
     shape = tuple(array.shape)

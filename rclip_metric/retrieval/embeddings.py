@@ -41,7 +41,7 @@ def pair_by_name(a: Path, b: Path) -> Pairing:
     folder is left that could be meant.
 
     Raises:
-        ImageError: a folder cannot be listed.
+        ImageError: A folder cannot be listed.
     """
     left = {path.name: path for path in list_images(a)}
     right = {path.name: path for path in list_images(b)}
@@ -74,11 +74,11 @@ class FileEmbeddings:
     embedding, so that their distance is exactly zero, which batches of different size would not give.
 
     Args:
-        metric: on its device and in its dtype.
-        files: everything that will be asked for, best in the order in which it will be.
-        batch_size: images per call of the model.
-        on_skip: called with a file that cannot be read, and why.
-        on_done: called after each file.
+        metric: On its device and in its dtype.
+        files: Everything that will be asked for, best in the order in which it will be.
+        batch_size: Images per call of the model.
+        on_skip: Called with a file that cannot be read, and why.
+        on_done: Called after each file.
     """
 
     def __init__(

@@ -238,7 +238,7 @@ def read_specs(manifest: Any) -> dict[str, WeightSpec]:
     """Checks a whole manifest and returns its entries by name.
 
     Raises:
-        ManifestError: naming the entry and the field.
+        ManifestError: Naming the entry and the field.
     """
     return {name: WeightSpec.from_dict(name, entry) for name, entry in _entries(manifest).items()}
 
@@ -274,8 +274,8 @@ def get_spec(name: str) -> WeightSpec:
     """The manifest's entry of that name.
 
     Raises:
-        UnknownModelError: with the closest names.
-        ManifestError: naming the field of this entry that is malformed.
+        UnknownModelError: With the closest names.
+        ManifestError: Naming the field of this entry that is malformed.
     """
     if name in _specs().entries:
         return _specs()[name]
