@@ -38,8 +38,8 @@ def board(
     """Gather what is there so far; whatever is missing is null or empty.
 
     Returns:
-        JSON: title, made, command, settings, versions, device, cores; ``data`` and ``threats`` (the columns),
-        ``metrics`` (the rows, each with results, sweep, direct and timing), ``examples``, and ``paper`` (the numbers of
+        JSON: title, made, command, settings, versions, device, cores; `data` and `threats` (the columns),
+        `metrics` (the rows, each with results, sweep, direct and timing), `examples`, and `paper` (the numbers of
         the papers, whether or not the metric was run here).
     """
     records = (record for entry in entries for found in entry.records.values() for record in found)
@@ -201,7 +201,7 @@ def _examples(
 
 
 def _paper(entries: Sequence[MetricEntry]) -> list[dict[str, Any]]:
-    """The papers' numbers on NIGHTS and BAPPS, best under l_inf first; ``metric`` is the row here, if any."""
+    """The papers' numbers on NIGHTS and BAPPS, best under l_inf first; `metric` is the row here, if any."""
     asked = {entry.name for entry in entries}
     known = {name: get_spec(name).reported for name in model_names()} | dict(REPORTED)
     rows = [

@@ -25,7 +25,7 @@ class MetricEntry:
 
     Attributes:
         name: as it was asked for.
-        kind: "ours" (adversarially fine-tuned), "yours" (``module:function``) or "baseline".
+        kind: "ours" (adversarially fine-tuned), "yours" (`module:function`) or "baseline".
         facts: parameters, licence and so on; None until it has been built.
         about: what the metric says of itself.
         image_size: side of its images, in pixels.

@@ -60,6 +60,20 @@ def example_triplets(
 
     Raises:
         ValueError: for a transfer without a source.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> folder = Path(mkdtemp())
+        >>> for level in (100, 110, 130):
+        ...     Image.new("RGB", (16, 16), (level, level, level)).save(folder / f"{level}.png")
+        >>> files = [folder / f"{level}.png" for level in (100, 110, 130)]
+        >>> triplet = TripletFiles("1", *files, share=0.0, split="test")
+        >>> attack = AttackSettings(LpBall("linf", 8 / 255), steps=9)
+        >>> [found] = example_triplets(load_metric("linf", image_size=16), [triplet], attack, RunSettings())
+        >>> found["right_before"], found["right_after"]  # 118 is nearer to 110 than to 130
+        (True, True)
     """
     if not triplets:
         return []

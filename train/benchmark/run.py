@@ -51,6 +51,17 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
 
     Raises:
         ValueError: for data that cannot be read at all, two sets of one name, or a device that is not there.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 4), pool=1, queries=1), quiet=True)
+        >>> data = (DataFolder("nights", folder / "nights"),)
+        >>> settings = BenchmarkSettings(("l2",), data, folder / "out", balls=(), image_size=16, quiet=True)
+        >>> board = benchmark(settings)
+        >>> board["metrics"][0]["results"]["scenes"]["clean"]["accuracy"]
+        100.0
     """
     if settings.page:
         import rclip_metric.train.benchmark.page.page  # noqa: F401 - what is missing for it is told before any work

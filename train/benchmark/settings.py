@@ -19,7 +19,12 @@ SWEEP = (0.25, 0.5, 2.0, 4.0)  # of each radius, beside the radius itself
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A data set: its format, one of `FORMATS`, and its folder."""
+    """A data set: its format, one of `FORMATS`, and its folder.
+
+    Example:
+        >>> DataFolder("nights", Path("data/nights")).folder.name
+        'nights'
+    """
 
     format: str
     folder: Path
@@ -57,6 +62,12 @@ class BenchmarkSettings:
         title: of the page.
         overwrite: replace results of other settings.
         quiet: no progress.
+
+    Example:
+        >>> data = (DataFolder("nights", Path("data/nights")),)
+        >>> settings = BenchmarkSettings(("tiny", "l2"), data, Path("out"))
+        >>> [str(attack.ball) for attack in settings.attacks()]
+        ['linf 4/255', 'l2 3']
     """
 
     metrics: tuple[str, ...]
@@ -103,7 +114,7 @@ class BenchmarkSettings:
         return [AttackSettings(ball, steps=self.steps) for ball in balls]
 
     def run(self, chunk_size: int) -> RunSettings:
-        """For the evaluations; ``chunk_size`` where none was asked for."""
+        """For the evaluations; `chunk_size` where none was asked for."""
         return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision, self.resample)
 
     def as_json(self) -> dict[str, Any]:
@@ -117,10 +128,14 @@ class BenchmarkSettings:
 
 
 def metrics_of(text: str) -> tuple[str, ...]:
-    """Parse ``r-clip-f,dreamsim,ssim``.
+    """Parse `r-clip-f,dreamsim,ssim`.
 
     Raises:
         ValueError: for none, or one that comes twice.
+
+    Example:
+        >>> metrics_of("r-clip-f, ssim")
+        ('r-clip-f', 'ssim')
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -132,10 +147,14 @@ def metrics_of(text: str) -> tuple[str, ...]:
 
 
 def data_of(text: str) -> tuple[DataFolder, ...]:
-    """Parse ``nights:DIR,bapps:DIR``.
+    """Parse `nights:DIR,bapps:DIR`.
 
     Raises:
         ValueError: for an unknown format or a folder that is not there.
+
+    Example:
+        >>> [(part.format, part.folder.name) for part in data_of("nights:.,things:..")]
+        [('nights', ''), ('things', '..')]
     """
     parts = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -151,10 +170,14 @@ def data_of(text: str) -> tuple[DataFolder, ...]:
 
 
 def balls_from(text: str, radius: Any) -> tuple[LpBall, ...]:
-    """Parse ``linf:4/255,l2:3``, radii by ``radius``; "none" is no attack at all.
+    """Parse `linf:4/255,l2:3`, radii by `radius`; "none" is no attack at all.
 
     Raises:
         ValueError: for an unknown norm, or the same ball twice.
+
+    Example:
+        >>> [str(ball) for ball in balls_from("l1:0.5,l2:3", float)], balls_from("none", float)
+        (['l1 0.5', 'l2 3'], ())
     """
     if text.strip() == "none":
         return ()

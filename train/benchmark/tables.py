@@ -33,7 +33,15 @@ def write_board(board: JsonObject, out: Path, *, page: bool) -> None:
 
 
 def markdown(board: JsonObject) -> str:
-    """A table of all data sets where there are several, one of each, the most robust metric first, and what failed."""
+    """A table of all data sets where there are several, one of each, the most robust metric first, and what failed.
+
+    Example:
+        >>> board = {"data": [], "threats": [], "metrics": [{"label": "ssim", "failures": ["there is no GPU"]}]}
+        >>> print(markdown(board))
+        Not measured:
+        <BLANKLINE>
+        - ssim: there is no GPU
+    """
     parts = [_glance(board)] if len(board["data"]) > 1 else []
     for data in board["data"]:
         rows = [metric for metric in ranked(board, data) if data["id"] in metric["results"]]
@@ -110,7 +118,7 @@ def _score(
     find: Callable[[JsonObject], Any],
     text: Callable[[AccuracyCell], str] = attrgetter("text"),
 ) -> TextColumn:
-    """What ``find`` takes out of a metric's result on a data set; ``name`` is that of the paper's number."""
+    """What `find` takes out of a metric's result on a data set; `name` is that of the paper's number."""
 
     def show(metric: JsonObject) -> str:
         result = metric["results"].get(data["id"])

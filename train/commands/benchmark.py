@@ -1,4 +1,4 @@
-"""``rclip-metric benchmark``: any metrics, the same data and attacks, one page."""
+"""`rclip-metric benchmark`: any metrics, the same data and attacks, one page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ on (exit code 2).
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; ``benchmark`` is the first word."""
+    """The parser; `benchmark` is the first word."""
     parser = argparse.ArgumentParser(
         prog="rclip-metric benchmark",
         description=_ABOUT,
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``benchmark ...``: 0 when done, 2 for bad input or a metric that failed."""
+    """Run `benchmark ...`: 0 when done, 2 for bad input or a metric that failed."""
     options = build_parser().parse_args(argv[1:])
     try:
         from rclip_metric.train.benchmark.run import benchmark

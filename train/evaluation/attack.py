@@ -36,6 +36,13 @@ class AttackSettings:
         restarts: of APGD.
         loss: "ce" (cross-entropy of the similarities, no temperature) or "margin".
         larger_eps: APGD's warm start in larger balls.
+
+    Example:
+        >>> AttackSettings(LpBall("linf", 4 / 255)).describe()["steps"]
+        100
+        >>> AttackSettings(LpBall("l1", 1.0), "square")
+        Traceback (most recent call last):
+        ValueError: the Square Attack knows l_inf and l_2 only: attack the l_1 ball with apgd
     """
 
     ball: LpBall
@@ -76,6 +83,10 @@ class RunSettings:
             device is fast at it.
         resample: what intervals are about: other "samples", or other "images" as well, where few images stand behind
             many samples (`image_interval`).
+
+    Example:
+        >>> RunSettings(batch_size=16).precision
+        'float32'
     """
 
     seed: int = 0
@@ -99,7 +110,7 @@ def default_chunk_size(device: torch.device, image_size: int) -> int:
 
 
 def chunk_size_of(metric: Metric) -> int:
-    """Images per pass for a metric: what it states as its ``chunk_size``, else by device and size."""
+    """Images per pass for a metric: what it states as its `chunk_size`, else by device and size."""
     own: int | None = getattr(metric, "chunk_size", None)
     return own or default_chunk_size(metric.device, getattr(metric, "image_size", 224))
 
@@ -179,7 +190,7 @@ def attack_block(
     Args:
         metric: judges, in float32.
         images: (n, 3, S, S), perturbed.
-        fixed: what a metric (this one, ``half`` or ``source``) keeps of the options, (n, K, ...): `fixed_options`.
+        fixed: what a metric (this one, `half` or `source`) keeps of the options, (n, K, ...): `fixed_options`.
         decide: from similarities (n, K) to loss, margin and outcome; for Square the loss is the margin's negative.
         settings: the attack.
         run: seed and chunk size.
@@ -189,6 +200,17 @@ def attack_block(
 
     Raises:
         ValueError: for a transfer without a source.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.tasks.two_afc import decision
+        >>> from rclip_metric.train.metrics import DistanceMetric
+        >>> l1 = DistanceMetric(lambda x, y: (x - y).abs().mean((1, 2, 3)), 8, name="l1")
+        >>> images = torch.full((1, 3, 8, 8), 0.50)  # a little nearer to 0.48 than to 0.54
+        >>> options = torch.tensor([0.48, 0.54]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 8, 8)
+        >>> rule, attack = decision(torch.zeros(1, dtype=torch.long)), AttackSettings(LpBall("linf", 8 / 255), steps=9)
+        >>> found = attack_block(l1, images, lambda l1: options, rule, attack, DEFAULTS, ["one"])
+        >>> found.fooled
+        tensor([True])
     """
     begun = time.perf_counter()
     if not len(images):

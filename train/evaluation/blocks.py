@@ -35,7 +35,7 @@ def run_blocks(
 ) -> list[Result]:
     """Evaluate every block once, in any number of processes, and return all results, in order, in every process.
 
-    What a block holds does not depend on the number of processes, so neither do the results. With a ``journal``, every
+    What a block holds does not depend on the number of processes, so neither do the results. With a `journal`, every
     result is on disk before the next block begins: each process appends to a file of its own in that folder, and a
     later call, with the same settings and any number of processes, takes up all that it finds there. Team on
     machines that do not share a disk each find their own. A line that a crash cut short is dropped.

@@ -29,7 +29,7 @@ class ImageSet:
     """Images by path, and what metrics keep of them.
 
     Images go through a metric in groups whose members never change, so that a number does not depend on which blocks
-    this process has, or on what an interrupted run had done. Only a metric of embeddings (one with ``embed``, whose
+    this process has, or on what an interrupted run had done. Only a metric of embeddings (one with `embed`, whose
     `Metric.fix` gives unit embeddings and whose similarity is their dot product) is spared the repeated pass; any other
     one compares the images of every sample.
 

@@ -56,6 +56,12 @@ class Evaluation:
         journal: folder of the journal, see `run_blocks`.
         team: torchrun's processes.
         quiet: no progress bar.
+
+    Example:
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> on = Evaluation(load_metric("l2", image_size=16), run=RunSettings(batch_size=2))
+        >>> on.blocks(["a", "b", "c"])
+        [['a', 'b'], ['c']]
     """
 
     metric: Metric
@@ -121,7 +127,7 @@ class Evaluation:
 class SampleRow(TypedDict, total=False):
     """One sample: as `Outcome`, with (robust score, margin) per attack, or (None, None) where it was not attacked.
 
-    ``fooled_by`` is there for attacks of several stages, where any sample of the block was attacked: per attack the
+    `fooled_by` is there for attacks of several stages, where any sample of the block was attacked: per attack the
     stage that fooled it, None, or "wrong" (on the clean image).
     """
 
@@ -135,7 +141,7 @@ class SampleRow(TypedDict, total=False):
 
 
 class Block(TypedDict):
-    """What a block evaluated to; ``costs`` is that of the clean pass, then one per attack."""
+    """What a block evaluated to; `costs` is that of the clean pass, then one per attack."""
 
     rows: list[SampleRow]
     unreadable: list[str]
@@ -154,7 +160,7 @@ def empty_block(unreadable: list[str], attacks: int) -> Block:
 
 
 def attack_cost(confirmed: ConfirmedResult, others: int) -> dict[str, float]:
-    """What an attack on a block cost, and what it met; ``others`` are evaluations beside those of the attack's loop."""
+    """What an attack on a block cost, and what it met; `others` are evaluations beside those of the attack's loop."""
     attacked = confirmed.attacked
     return {
         "seconds": confirmed.seconds,

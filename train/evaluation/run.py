@@ -45,7 +45,14 @@ NOTHING = ConfirmedResult(
 
 
 class Aim(NamedTuple):
-    """An attack's business with n samples: the images that it moves, what they are compared with, and the decision."""
+    """An attack's business with n samples: the images that it moves, what they are compared with, and the decision.
+
+    Example:
+        >>> x, left, right = Path("x.png"), Path("left.png"), Path("right.png")
+        >>> decide = lambda loss: lambda similarities, indices: Decisions(*3 * [similarities[:, 0]])
+        >>> Aim([x], [[left, right]], decide).options[0][1].name
+        'right.png'
+    """
 
     moved: list[Path]
     options: Sequence[Sequence[Path]]
@@ -63,6 +70,10 @@ class Task(ABC, Generic[Sample]):
         task: its name, in records.
         noun: what a sample is called.
         macro: average over splits rather than over samples.
+
+    Example:
+        >>> sorted(Task.__abstractmethods__)  # what any task must say; the rest has defaults
+        ['files', 'samples', 'settings']
     """
 
     task: ClassVar[str]
@@ -296,6 +307,17 @@ def evaluate(
 
     Raises:
         ValueError: if no sample can be read.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> from rclip_metric.train.evaluation.tasks import nights_data
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 4), pool=1, queries=1), quiet=True)
+        >>> [record] = evaluate(load_metric("l2", image_size=16), nights_data(folder / "nights"), quiet=True)
+        >>> record["clean"]["accuracy"]
+        100.0
     """
     in_half = attacks and resolved_precision(run.precision, metric.device) == "bfloat16"
     half = metric.in_bfloat16() if in_half else None

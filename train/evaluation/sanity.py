@@ -18,12 +18,12 @@ STEPS_TOLERANCE = 1.0  # the paper loses 0.5 points in l_2 between 100 and 1,000
 
 
 class Evaluate(Protocol):
-    """Records of attacks on one model and set; ``attacked`` limits an attack to the samples of these keys."""
+    """Records of attacks on one model and set; `attacked` limits an attack to the samples of these keys."""
 
     def __call__(
         self, attacks: Sequence[AttackSettings], *, attacked: frozenset[str] | None = None, transfer: bool = False
     ) -> list[dict[str, Any]]:
-        """Evaluate; with ``transfer``, attacks may be made on the clean model."""
+        """Evaluate; with `transfer`, attacks may be made on the clean model."""
 
 
 @dataclass(frozen=True)

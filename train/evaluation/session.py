@@ -29,6 +29,12 @@ class Session:
         overwrite: replace results of other settings that have the same name.
         team: torchrun's processes, of which the first writes.
         quiet: no progress bar.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.tasks import SelfDistance, TwoAfcData  # or any other task
+        >>> session = Session(Path("results"), overwrite=True)
+        >>> session.team.count, session.quiet
+        (1, False)
     """
 
     out: Path | None = None
@@ -89,7 +95,7 @@ class Session:
     def single(self, path: Path, task: Task[Any], metric: Metric, run: RunSettings) -> dict[str, Any]:
         """The one record of a task that is not about accuracy, in a file whose name is given; see `kept`.
 
-        The journal is in ``.journal`` beside it until the result is written; other ``sizes`` of blocks make no other
+        The journal is in `.journal` beside it until the result is written; other `sizes` of blocks make no other
         result.
         """
         identity = task.identity(Evaluation(metric, run=run))
@@ -120,7 +126,15 @@ def kept(
         overwrite: replace a result of other settings.
 
     Raises:
-        ValueError: if the file holds something else, and whatever ``make`` raises.
+        ValueError: if the file holds something else, and whatever `make` raises.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "distances.json"
+        >>> kept(path, {"seed": 0}, lambda journal: {"distances": [0.1]})["distances"]
+        [0.1]
+        >>> kept(path, {"seed": 0}, lambda journal: {"distances": []})["distances"]  # it is there already
+        [0.1]
     """
     mark = fingerprint(settings)
     [found] = _found([path], [mark], overwrite, team)

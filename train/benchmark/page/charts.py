@@ -201,10 +201,10 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
 
 
 def histogram(values: Sequence[float], others: Sequence[float], top: float) -> Markup:
-    """How often each value comes, filled, and each of ``others``, as an outline; each as high as its own peak.
+    """How often each value comes, filled, and each of `others`, as an outline; each as high as its own peak.
 
     Args:
-        values, others: 0 or more, in the unit in which 1 is marked; what is beyond ``top`` counts in the last bin.
+        values, others: 0 or more, in the unit in which 1 is marked; what is beyond `top` counts in the last bin.
         top: the end of the axis, which all histograms of a page share.
     """
     parts = []
@@ -219,7 +219,7 @@ def histogram(values: Sequence[float], others: Sequence[float], top: float) -> M
 
 
 def spread(wanted: Sequence[float], gap: float, bounds: tuple[float, float]) -> list[float]:
-    """Levels as near as possible to the wanted ones, ``gap`` apart and within bounds, in the same order.
+    """Levels as near as possible to the wanted ones, `gap` apart and within bounds, in the same order.
 
     Where the bounds are too narrow for all, the gap shrinks.
     """

@@ -73,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and columns; ``order`` is the column that decides the order, ``notes`` are sentences and their metrics."""
+    """Rows and columns; `order` is the column that decides the order, `notes` are sentences and their metrics."""
 
     name: str
     rows: Sequence[JsonObject]

@@ -1,4 +1,4 @@
-"""``rclip-metric eval ...``: how well a metric agrees with people, clean and under attack."""
+"""`rclip-metric eval ...`: how well a metric agrees with people, clean and under attack."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Run ``eval ...``: 0 when done, 2 for bad input; the Hub's errors are the caller's to report."""
+    """Run `eval ...`: 0 when done, 2 for bad input; the Hub's errors are the caller's to report."""
     options = build_parser(TASKS).parse_args(argv)
     run: Callable[[argparse.Namespace], None] = options.run
     try:

@@ -20,7 +20,12 @@ RADII = (36 / 255, 72 / 255, 108 / 255, 1.0)  # of LipSim's table; the last is 2
 
 @dataclass(frozen=True)
 class Certificate:
-    """Asks whether a decision is proven in a whole l_2 ball; stands among the attacks of an evaluation."""
+    """Asks whether a decision is proven in a whole l_2 ball; stands among the attacks of an evaluation.
+
+    Example:
+        >>> Certificate(LpBall("l2", 0.5)).describe()
+        {'attack': 'certified', 'norm': 'l2', 'eps': 0.5}
+    """
 
     ball: LpBall
     attack: str = "certified"
@@ -67,7 +72,7 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
         seconds: that the radii took.
 
     Returns:
-        ``fooled`` where the ball is not proven; ``margin`` is the certified radius less the ball's.
+        `fooled` where the ball is not proven; `margin` is the certified radius less the ball's.
     """
     unproven = radius <= certificate.ball.eps
     nothing_moved = AttackResult(images, radius, unproven, len(images))
@@ -75,7 +80,17 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
 
 
 def certified_radii(record: Mapping[str, Any]) -> list[float]:
-    """The certified radius of every sample of a record of a `Certificate`: 0 where the decision is wrong."""
+    """The certified radius of every sample of a record of a `Certificate`: 0 where the decision is wrong.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.results import Effort, Outcome
+        >>> from rclip_metric.train.evaluation.results.record import record
+        >>> rows = [Outcome("1", "all", clean=1.0, tie=False, margin=0.2, robust=1.0, robust_margin=0.25)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "effort": Effort(1.0)}
+        >>> proven = record(rows, threat=Certificate(LpBall("l2", 0.5)).describe(), **about)
+        >>> certified_radii(proven)  # 0.25 beyond the ball of 0.5
+        [0.75]
+    """
     eps = record["threat"]["eps"]
     return [
         row.robust_margin + eps if row.clean > 0 and row.robust_margin is not None else 0.0 for row in unpack(record)
@@ -83,7 +98,17 @@ def certified_radii(record: Mapping[str, Any]) -> list[float]:
 
 
 def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, Any]:
-    """Certified accuracy (percent) against the l_2 radius, from 0 to where nothing is left, and the median radius."""
+    """Certified accuracy (percent) against the l_2 radius, from 0 to where nothing is left, and the median radius.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.results import Effort, Outcome
+        >>> from rclip_metric.train.evaluation.results.record import record
+        >>> rows = [Outcome("1", "all", clean=1.0, tie=False, margin=0.2, robust=1.0, robust_margin=0.25)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "effort": Effort(1.0)}
+        >>> proven = record(rows, threat=Certificate(LpBall("l2", 0.5)).describe(), **about)
+        >>> certified_curve(proven, points=3)
+        {'curve': [[0.0, 100.0], [0.375, 100.0], [0.75, 0.0]], 'median': 0.75}
+    """
     radii = certified_radii(record)
     largest = max(radii)
     steps = [largest * step / (points - 1) for step in range(points)] if largest > 0 else [0.0]

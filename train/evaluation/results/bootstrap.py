@@ -37,10 +37,14 @@ def summary(
         resamples: how often.
 
     Returns:
-        ``{"accuracy": percent, "interval_95": [low, high], "samples": number}``, rounded to 4 decimals.
+        `{"accuracy": percent, "interval_95": [low, high], "samples": number}`, rounded to 4 decimals.
 
     Raises:
         ValueError: for no samples, a value outside [0, 1], or lists of different lengths.
+
+    Example:
+        >>> summary([1.0, 1.0, 0.0, 1.0], ["test"] * 4, macro=False)
+        {'accuracy': 75.0, 'interval_95': [25.0, 100.0], 'samples': 4}
     """
     scores = np.asarray(values, dtype=np.float64)
     if len(scores) != len(splits):

@@ -20,6 +20,17 @@ def breakdown(records: Sequence[Record], by: str = "split") -> str:
     Args:
         records: as `evaluate` gives them.
         by: of `PARTS`.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.results import Effort, Outcome
+        >>> from rclip_metric.train.evaluation.results.record import record
+        >>> rows = [Outcome("1", "a", 1.0, False, 0.2), Outcome("2", "b", 0.0, False, -0.1)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "threat": {"attack": "none"}}
+        >>> print(breakdown([record(rows, effort=Effort(1.0), **about)]))
+        | model | data | split | samples | clean |
+        |---|---|---|---:|---:|
+        | m | d | a | 1 | 100.0 |
+        | m | d | b | 1 | 0.0 |
     """
     several = [record for record in records if len(record.get(PARTS[by], ())) > 1]
     if not several:

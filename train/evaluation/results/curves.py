@@ -101,7 +101,7 @@ def figure(records: Sequence[Record]) -> Figure:
 def radius_axis(axes: Axes, radii: Sequence[float], wide: float = WIDE) -> bool:
     """Mark radii, rising from 0, on a horizontal axis, and make it logarithmic from the first one on if it must be.
 
-    It must where the largest radius is more than ``wide`` times the smallest above 0; returns whether it was.
+    It must where the largest radius is more than `wide` times the smallest above 0; returns whether it was.
     """
     bent = len(radii) > 2 and radii[-1] > wide * radii[1]
     if bent:
@@ -119,7 +119,7 @@ def sweep_figure(records: Sequence[Record], x: str = "steps") -> Figure:
         x: "steps", or another setting that is a positive number, e.g. "restarts".
 
     Raises:
-        ValueError: as for `figure`, and where a record does not state ``x``.
+        ValueError: as for `figure`, and where a record does not state `x`.
     """
     chart = _chart(records, x)
     chart = replace(chart, subtitle=f"{chart.subtitle}, dashes: clean")

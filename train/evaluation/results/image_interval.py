@@ -44,6 +44,12 @@ def image_interval(
 
     Raises:
         ValueError: for another number of samples, or of images in some of them.
+
+    Example:
+        >>> scores, images = np.array([1.0, 1.0, 0.0, 1.0]), [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")]
+        >>> low, high = image_interval(scores, [np.arange(4)], images)
+        >>> round(low, 2), round(high, 2)
+        (0.16, 1.0)
     """
     if len(images) != len(scores) or len({len(names) for names in images}) != 1:
         raise ValueError(f"an interval over images needs equally many images for each of {len(scores)} samples")

@@ -39,7 +39,7 @@ class Threat:
 
     @property
     def ball(self) -> str:
-        """E.g. ``linf 4/255``."""
+        """E.g. `linf 4/255`."""
         return f"{self.norm} {self.eps_text}"
 
     @property
@@ -74,7 +74,7 @@ def shared_words(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def model_label(record: Record) -> str:
-    """``name @ revision``, and the way of resizing where it is not the published one."""
+    """`name @ revision`, and the way of resizing where it is not the published one."""
     return named(record["model"])
 
 

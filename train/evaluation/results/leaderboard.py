@@ -39,12 +39,12 @@ class AccuracyCell:
 
     @property
     def accuracy(self) -> str:
-        """E.g. ``58.8``; a dash where nothing was measured."""
+        """E.g. `58.8`; a dash where nothing was measured."""
         return "-" if self.summary is None else f"{self.summary['accuracy']:.1f}"
 
     @property
     def interval(self) -> str:
-        """E.g. ``(55.9 - 61.6)``, and the number of samples where it is not that of the row."""
+        """E.g. `(55.9 - 61.6)`, and the number of samples where it is not that of the row."""
         if self.summary is None or not self.summary.get("interval_95"):
             return ""
         low, high = self.summary["interval_95"]
@@ -53,14 +53,14 @@ class AccuracyCell:
 
     @property
     def beside(self) -> str:
-        """E.g. ``paper 74.3``; beside what people reach, the ceiling for any metric."""
+        """E.g. `paper 74.3`; beside what people reach, the ceiling for any metric."""
         if self.summary is not None and "ceiling" in self.summary:
             return f"ceiling {self.summary['ceiling']:.1f}"
         return "" if self.paper is None else f"paper {self.paper:.1f}"
 
     @property
     def text(self) -> str:
-        """E.g. ``58.8 (55.9 - 61.6), paper 74.3``."""
+        """E.g. `58.8 (55.9 - 61.6), paper 74.3`."""
         main = " ".join(part for part in (self.accuracy, self.interval) if part)
         return ", ".join(part for part in (main, self.beside) if part)
 
@@ -114,6 +114,14 @@ def table(records: Sequence[Record], style: Style = "markdown") -> str:
 
     Raises:
         ValueError: for no records or an unknown style.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.results import Effort, Outcome
+        >>> from rclip_metric.train.evaluation.results.record import record
+        >>> rows = [Outcome("1", "a", 1.0, False, 0.2), Outcome("2", "b", 0.0, False, -0.1)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "threat": {"attack": "none"}}
+        >>> print(table([record(rows, effort=Effort(1.0), **about)]).splitlines()[2])
+        | m | d | 2 | 50.0 (0.0 - 100.0) |
     """
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")

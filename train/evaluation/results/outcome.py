@@ -22,8 +22,12 @@ class Outcome:
         clean: 1.0 if right, 0.0 if wrong, or a soft score in between.
         tie: neither option was preferred on the clean images.
         margin: of the clean decision, positive where it is right.
-        robust: like ``clean``, at the worst point found; None for a sample that was not attacked.
+        robust: like `clean`, at the worst point found; None for a sample that was not attacked.
         robust_margin: the margin at that point.
+
+    Example:
+        >>> Outcome("000012", "test", clean=1.0, tie=False, margin=0.2, robust=0.0, robust_margin=-0.1).robust
+        0.0
     """
 
     key: str
@@ -44,8 +48,8 @@ def pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         packed = json.loads(pathlib.Path("result.json").read_text())["samples"]
         columns = json.loads(zlib.decompress(base64.b64decode(packed["data"])))
 
-    ``columns["key"][i]``, ``columns["clean"][i]`` and so on then belong to sample i. The columns are the fields of
-    `Outcome`, ``tie`` as 0 or 1.
+    `columns["key"][i]`, `columns["clean"][i]` and so on then belong to sample i. The columns are the fields of
+    `Outcome`, `tie` as 0 or 1.
     """
 
     def number(value: float | None) -> float | int | None:
@@ -73,6 +77,14 @@ def unpack(record: Mapping[str, Any]) -> list[Outcome]:
 
     Raises:
         ValueError: if they cannot be decoded, or are not as many as the record says.
+
+    Example:
+        >>> from rclip_metric.train.evaluation.results import Effort
+        >>> from rclip_metric.train.evaluation.results.record import record
+        >>> rows = [Outcome("1", "a", 1.0, False, 0.2), Outcome("2", "b", 0.0, False, -0.1)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "threat": {"attack": "none"}}
+        >>> [row.clean for row in unpack(record(rows, effort=Effort(1.0), **about))]
+        [1.0, 0.0]
     """
 
     def real(value: float | None) -> float | None:

@@ -53,6 +53,10 @@ class Effort:
         largest_violation: by how much the worst point left the ball or the box; None without an attack.
         zero_gradients: samples that met an all-zero gradient.
         nonfinite_gradients: samples that met a gradient with NaN or infinity.
+
+    Example:
+        >>> Effort(seconds=2.0, passes=100).describe()["images_per_second"]
+        50.0
     """
 
     seconds: float
@@ -85,6 +89,12 @@ class Averaging:
             bootstrap over samples.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+
+    Example:
+        >>> right, wrong = (1.0, False, 0.1), (0.0, False, -0.1)
+        >>> rows = [Outcome("1", "a", *right), Outcome("2", "a", *right), Outcome("3", "b", *wrong)]
+        >>> [Averaging(macro).summaries(rows)["clean"]["accuracy"] for macro in (False, True)]
+        [66.6667, 50.0]
     """
 
     macro: bool = False
@@ -259,13 +269,21 @@ def save(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
-    """Read records from files, and from the ``*.json`` of folders; a file met twice is read once.
+    """Read records from files, and from the `*.json` of folders; a file met twice is read once.
 
     In a folder, JSON that is no result (it lacks "schema" or "task") is passed over.
 
     Raises:
         ValueError: naming the path that does not exist, is no JSON, is no result or one of another schema, or the
             folder without results.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> rows = [Outcome("1", "a", 1.0, False, 0.2), Outcome("2", "b", 0.0, False, -0.1)]
+        >>> about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "threat": {"attack": "none"}}
+        >>> save(Path(mkdtemp()) / "one.json", made := record(rows, effort=Effort(1.0), **about))
+        >>> made["clean"]["accuracy"]
+        50.0
     """
     records: dict[Path, dict[str, Any]] = {}
     for path in map(Path, paths):
@@ -308,12 +326,12 @@ def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
 
 
 def short_revision(revision: str | None) -> str:
-    """A revision as people quote it: 7 digits of a commit, ``sha256:`` and 12 of a digest."""
+    """A revision as people quote it: 7 digits of a commit, `sha256:` and 12 of a digest."""
     return re.sub(r"^([0-9a-f]{7})[0-9a-f]{0,33}$", r"\1", revision or "")
 
 
 def result_name(record: Mapping[str, Any]) -> str:
-    """The file name of a record, e.g. ``tiny__nights-test__apgd-linf-4_255.json``.
+    """The file name of a record, e.g. `tiny__nights-test__apgd-linf-4_255.json`.
 
     Settings that are not the paper's are added, so that results that differ in them have different names; a model
     that is not the manifest's of that name is followed by its revision, or by a digest of its name if it has none.
@@ -339,7 +357,7 @@ def result_name(record: Mapping[str, Any]) -> str:
 
 
 def _unusual(fields: Mapping[str, Any], *keys: str) -> list[str]:
-    """A word for each of the settings that are not the paper's: ``50steps``, ``soft``, ``larger_eps``."""
+    """A word for each of the settings that are not the paper's: `50steps`, `soft`, `larger_eps`."""
     words = []
     for key in keys:
         value = fields.get(key)
@@ -353,5 +371,5 @@ def _unusual(fields: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Only letters, digits and ``. + @ - _``, no run of ``_``, at most 80 characters (the last ones)."""
+    """Only letters, digits and `. + @ - _`, no run of `_`, at most 80 characters (the last ones)."""
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9.+@_-]", "_", text))[-80:].strip("._-") or "model"

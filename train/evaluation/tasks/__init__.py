@@ -1,5 +1,29 @@
 """The tasks that metrics are judged by, one file each; and how each is read from a folder."""
 
+from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict_data, nights_data, things_data
+from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
+from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance, direct_attack, direct_record
+from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
+from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
 
-__all__ = ["bapps_data", "cue_conflict_data", "nights_data", "things_data"]
+__all__ = [
+    "CueConflictData",
+    "OddOneOutData",
+    "SelfDistance",
+    "TwoAfcData",
+    "ZeroShot",
+    "ZeroShotAttack",
+    "ZeroShotData",
+    "at_equal_steps",
+    "bapps_data",
+    "cue_conflict_data",
+    "direct_attack",
+    "direct_record",
+    "evaluate_cue_conflict",
+    "evaluate_odd_one_out",
+    "evaluate_two_afc",
+    "evaluate_zero_shot",
+    "nights_data",
+    "things_data",
+]

@@ -31,6 +31,11 @@ class CueConflictData(Task[ConflictTriplet]):
         triplets: in a fixed order.
         limit: how many were asked for, None for all.
         left_out: a sentence for each image that is no reference.
+
+    Example:
+        >>> data = CueConflictData("mine", triplets=[], left_out=["car1-car2.png shows no conflict"])
+        >>> data.describe()["protocol"]
+        'share for shape'
     """
 
     task: ClassVar[str] = "cue-conflict"
@@ -91,5 +96,20 @@ def evaluate_cue_conflict(
     team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """The share of decisions for shape: one record, as `evaluate` gives it."""
+    """The share of decisions for shape: one record, as `evaluate` gives it.
+
+    Example:
+        >>> from itertools import permutations
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> folder = Path(mkdtemp())
+        >>> for shape, texture in permutations(("car1", "car2", "bus1", "bus2", "dog1", "dog2"), 2):
+        ...     Image.new("L", (8, 8), ord(shape[1])).save(folder / f"{shape}-{texture}.png")
+        >>> from rclip_metric.train.evaluation.tasks import cue_conflict_data
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> data = cue_conflict_data(folder, draws=1)
+        >>> [record] = evaluate_cue_conflict(load_metric("l2", image_size=8), data, quiet=True)
+        >>> record["clean"]["accuracy"]  # levels follow the shapes
+        100.0
+    """
     return evaluate(metric, data, (), run, journal=journal, team=team, quiet=quiet)

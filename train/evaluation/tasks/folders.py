@@ -40,6 +40,15 @@ def nights_data(
 
     Raises:
         ValueError: as `read_nights` and `published_as` raise it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 4), pool=1, queries=1), quiet=True)
+        >>> data = nights_data(folder / "nights", limit=3)
+        >>> data.name, len(data.triplets), data.judges
+        ('scenes', 3, "the scenes' own rule")
     """
     triplets = read_nights(folder, split)[:limit]
     # The scenes' folder is called nights, for its format.
@@ -77,6 +86,15 @@ def bapps_data(
 
     Raises:
         ValueError: as `read_bapps` and `published_as` raise it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.formats import write_bapps
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_bapps(folder, per_split=1, quiet=True)
+        >>> data = bapps_data(folder, ["cnn", "color"])
+        >>> data.split, len(data.triplets), data.macro
+        ('cnn+color', 2, True)
     """
     triplets = read_bapps(folder, splits or BAPPS_SPLITS)
     if limit:
@@ -110,6 +128,14 @@ def things_data(
 
     Raises:
         ValueError: as `read_things` and `published_as` raise it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.formats import write_things
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_things(folder, concepts=6, triplets=5, quiet=True)
+        >>> len(things_data(folder, limit=4).samples)
+        4
     """
     if folder.is_file():
         table, folder = table or folder, folder.parent
@@ -122,7 +148,7 @@ def things_data(
 
 
 def _own(folder: Path, record: Path, scenes: str) -> tuple[str, str]:
-    """A set's own name and who judged it: ``scenes`` and their rule where the scenes' ``record`` is there."""
+    """A set's own name and who judged it: `scenes` and their rule where the scenes' `record` is there."""
     return (scenes, SCENES) if record.exists() else (folder.resolve().name, PEOPLE)
 
 
@@ -147,6 +173,16 @@ def cue_conflict_data(
 
     Raises:
         ValueError: as `read_conflicts` and `conflict_triplets` raise it.
+
+    Example:
+        >>> from itertools import permutations
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> folder = Path(mkdtemp())
+        >>> for shape, texture in permutations(("car1", "car2", "bus1", "bus2", "dog1", "dog2"), 2):
+        ...     Image.new("L", (8, 8), ord(shape[1])).save(folder / f"{shape}-{texture}.png")
+        >>> len(cue_conflict_data(folder, draws=2).triplets)
+        48
     """
     triplets, left_out = conflict_triplets(read_conflicts(folder, classes), draws, seed)
     return CueConflictData(name or folder.resolve().name, triplets[:limit], limit, left_out)

@@ -51,6 +51,13 @@ class OddOneOutData(Task[OddTriplet]):
         limit: how many were asked for, None for all.
         published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
         judges: who said which is the odd one, in words.
+
+    Example:
+        >>> images = (Path("cat.png"), Path("dog.png"), Path("car.png"))
+        >>> data = OddOneOutData("mine", Things(images, torch.tensor([[0, 1, 2]]), torch.tensor([2])))
+        >>> [sample] = data.samples
+        >>> [path.name for path in sample.others]
+        ['cat.png', 'dog.png']
     """
 
     task: ClassVar[str] = "odd-one-out"

@@ -44,6 +44,12 @@ class SelfDistance(Task[TripletFiles]):
         ball: the feasible set.
         images: how many of them; those that cannot be read are left out and named.
         steps: of APGD, from one random start per image, seeded by the run's seed and the first triplet's key.
+
+    Example:
+        >>> triplet = TripletFiles("1", Path("x.png"), Path("left.png"), Path("right.png"), share=1.0, split="test")
+        >>> task = SelfDistance(TwoAfcData("mine", "test", [triplet]), LpBall("linf", 4 / 255), images=1)
+        >>> task.files(triplet)[0].name
+        'x.png'
     """
 
     task: ClassVar[str] = "direct"
@@ -140,13 +146,42 @@ class SelfDistance(Task[TripletFiles]):
 def direct_attack(
     metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
 ) -> dict[str, Any]:
-    """The record of `SelfDistance`; ``to`` are run, journal, team and quiet of `evaluate`."""
+    """The record of `SelfDistance`; `to` are run, journal, team and quiet of `evaluate`.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> folder = Path(mkdtemp())
+        >>> for level in (100, 110, 120):
+        ...     Image.new("RGB", (16, 16), (level, level, level)).save(folder / f"{level}.png")
+        >>> files = [folder / f"{level}.png" for level in (100, 110, 120)]
+        >>> data = TwoAfcData("mine", "test", [TripletFiles("1", *files, share=0.0, split="test")])
+        >>> linf, ball = load_metric("linf", image_size=16), LpBall("linf", 8 / 255)
+        >>> [distance] = direct_attack(linf, data, ball, steps=3, quiet=True)["distances"]
+        >>> round(255 * distance, 2)
+        8.0
+    """
     return evaluate(metric, SelfDistance(data, ball, images, steps), **to)[0]
 
 
 def direct_record(
     path: Path, metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
 ) -> dict[str, Any]:
-    """The same, read if it is there (`Session.single`); ``to`` are its run, and team, overwrite and quiet."""
+    """The same, read if it is there (`Session.single`); `to` are its run, and team, overwrite and quiet.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> folder = Path(mkdtemp())
+        >>> for level in (100, 110, 120):
+        ...     Image.new("RGB", (16, 16), (level, level, level)).save(folder / f"{level}.png")
+        >>> files = [folder / f"{level}.png" for level in (100, 110, 120)]
+        >>> data = TwoAfcData("mine", "test", [TripletFiles("1", *files, share=0.0, split="test")])
+        >>> linf, ball = load_metric("linf", image_size=16), LpBall("linf", 8 / 255)
+        >>> direct_record(folder / "one.json", linf, data, ball, steps=3, quiet=True)["keys"]
+        ['1']
+    """
     run = to.pop("run", DEFAULTS)
     return Session(**to).single(path, SelfDistance(data, ball, images, steps), metric, run)

@@ -42,6 +42,12 @@ class TwoAfcData(Task[TripletFiles]):
         published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
         attack_limit: how many were asked to be attacked, None for as many as the set's protocol has.
         judges: who said which option is right, in words.
+
+    Example:
+        >>> triplet = TripletFiles("1", Path("x.png"), Path("left.png"), Path("right.png"), share=1.0, split="test")
+        >>> data = TwoAfcData("mine", "test", [triplet])
+        >>> data.score(triplet, wrong=True, tie=False), data.describe()["images"]
+        (0.0, 3)
     """
 
     task: ClassVar[str] = "2afc"
@@ -139,13 +145,18 @@ class TwoAfcData(Task[TripletFiles]):
 
 
 def at_equal_steps(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:
-    """``count`` triplets at equal steps through a set, from its first on: picked by nobody."""
+    """`count` triplets at equal steps through a set, from its first on: picked by nobody.
+
+    Example:
+        >>> at_equal_steps(["a", "b", "c", "d", "e"], 2)
+        ['a', 'c']
+    """
     count = min(count, len(triplets))
     return [triplets[index * len(triplets) // count] for index in range(count)]
 
 
 def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[TripletFiles]:
-    """The first ``count`` triplets of every split, in order: the paper attacks 1,000 of each split of BAPPS."""
+    """The first `count` triplets of every split, in order: the paper attacks 1,000 of each split of BAPPS."""
     taken: dict[str, int] = {}
     kept = []
     for triplet in triplets:

@@ -42,6 +42,12 @@ class ZeroShotAttack:
         ball: the feasible set.
         steps: APGD iterations, for the cross-entropy and for every target.
         targets: classes to aim at, the highest ones but the right one, 9 in AutoAttack; 0 for APGD-CE alone.
+
+    Example:
+        >>> ZeroShotAttack(LpBall("linf", 2 / 255)).attack
+        'apgd-ce+apgd-t'
+        >>> ZeroShotAttack(LpBall("linf", 2 / 255)).on(classes=2).attack  # there is no second stage for so few
+        'apgd-ce'
     """
 
     ball: LpBall
@@ -79,6 +85,12 @@ class ZeroShotData:
         split: for the record.
         limit: images per class that were read, None for all.
         published: "imagenet" for its validation set (`published_as`), whose numbers may stand beside the results.
+
+    Example:
+        >>> image = LabelledImage("cat/1.png", Path("cat/1.png"), label=0)
+        >>> folders, prompts = LabelledFolders(("cat", "dog"), (image,)), Prompts("mine", ("a photo of a {}",), None)
+        >>> ZeroShotData("pets", folders, prompts).words
+        ('cat', 'dog')
     """
 
     name: str
@@ -120,6 +132,14 @@ class ZeroShot(Task[LabelledImage]):
         own_text: whether it is the one that goes with the metric (`load_text`); the results of any other one are
             told apart by its source.
         classes: (K, D), a unit embedding per class; made when it is needed.
+
+    Example:
+        >>> image = LabelledImage("cat/1.png", Path("cat/1.png"), label=0)
+        >>> folders, prompts = LabelledFolders(("cat", "dog"), (image,)), Prompts("mine", ("a photo of a {}",), None)
+        >>> from rclip_metric.train.models.text_weights import load_text
+        >>> task = ZeroShot(ZeroShotData("pets", folders, prompts), load_text("tiny-clean"))
+        >>> task.about()["classes"]
+        2
     """
 
     task: ClassVar[str] = "zero-shot"
@@ -237,7 +257,7 @@ class ZeroShot(Task[LabelledImage]):
             yield ConfirmedResult(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
-        """With the words in the settings, and ``stages``: a letter per sample for what became of it."""
+        """With the words in the settings, and `stages`: a letter per sample for what became of it."""
         records = super().records(blocks, on)
         rows = [row for block in blocks for row in block["rows"]]
         for index, record in enumerate(records):
@@ -262,6 +282,21 @@ def evaluate_zero_shot(
 
     Raises:
         ValueError: if the metric has no embeddings, the prompts do not fit the folders, or no image can be read.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> from rclip_metric.train.data.classes import read_classes, read_prompts
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> from rclip_metric.train.models.text_weights import load_text
+        >>> folder = Path(mkdtemp())
+        >>> for colour in ("red", "blue"):
+        ...     (folder / colour).mkdir()
+        ...     Image.new("RGB", (64, 64), colour).save(folder / colour / "1.png")
+        >>> data = ZeroShotData("colours", read_classes(folder), read_prompts("scenes-grounds"))
+        >>> [record] = evaluate_zero_shot(load_metric("tiny-clean"), load_text("tiny-clean"), data, quiet=True)
+        >>> record["clean"]["accuracy"]
+        100.0
     """
     possible = [attack.on(len(data.words)) for attack in attacks]
     records = evaluate(metric, ZeroShot(data, text), possible, run, journal=journal, team=team, quiet=quiet)
