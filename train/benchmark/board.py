@@ -114,7 +114,7 @@ def _metric(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, Any]:
 
 
 def _result(records: Sequence[Record]) -> dict[str, Any]:
-    """One metric on one data set: the clean summary, one per ball, and what is certified."""
+    """Gather one metric on one data set: the clean summary, one per ball, and what is certified."""
     first = records[0]
     robust = {threat.ball: record for record in records if (threat := Threat.of(record)) and _attacked(record)}
     proven = [record for record in records if record["threat"]["attack"] == "certified"]
@@ -147,7 +147,7 @@ def _certified(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _sweep(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:
-    """Accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
+    """Collect accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
     swept = {(record["threat"]["norm"], record["threat"]["eps"]): record["robust"] for record in entry.sweep}
     name = next((name for name, records in entry.records.items() if any(map(_attacked, records))), None)
     if name is None:
@@ -179,7 +179,7 @@ def _point(eps: float, found: Mapping[str, Any]) -> list[float]:
 def _examples(
     entries: Sequence[MetricEntry], sets: Mapping[str, Data], settings: BenchmarkSettings
 ) -> list[dict[str, Any]]:
-    """Triplets, each with what every metric made of it; the images from the metric that has them largest."""
+    """List triplets, each with what every metric made of it; the images are of the metric that has them largest."""
     shown: dict[str, dict[str, Any]] = {}
     first = first_triplets(sets)
     for entry in sorted(entries, key=lambda entry: -(entry.image_size or 0)):
@@ -201,7 +201,7 @@ def _examples(
 
 
 def _paper(entries: Sequence[MetricEntry]) -> list[dict[str, Any]]:
-    """The papers' numbers on NIGHTS and BAPPS, best under l_inf first; `metric` is the row here, if any."""
+    """List the papers' numbers on NIGHTS and BAPPS, best under l_inf first; `metric` is the row here, if any."""
     asked = {entry.name for entry in entries}
     known = {name: get_spec(name).reported for name in model_names()} | dict(REPORTED)
     rows = [

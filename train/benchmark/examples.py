@@ -131,7 +131,7 @@ def _before_and_after(
 
 
 def _amplified(delta: Tensor, ball: LpBall) -> tuple[Tensor, float | None]:
-    """A perturbation (3, S, S) on grey that fills [0, 1], and the factor."""
+    """Put a perturbation (3, S, S) on grey so that it fills [0, 1], and give the factor."""
     largest = delta.abs().max().item()
     if largest == 0:
         return torch.full_like(delta, 0.5), None
@@ -145,7 +145,7 @@ def _file_uri(path: Path) -> str:
 
 
 def _tensor_uri(image: Tensor, exact: bool) -> str:
-    """An image (3, H, W) in [0, 1], rounded to 8 bits."""
+    """Encode an image (3, H, W) in [0, 1], rounded to 8 bits."""
     from PIL import Image
 
     levels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 3)
@@ -153,7 +153,7 @@ def _tensor_uri(image: Tensor, exact: bool) -> str:
 
 
 def _uri(image: Image.Image, exact: bool) -> str:
-    """PNG, brought down to `LONGEST`: by area, or by leaving pixels out, which keeps the strength of what is noise."""
+    """Encode as PNG, brought down to `LONGEST`: by area, or by leaving pixels out, which keeps noise as strong."""
     from PIL import Image
 
     share = LONGEST / max(image.size)

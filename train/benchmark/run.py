@@ -96,7 +96,7 @@ class _Run:
     team: Team
 
     def open_data(self) -> dict[str, Data]:
-        """The data sets by name."""
+        """Open the data sets, by name."""
         sets: dict[str, Data] = {}
         for part in self.settings.data:
             data = self._open(part)
@@ -117,7 +117,7 @@ class _Run:
         return things_data(part.folder, limit=limit)
 
     def judge(self, entry: MetricEntry, sets: dict[str, Data]) -> None:
-        """Everything that needs the metric built, but its timing."""
+        """Do everything that needs the metric built, but its timing."""
         first = first_triplets(sets)
         for name, data in sets.items():
             self._judge_on(entry, name, data, more=name == first)
@@ -146,7 +146,7 @@ class _Run:
         return metric
 
     def _records(self, metric: Metric, data: Data) -> list[dict[str, Any]]:
-        """Clean and attacked; then what can be certified."""
+        """Evaluate clean and attacked, then what can be certified."""
         if not isinstance(data, TwoAfcData):
             return self._evaluated(metric, data, [])
         records = self._evaluated(metric, data, self.settings.attacks())
@@ -164,7 +164,7 @@ class _Run:
         return Session(self.settings.out / folder, self.settings.overwrite, self.team, self.settings.quiet)
 
     def _more(self, entry: MetricEntry, metric: Metric, data: TwoAfcData) -> None:
-        """The radius sweep, the direct attack and the examples, on one data set."""
+        """Run the radius sweep, the direct attack and the examples, on one data set."""
         settings = self.settings
         name = result_name({"model": metric.describe(), "data": data.settings(), "threat": {"attack": "none"}})
         stem = name.partition("__")[0]
@@ -190,7 +190,7 @@ class _Run:
         return self._session().single(path, task, metric, self._run_settings(metric))
 
     def _examples(self, path: Path, metric: Metric, data: TwoAfcData) -> dict[str, Any]:
-        """A few triplets before and after the first attack."""
+        """Show a few triplets before and after the first attack."""
         run, attack = self._run_settings(metric), self.settings.attacks()[0]
         triplets = at_equal_steps(data.triplets, self.settings.examples)
         about = {"model": metric.describe(), "data": data.settings(), "attack": attack.describe(), "seed": run.seed}
@@ -207,7 +207,7 @@ class _Run:
         return replace(run, precision=self.team.first(metric_precision(run.precision, metric)))
 
     def time(self, entries: list[MetricEntry]) -> None:
-        """What each metric costs that could be built; measured by the first process alone."""
+        """Time each metric that could be built; the first process alone measures."""
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
             names = [entry.name for entry in built]
@@ -232,7 +232,7 @@ class _Run:
         self.team.wait()
 
     def _guarded(self, entry: MetricEntry, what: str, do: Callable[[], Value]) -> Value | None:
-        """What `do` gives; None in every process if it failed in one of them, with a sentence in the entry.
+        """Do something; None in every process if it failed in one of them, with a sentence in the entry.
 
         An error that is no sentence of ours also leaves its traceback, in failures/.
         """

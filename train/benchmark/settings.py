@@ -98,27 +98,27 @@ class BenchmarkSettings:
     quiet: bool = False
 
     def attacks(self) -> list[AttackSettings]:
-        """One per ball."""
+        """List the main attacks, one per ball."""
         return [AttackSettings(ball, steps=self.steps, restarts=self.restarts) for ball in self.balls]
 
     def certificates(self) -> list[Certificate]:
-        """At LipSim's radii, and at the l_2 radii that are attacked."""
+        """List the certificates: at LipSim's radii, and at the l_2 radii that are attacked."""
         if not self.certified:
             return []
         own = [ball.eps for ball in self.balls if ball.norm == "l2"]
         return [Certificate(LpBall("l2", eps)) for eps in sorted({*RADII, *own})]
 
     def swept(self) -> list[AttackSettings]:
-        """The other radii of each ball."""
+        """List the attacks at the other radii of each ball."""
         balls = [LpBall(ball.norm, share * ball.eps) for ball in self.balls for share in SWEEP]
         return [AttackSettings(ball, steps=self.steps) for ball in balls]
 
     def run(self, chunk_size: int) -> RunSettings:
-        """For the evaluations; `chunk_size` where none was asked for."""
+        """Choose the settings of the evaluations; `chunk_size` holds where none was asked for."""
         return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision, self.resample)
 
     def as_json(self) -> dict[str, Any]:
-        """For the record."""
+        """Describe the benchmark in its record."""
         written = asdict(self)
         written["data"] = [f"{part.format}:{part.folder.name}" for part in self.data]
         written["balls"] = [str(ball) for ball in self.balls]

@@ -33,7 +33,7 @@ def write_board(board: JsonObject, out: Path, *, page: bool) -> None:
 
 
 def markdown(board: JsonObject) -> str:
-    """A table of all data sets where there are several, one of each, the most robust metric first, and what failed.
+    """Draw a table of all data sets where there are several, one of each, best first, and list what failed.
 
     Example:
         >>> board = {"data": [], "threats": [], "metrics": [{"label": "ssim", "failures": ["there is no GPU"]}]}
@@ -58,7 +58,7 @@ def markdown(board: JsonObject) -> str:
 
 
 def _glance(board: JsonObject) -> str:
-    """What every metric reached on every data set, in the order of the first one's table; numbers alone."""
+    """Draw what every metric reached on every data set, in the order of the first one's table; numbers alone."""
     columns: list[TextColumn] = []
     for data in board["data"]:
         columns += [(f"{data['id']} {title}", show) for title, show in _scores(board, data, attrgetter("accuracy"))]
@@ -67,7 +67,7 @@ def _glance(board: JsonObject) -> str:
 
 
 def _drawn(rows: Sequence[JsonObject], columns: Sequence[TextColumn], caption: str) -> str:
-    """A table of the columns in which any row has something to show, and what is said below it."""
+    """Draw a table of the columns in which any row has something to show, and what is said below it."""
     columns = [column for column in columns if any(column[1](metric) != _NOTHING for metric in rows)]
     head = ["metric", *(title for title, _ in columns)]
     lines = ["| " + " | ".join(map(plain_markdown, head)) + " |", "|---|" + "---:|" * len(columns)]
@@ -82,7 +82,7 @@ def _name(metric: JsonObject) -> str:
 
 
 def _columns(board: JsonObject, data: JsonObject) -> list[TextColumn]:
-    """Heading and cell of every column in which a metric has something to show."""
+    """List heading and cell of every column in which a metric may have something to show."""
     columns = _scores(board, data)
     proven = [m["results"][data["id"]]["certified"] for m in board["metrics"] if data["id"] in m["results"]]
     if points := next((found["points"] for found in proven if found), None):  # the others are in the CSV
@@ -103,7 +103,7 @@ def _first_proven(result: JsonObject) -> Any:
 def _scores(
     board: JsonObject, data: JsonObject, text: Callable[[AccuracyCell], str] = attrgetter("text")
 ) -> list[TextColumn]:
-    """Clean, or the share for shape, and under every threat."""
+    """List the columns of scores: clean, or the share for shape, and under every threat."""
     columns = [_score("clean" if is_judged(data) else SHARE, data, "clean", itemgetter("clean"), text)]
     for threat in board["threats"]:
         name = threat["id"]
@@ -118,7 +118,7 @@ def _score(
     find: Callable[[JsonObject], Any],
     text: Callable[[AccuracyCell], str] = attrgetter("text"),
 ) -> TextColumn:
-    """What `find` takes out of a metric's result on a data set; `name` is that of the paper's number."""
+    """Make a column of what `find` takes out of a metric's result; `name` is that of the paper's number."""
 
     def show(metric: JsonObject) -> str:
         result = metric["results"].get(data["id"])
@@ -128,7 +128,7 @@ def _score(
 
 
 def _speeds(board: JsonObject) -> list[TextColumn]:
-    """Pairs per second, of every type of number and batch size that was timed."""
+    """List the columns of pairs per second, of every type of number and batch size that was timed."""
     columns: list[TextColumn] = []
     for precision, size in timed(board):
         short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
@@ -154,7 +154,7 @@ def _millions(parameters: int | None) -> str:
 
 
 def as_csv(board: JsonObject) -> str:
-    """A line per metric, data set and column: percent, with 4 decimals.
+    """Write a line per metric, data set and column: percent, with 4 decimals.
 
     Columns are "clean", a ball, "certified l2 ...", and "share for shape, %".
     """

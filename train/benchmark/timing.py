@@ -85,7 +85,7 @@ def time_metrics(
 
 
 def _entry(visits: dict[str, list[Visit]], failed: dict[str, str]) -> dict[str, Any]:
-    """One metric's figures, from the visits of each precision and the sentence of each that failed."""
+    """Sum up one metric, from the visits of each precision and the sentence of each that failed."""
     timing: dict[str, dict[str, Any]] = {}
     left_out = dict(failed)
     for precision, found in visits.items():
@@ -113,7 +113,7 @@ def _summary(rates: Sequence[float]) -> dict[str, Any]:
 
 
 def in_a_fresh_process(name: str, precision: str, settings: TimingSettings) -> Visit | str:
-    """A visit, or a sentence that says why there is none; the process imports from where this one does."""
+    """Make a visit, or say why there is none; the process imports from where this one does."""
     path = os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
     request = json.dumps({"name": name, "precision": precision, "settings": asdict(settings)})
     done = subprocess.run(

@@ -140,7 +140,7 @@ def visit(name: str, precision: str, settings: TimingSettings) -> Visit:
 
 
 def _images(metric: Metric, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Two batches (count, 3, S, S) of smooth noise, a little like photographs, at the metric's own size S."""
+    """Draw two batches (count, 3, S, S) of smooth noise, a little like photographs, at the metric's own size S."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
@@ -154,10 +154,10 @@ def _images(metric: Metric, count: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _rates(metric: Metric, x: Tensor, y: Tensor, settings: TimingSettings) -> list[float]:
-    """Pairs per second of each measurement, float32 in full precision."""
+    """Measure pairs per second, repeatedly, float32 in full precision."""
 
     def passes(count: int) -> float:
-        """Seconds of so many passes."""
+        """Make so many passes, and give their seconds."""
         begun = time.perf_counter()
         for _ in range(count):
             metric.similarities(x, metric.fix(y)[:, None])
@@ -198,7 +198,7 @@ class Peak:
             Path("/proc/self/clear_refs").write_text("5")
 
     def above(self) -> float:
-        """The peak since it was forgotten, above the beginning."""
+        """Measure the peak since it was forgotten, above the beginning."""
         return max(0.0, self._highest() - self._base)
 
     def _highest(self) -> float:
@@ -224,13 +224,13 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of an error, with its kind where it was not written for users."""
+    """Quote the first line of an error, with its kind where it was not written for users."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}"
 
 
 def main() -> None:
-    """One visit, as the only argument asks for it; the answer alone goes to standard output."""
+    """Make one visit, as the only argument asks for it; the answer alone goes to standard output."""
     request = json.loads(sys.argv[1])
     answer_to = os.dup(1)
     os.dup2(2, 1)  # whatever a metric prints goes with the errors

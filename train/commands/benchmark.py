@@ -30,7 +30,7 @@ on (exit code 2).
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; `benchmark` is the first word."""
+    """Build the parser; `benchmark` is the first word."""
     parser = argparse.ArgumentParser(
         prog="rclip-metric benchmark",
         description=_ABOUT,

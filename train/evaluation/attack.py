@@ -65,7 +65,7 @@ class AttackSettings:
             )
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON."""
+        """Describe the attack in the record: JSON."""
         threat: dict[str, Any] = {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps}
         threat |= {"steps": self.steps, "restarts": self.restarts, "loss": self.loss}
         return {**threat, "larger_eps": True} if self.larger_eps else threat
@@ -105,12 +105,12 @@ DEFAULTS = RunSettings()
 
 
 def default_chunk_size(device: torch.device, image_size: int) -> int:
-    """Images per pass: about eight of 224x224 on a CPU, whose caches and page faults punish more; 64 elsewhere."""
+    """Choose images per pass: about eight of 224x224 on a CPU, whose caches and page faults punish more, else 64."""
     return max(8, 8 * 224**2 // image_size**2) if device.type == "cpu" else 64
 
 
 def chunk_size_of(metric: Metric) -> int:
-    """Images per pass for a metric: what it states as its `chunk_size`, else by device and size."""
+    """Choose images per pass for a metric: what it states as its `chunk_size`, else by device and size."""
     own: int | None = getattr(metric, "chunk_size", None)
     return own or default_chunk_size(metric.device, getattr(metric, "image_size", 224))
 
@@ -257,7 +257,7 @@ def _attack(
 
 
 def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Tensor:
-    """What a metric keeps of options (n, K, 3, S, S): (n, K, ...), in chunks, without a graph."""
+    """Compute what a metric keeps of options (n, K, 3, S, S): (n, K, ...), in chunks, without a graph."""
     if not len(options):
         return options
     flat = options.flatten(0, 1)
@@ -268,7 +268,7 @@ def fixed_options(metric: Metric, options: Tensor, chunk_size: int | None) -> Te
 def noise(
     judge: Callable[[Tensor, Tensor], Decisions], images: Tensor, ball: LpBall, draws: int, seeds: Sequence[int]
 ) -> AttackResult:
-    """Random points of the ball, as APGD's starts: what a perturbation of this size does when nobody aims it."""
+    """Try random points of the ball, as APGD's starts: what a perturbation of this size does when nobody aims it."""
     best, loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
     success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     evaluations = 0

@@ -18,7 +18,7 @@ Result = TypeVar("Result", bound=Mapping[str, Any])
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
-    """A short digest of settings: work is resumed only under the same."""
+    """Digest settings: work is resumed only under the same."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

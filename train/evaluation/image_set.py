@@ -21,7 +21,7 @@ BUDGET = 2**29
 
 
 def embeds(metric: Metric | None) -> bool:
-    """Whether a metric has embeddings, see `ImageSet`."""
+    """Say whether a metric has embeddings, see `ImageSet`."""
     return hasattr(metric, "embed")
 
 
@@ -67,7 +67,7 @@ class ImageSet:
         self._problems: dict[Path, str] = {}
 
     def broken(self, metric: Metric | None, files: Mapping[Key, Sequence[Path]]) -> dict[Key, str]:
-        """The first problem of each sample, by its key, of whose images one cannot be read; the others are ready then.
+        """Find the first problem of each sample of whose images one cannot be read, by key; the others are ready then.
 
         Args:
             metric: that will see the images; None for their pixels alone.
@@ -81,18 +81,18 @@ class ImageSet:
         }
 
     def problems(self, metric: Metric | None, paths: Iterable[Path]) -> dict[Path, str]:
-        """What is wrong with those images that cannot be read; the others are ready for the metric after this."""
+        """Find what is wrong with images that cannot be read; the others are ready for the metric after this."""
         paths = list(dict.fromkeys(paths))
         for number in dict.fromkeys(self._number[path] for path in paths):
             self._group(metric if embeds(metric) else None, number)
         return {path: self._problems[path] for path in paths if path in self._problems}
 
     def pixels(self, paths: Sequence[Path]) -> Tensor:
-        """Images (n, 3, S, S) that can be read."""
+        """Stack images (n, 3, S, S) that can be read."""
         return self._rows(None, paths)
 
     def kept(self, metric: Metric, options: Sequence[Sequence[Path]]) -> Tensor:
-        """What a metric keeps (`Metric.fix`) of K images per sample: (n, K, ...)."""
+        """Give what a metric keeps (`Metric.fix`) of K images per sample: (n, K, ...)."""
         flat = [path for paths in options for path in paths]
         if not flat:
             return torch.empty(0, device=self._device)
@@ -100,7 +100,7 @@ class ImageSet:
         return rows if embeds(metric) else fixed_options(metric, rows, self._chunk)
 
     def similarities(self, metric: Metric, images: Sequence[Path], options: Sequence[Sequence[Path]]) -> Tensor:
-        """Each of n images against K others: (n, K), float32, without a graph."""
+        """Compare each of n images with K others: (n, K), float32, without a graph."""
         held = self.kept(metric, options)
         if embeds(metric):
             return (self._rows(metric, images)[:, None] * held).sum(2)
@@ -111,14 +111,14 @@ class ImageSet:
             return torch.cat([metric.similarities(part, held_part) for part, held_part in parts])
 
     def _rows(self, metric: Metric | None, paths: Sequence[Path]) -> Tensor:
-        """The metric's embeddings of images, or their pixels: (n, ...)."""
+        """Stack the metric's embeddings of images, or their pixels: (n, ...)."""
         found: dict[Path, Tensor] = {}
         for number in dict.fromkeys(self._number[path] for path in paths):
             found |= self._group(metric, number)
         return torch.stack([found[path] for path in paths]) if paths else torch.empty(0, device=self._device)
 
     def _group(self, metric: Metric | None, number: int) -> dict[Path, Tensor]:
-        """The metric's embeddings of a group, or the group's pixels, without images that cannot be read."""
+        """Give the metric's embeddings of a group, or the group's pixels, without images that cannot be read."""
         held = self._held.setdefault(id(metric), OrderedDict())
         if number not in held:
             held[number] = self._read(number) if metric is None else self._embed(metric, number)

@@ -40,7 +40,7 @@ class Attack(Protocol):
         """The feasible set."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON."""
+        """Describe the attack in the record: JSON."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Evaluation:
     quiet: bool = False
 
     def settings(self, task: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Everything that the outcomes depend on: what a journal must agree with to be taken up."""
+        """Gather everything that the outcomes depend on: what a journal must agree with to be taken up."""
         settings = {**asdict(self.run), "precision": resolved_precision(self.run.precision, self.metric.device)}
         if self.run.resample == "samples":
             del settings["resample"]  # results from before there was a choice stay those of the same settings
@@ -88,25 +88,25 @@ class Evaluation:
         }
 
     def threat(self, attack: Attack | None) -> dict[str, Any]:
-        """An attack as a record has it; None for the clean accuracy."""
+        """Describe an attack as a record has it; None stands for the clean accuracy."""
         threat: dict[str, Any] = attack.describe() if attack else {"attack": "none"}
         if attack and attack.attack == "transfer" and self.source:
             threat["source"] = self.source.describe()
         return threat
 
     def seeds(self, samples: Sequence[Keyed]) -> list[int]:
-        """Of the samples' random starts."""
+        """Derive the seeds of the samples' random starts."""
         return [sample_seed(self.run.seed, sample.key) for sample in samples]
 
     def blocks(self, parts: Sequence[Part]) -> list[Sequence[Part]]:
-        """The units of work, of as many parts as the run says."""
+        """Divide into units of work, of as many parts as the run says."""
         size = self.run.batch_size
         return [parts[first : first + size] for first in range(0, len(parts), size)]
 
     def share(
         self, blocks: Sequence[Sequence[Part]], work: Callable[[Sequence[Part]], Any], settings: Any, label: str
     ) -> list[Any]:
-        """Work on every block, in full float32, with this journal and these processes (`run_blocks`)."""
+        """Share out the blocks, in full float32, with this journal and these processes (`run_blocks`)."""
 
         def exactly(block: Sequence[Part]) -> Any:
             with full_float32():
@@ -149,18 +149,18 @@ class Block(TypedDict):
 
 
 def cost(seconds: float, evaluations: int) -> dict[str, float]:
-    """What the clean pass cost; an evaluation is an image that goes through the metric."""
+    """State what the clean pass cost; an evaluation is an image that goes through the metric."""
     return {"seconds": seconds, "evaluations": evaluations}
 
 
 def empty_block(unreadable: list[str], attacks: int) -> Block:
-    """A block of which nothing could be read."""
+    """Make the block of which nothing could be read."""
     nothing = {"seconds": 0.0, "evaluations": 0, "violation": 0.0, "zero_gradients": 0, "nonfinite_gradients": 0}
     return {"rows": [], "unreadable": unreadable, "costs": [nothing] * (attacks + 1)}
 
 
 def attack_cost(confirmed: ConfirmedResult, others: int) -> dict[str, float]:
-    """What an attack on a block cost, and what it met; `others` are evaluations beside those of the attack's loop."""
+    """State what an attack on a block cost, and what it met; `others` are evaluations beside those of its loop."""
     attacked = confirmed.attacked
     return {
         "seconds": confirmed.seconds,

@@ -92,63 +92,63 @@ class Task(ABC, Generic[Sample]):
 
     @abstractmethod
     def files(self, sample: Sample) -> Sequence[Path]:
-        """The images of a sample."""
+        """List the images of a sample."""
 
     def paths(self) -> list[Path]:
-        """The images of all samples."""
+        """List the images of all samples."""
         return [path for sample in self.samples for path in self.files(sample)]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The data as far as outcomes depend on them, and what file names say of them: JSON."""
+        """Describe the data as far as outcomes depend on them, and what file names say of them: JSON."""
 
     def describe(self) -> dict[str, Any]:
-        """The data in the record: JSON."""
+        """Describe the data in the record: JSON."""
         return self.settings()
 
     def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
-        """What reads an image, (3, S, S)."""
+        """Choose what reads an image, (3, S, S)."""
         return metric.preprocess
 
     def part(self, sample: Sample) -> str:
-        """The part that a sample belongs to."""
+        """Name the part that a sample belongs to."""
         return "all"
 
     def is_attacked(self, sample: Sample) -> bool:
-        """Whether attacks are run on a sample, if the metric is right about it."""
+        """Say whether attacks are run on a sample, if the metric is right about it."""
         return True
 
     def compare(self, sample: Sample) -> list[tuple[Path, Sequence[Path]]]:
-        """What the clean decision rests on: images, each with others that it is compared with."""
+        """List what the clean decision rests on: images, each with others that it is compared with."""
         raise NotImplementedError
 
     def aim(self, samples: Sequence[Sample], similarities: Tensor) -> Aim:
-        """What an attack on n samples does; the similarities are those of the clean decision."""
+        """Aim an attack on n samples; the similarities are those of the clean decision."""
         raise ValueError(f"{self.task} is judged without an attack")
 
     def decide(self, samples: Sequence[Sample], similarities: Tensor) -> Decisions:
-        """The clean decisions, from all comparisons (n, K); by default those that an attack wants to change."""
+        """Make the clean decisions, from all comparisons (n, K); by default those that an attack wants to change."""
         everyone = torch.arange(len(samples), device=similarities.device)
         return self.aim(samples, similarities).decide("ce")(similarities, everyone)
 
     def score(self, sample: Sample, wrong: bool, tie: bool) -> float:
-        """What a decision is worth."""
+        """Score a decision."""
         return float(not wrong)
 
     def human(self, rows: Sequence[SampleRow]) -> dict[str, Any] | None:
-        """What people reach on the samples that could be read."""
+        """Compute what people reach on the samples that could be read."""
         return None
 
     def identity(self, on: Evaluation) -> dict[str, Any]:
-        """What results depend on: those that are there are taken for the same if it is equal; JSON."""
+        """Gather what results depend on: those that are there count as the same where it is equal; JSON."""
         return on.settings(self.task, self.settings())
 
     def depends_on(self, on: Evaluation) -> dict[str, Any]:
-        """What a block's part of the journal depends on: JSON."""
+        """Gather what a block's part of the journal depends on: JSON."""
         return self.identity(on)
 
     def label(self, metric: Metric) -> str:
-        """Of the progress bar."""
+        """Label the progress bar."""
         return f"{self.settings()['name']} {metric.name}"
 
     def blocks(self, on: Evaluation) -> list[Any]:
@@ -161,7 +161,7 @@ class Task(ABC, Generic[Sample]):
     def readable(
         self, block: Sequence[Sample], images: ImageSet, metric: Metric | None
     ) -> tuple[list[Sample], list[str]]:
-        """The samples of which every image can be read, and a sentence for each of the others (`ImageSet.broken`)."""
+        """Find the samples of which every image can be read, and a sentence for each of the others."""
         broken = images.broken(metric, {sample.key: self.files(sample) for sample in block})
         said = [f"{self.noun} {key}: {problem}" if self.noun else problem for key, problem in broken.items()]
         return [sample for sample in block if sample.key not in broken], said
@@ -197,7 +197,7 @@ class Task(ABC, Generic[Sample]):
         return Block(rows=rows, unreadable=unreadable, costs=costs)
 
     def similarities(self, samples: Sequence[Sample], images: ImageSet, on: Evaluation) -> Tensor:
-        """All comparisons of n samples: (n, K), float32, without a graph."""
+        """Make all comparisons of n samples: (n, K), float32, without a graph."""
         found = []
         for compared in zip(*map(self.compare, samples), strict=True):
             moved, options = zip(*compared, strict=True)
@@ -205,7 +205,7 @@ class Task(ABC, Generic[Sample]):
         return torch.cat(found, 1)
 
     def rows(self, samples: Sequence[Sample], similarities: Tensor) -> tuple[list[SampleRow], list[bool]]:
-        """The clean decisions, and which of them are wrong; several highest similarities that are equal are a tie."""
+        """Decide n samples, and say which decisions are wrong; several highest similarities are a tie."""
         decided = self.decide(samples, similarities)
         ties = (similarities == similarities.amax(1, keepdim=True)).sum(1) > 1
         wrong: list[bool] = decided.wrong.tolist()
@@ -218,7 +218,7 @@ class Task(ABC, Generic[Sample]):
     def under_attack(
         self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
     ) -> Iterator[ConfirmedResult]:
-        """What every attack does to n samples that are right; the similarities are those of the clean decision."""
+        """Run every attack on n samples that are right; the similarities are those of the clean decision."""
         aim = self.aim(samples, similarities)
         moved = images.pixels(aim.moved)
         radius, spent = torch.zeros(0), 0.0
@@ -288,7 +288,7 @@ def evaluate(
     team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Clean accuracy, and accuracy under each attack; all of them share the images, the clean pass and what is fixed.
+    """Evaluate a metric clean and under each attack; all of them share the images, the clean pass and what is fixed.
 
     "Robust" is right on the clean image and at every point that the attack visited.
 

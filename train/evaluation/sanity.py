@@ -117,7 +117,7 @@ def sanity(
 def _radius_sweep(
     evaluate: Evaluate, apgd: AttackSettings, base: dict[str, Any], largest: float
 ) -> list[dict[str, Any]]:
-    """A quarter and half of the radius, then doubled until nothing is left or the ball holds every image."""
+    """Attack at a quarter and half of the radius, then double it until nothing is left or all images are in it."""
     ball = apgd.ball
     found = [evaluate([replace(apgd, ball=replace(ball, eps=ball.eps * part))])[0] for part in (0.25, 0.5)]
     eps, last = ball.eps, base
@@ -155,7 +155,7 @@ def _iterations(sweep: Sequence[Record], threat: str, steps: int) -> Check:
 
 
 def _stronger(name: str, base: Record, other: Record, threat: str) -> Check:
-    """An attack without the gradient of the model must not fool samples that APGD left standing."""
+    """Check that an attack without the model's gradient fools no samples that APGD left standing."""
     before = {row.key: row for row in unpack(base)}
     more = [row for row in unpack(other) if row.robust == 0.0 and before[row.key].robust]
     share = 100 * len(more) / len(before)
@@ -169,7 +169,7 @@ def _named(record: Record) -> str:
 
 
 def markdown(checks: Sequence[Check]) -> str:
-    """The checks as a table, with a last line that sums them up."""
+    """Draw the checks as a table, with a last line that sums them up."""
     lines = ["| check | threat | measured | verdict |", "|---|---|---|---|"]
     for check in checks:
         lines.append(f"| {check.name} | {check.threat} | {check.measured} | {'pass' if check.passed else '**FAIL**'} |")
@@ -178,5 +178,5 @@ def markdown(checks: Sequence[Check]) -> str:
 
 
 def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """The checks for a file."""
+    """Describe the checks in a file."""
     return [asdict(check) for check in checks]

@@ -51,7 +51,7 @@ class Session:
         *,
         source: Metric | None = None,
     ) -> list[dict[str, Any]]:
-        """The records of all attacks, evaluated or read, in order; each is on disk as soon as it exists.
+        """Evaluate or read the records of all attacks, in order; each is on disk as soon as it exists.
 
         Args:
             task: the samples, and what is asked of them.
@@ -93,7 +93,7 @@ class Session:
         return [record for record in found if record is not None]
 
     def single(self, path: Path, task: Task[Any], metric: Metric, run: RunSettings) -> dict[str, Any]:
-        """The one record of a task that is not about accuracy, in a file whose name is given; see `kept`.
+        """Evaluate or read the one record of a task that is not about accuracy, in a file of a given name; see `kept`.
 
         The journal is in `.journal` beside it until the result is written; other `sizes` of blocks make no other
         result.
@@ -115,7 +115,7 @@ def kept(
     team: Team = ALONE,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """A result that is no record of accuracy (distances, pictures, times): read if it is there, else made and written.
+    """Read a result that is no record of accuracy (distances, pictures, times), or make and write it.
 
     Args:
         path: the file.
@@ -149,7 +149,7 @@ def kept(
 
 
 def _found(paths: Sequence[Path], marks: Sequence[str], overwrite: bool, team: Team) -> list[dict[str, Any] | None]:
-    """Results that are there already, None where one is to be made; the first process looks, all act on what it saw."""
+    """Read results that are there already, None for the others; the first process looks, all act on what it saw."""
     found: list[dict[str, Any] | None] = []
     problem = ""
     for path, mark in zip(paths, marks, strict=True):

@@ -29,6 +29,6 @@ def render(template: str, folder: Path = _HERE, **values: Any) -> str:
 
 
 def _asset(name: str) -> Markup:
-    """A style sheet or script, without what only its readers need."""
+    """Read a style sheet or script, without what only its readers need."""
     lines = (_HERE / name).read_text(encoding="utf-8").splitlines()
     return Markup("\n".join(filter(None, map(str.strip, lines))))

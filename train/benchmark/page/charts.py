@@ -78,7 +78,7 @@ class Line:
 
 
 def symbols() -> Markup:
-    """The shapes, once per page."""
+    """Draw the shapes, once per page."""
     shapes = (
         f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="M0 0{shape}"/></symbol>' for n, shape in enumerate(_SHAPES)
     )
@@ -86,13 +86,13 @@ def symbols() -> Markup:
 
 
 def short(value: float) -> str:
-    """A coordinate with one decimal, in as few characters as possible."""
+    """Write a coordinate with one decimal, in as few characters as possible."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
 
 def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float, float]:
-    """Tens around all values, within 0 and 100 and at least 20 wide."""
+    """Choose tens around all values, within 0 and 100 and at least 20 wide."""
     low = max(0.0, math.floor((min(values) - margin) / 10) * 10.0)
     high = min(100.0, math.ceil((max(values) + margin) / 10) * 10.0)
     if high - low < 20:
@@ -101,7 +101,7 @@ def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float,
 
 
 def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
-    """Points with whiskers, each with its label beside it: no label covers another or a point while there is room.
+    """Draw points with whiskers and labels: no label covers another or a point while there is room.
 
     Args:
         points: one or more.
@@ -158,7 +158,7 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
 
 
 def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | None = None) -> Markup:
-    """Percent against the radius: a line with its band per metric, dashes for what is certified, labels at the right.
+    """Draw percent against the radius: lines with bands, dashes for what is certified, labels at the right.
 
     Args:
         lines: one or more, with radii that are 0 or more, in the unit of the axis.
@@ -201,7 +201,7 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
 
 
 def histogram(values: Sequence[float], others: Sequence[float], top: float) -> Markup:
-    """How often each value comes, filled, and each of `others`, as an outline; each as high as its own peak.
+    """Draw how often each value comes, filled, and each of `others`, as an outline; each as high as its own peak.
 
     Args:
         values, others: 0 or more, in the unit in which 1 is marked; what is beyond `top` counts in the last bin.
@@ -219,7 +219,7 @@ def histogram(values: Sequence[float], others: Sequence[float], top: float) -> M
 
 
 def spread(wanted: Sequence[float], gap: float, bounds: tuple[float, float]) -> list[float]:
-    """Levels as near as possible to the wanted ones, `gap` apart and within bounds, in the same order.
+    """Find levels as near as possible to the wanted ones, `gap` apart and within bounds, in the same order.
 
     Where the bounds are too narrow for all, the gap shrinks.
     """
@@ -240,12 +240,12 @@ def spread(wanted: Sequence[float], gap: float, bounds: tuple[float, float]) -> 
 
 
 def shortened(label: str) -> str:
-    """The label, cut with an ellipsis where it is too long."""
+    """Cut a label with an ellipsis where it is too long."""
     return label if len(label) <= LONGEST else label[: LONGEST - 1].rstrip(" ,(-") + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _apart(places: Sequence[float], gap: float) -> Iterator[int]:
-    """Which of rising places are far enough apart: the last, the first, and what fits between, from the right."""
+    """Find which of rising places are far enough apart: the last, the first, and what fits between, from the right."""
     kept = len(places) - 1
     for n in range(len(places) - 1, -1, -1):
         if n in (0, len(places) - 1) or (places[kept] - places[n] >= gap and places[n] - places[0] >= gap):
@@ -279,18 +279,18 @@ class _Chart:
         return self.figure.add_axes(box, label=str(len(self.figure.axes)), frameon=False)
 
     def layer(self, area: Sequence[float]) -> Axes:
-        """Axes above the others, in which a place is told as it is displayed: in units, from the bottom left."""
+        """Add axes above the others, in which a place is told as it is displayed: in units, from the bottom left."""
         axes = self._axes(area)
         axes.set(xlim=(area[0], area[2]), ylim=(self.size[1] - area[3], self.size[1] - area[1]))
         axes.set_axis_off()
         return axes
 
     def member(self, number: int, look: Look, words: str) -> None:
-        """What is drawn together, and shown alone where the mouse is at it."""
+        """Add what is drawn together, and shown alone where the mouse is at it."""
         self.members[number] = look, words
 
     def svg(self, words: str) -> Markup:
-        """The picture, with what it shows in words."""
+        """Draw the picture, with what it shows in words."""
         drawn = _Svg(self)
         self.figure.draw(drawn)
         parts = []

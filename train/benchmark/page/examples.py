@@ -48,12 +48,12 @@ class Picture:
 
 
 def example_section(board: JsonObject) -> list[dict[str, Any]]:
-    """The triplets, one article each."""
+    """Lay out the triplets, one article each."""
     return [_example(board, example, n) for n, example in enumerate(board["examples"], 1)]
 
 
 def _example(board: JsonObject, example: JsonObject, number: int) -> dict[str, Any]:
-    """A triplet, what was chosen, and what each metric makes of it."""
+    """Lay out a triplet, what was chosen, and what each metric makes of it."""
     share = known(example.get("share_right"))
     chosen = None if share is None or share == 0.5 else int(share > 0.5)
     verdicts = example.get("metrics") or {}
@@ -83,7 +83,7 @@ def _example(board: JsonObject, example: JsonObject, number: int) -> dict[str, A
 
 
 def _card(metric: JsonObject, found: JsonObject, chosen: int | None, number: int) -> dict[str, Any]:
-    """A metric's attacked reference, perturbation, distances and verdicts."""
+    """Lay out a metric's attacked reference, perturbation, distances and verdicts."""
     rows = []
     for when, words in WHEN.items():
         distances = numbers_of(found.get(when))
@@ -98,6 +98,6 @@ def _card(metric: JsonObject, found: JsonObject, chosen: int | None, number: int
 
 
 def _agrees(pair: Any, chosen: int | None) -> bool | None:
-    """Whether the nearer of (left, right) is the chosen one; a tie is not, and without a choice there is no saying."""
+    """Say whether the nearer of (left, right) is the chosen one; a tie is not, and without a choice nobody can say."""
     distances = numbers_of(pair)
     return None if chosen is None or len(distances) != 2 else distances[chosen] < distances[1 - chosen]

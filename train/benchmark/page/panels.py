@@ -28,7 +28,7 @@ Panels = list[tuple[Markup, Markup]]  # charts side by side: their names and pic
 
 
 def scatter_section(board: JsonObject) -> list[tuple[str | None, Panels]]:
-    """Clean against robust accuracy, a panel per threat."""
+    """Draw clean against robust accuracy, a panel per threat."""
 
     def draw(data: JsonObject) -> Panels:
         panels = []
@@ -47,7 +47,7 @@ def scatter_section(board: JsonObject) -> list[tuple[str | None, Panels]]:
 
 
 def radius_section(board: JsonObject) -> dict[str, Any]:
-    """Accuracy against the radius, a panel per norm."""
+    """Draw accuracy against the radius, a panel per norm."""
 
     def draw(data: JsonObject) -> Panels:
         norms = dict.fromkeys(norm for m in board["metrics"] for norm in m["sweep"].get(data["id"]) or ())
@@ -76,7 +76,7 @@ def radius_section(board: JsonObject) -> dict[str, Any]:
 
 
 def distance_section(board: JsonObject) -> dict[str, Any]:
-    """Histograms of d(x, x + delta), a card per threat and metric."""
+    """Draw histograms of d(x, x + delta), a card per threat and metric."""
     ratios: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for metric in board["metrics"]:
         for name, found in metric["direct"].items():

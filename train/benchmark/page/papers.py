@@ -23,7 +23,7 @@ PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
 
 
 def paper_section(board: JsonObject) -> dict[str, Any]:
-    """The papers' numbers, and those measured here of the same metrics; empty if there are none."""
+    """List the papers' numbers, and those measured here of the same metrics; empty if there are none."""
     metrics = {metric["id"]: metric for metric in board["metrics"]}
     rows = [metrics.get(row.get("metric")) for row in board["paper"]]
     groups: dict[tuple[str, bool], list[tuple[str, list[str]]]] = {}  # name, comparable -> columns: heading and cells
@@ -63,13 +63,13 @@ def _cell(value: float | None) -> str:
 
 
 def _closest(threats: Sequence[JsonObject], norm: str) -> JsonObject | None:
-    """The threat of a norm whose radius is nearest to the paper's."""
+    """Find the threat of a norm whose radius is nearest to the paper's."""
     found = [threat for threat in threats if threat.get("norm") == norm]
     return min(found, key=lambda threat: abs((known(threat.get("eps")) or 0.0) - PAPER_BALLS[norm]), default=None)
 
 
 def settings_section(board: JsonObject) -> dict[str, Any]:
-    """The command, the settings, the metrics, and what to read with care."""
+    """List the command, the settings, the metrics, and what to read with care."""
     facts: list[tuple[str, str]] = [
         (Markup("attack, ") + ball_name(t), str(t["words"])) for t in board["threats"] if t.get("words")
     ]
@@ -88,7 +88,7 @@ def settings_section(board: JsonObject) -> dict[str, Any]:
 
 
 def _setting(value: Any) -> str:
-    """A setting in words."""
+    """Put a setting into words."""
     if isinstance(value, list | tuple) and value and not any(isinstance(part, dict | list) for part in value):
         return ", ".join(map(_setting, value))
     if value is None or isinstance(value, bool):
@@ -97,7 +97,7 @@ def _setting(value: Any) -> str:
 
 
 def _caveats(board: JsonObject) -> list[str]:
-    """What the numbers do not say, and what was not measured."""
+    """Say what the numbers do not say, and what was not measured."""
     metrics = board["metrics"]
     care = [
         f"{data_name(data)}: {data['note']}"

@@ -34,7 +34,7 @@ class Look:
 
 
 def whole_board(board: JsonObject) -> dict[str, Any]:
-    """The board with empty parts for missing ones, data sets and threats that only results name, and looks."""
+    """Complete a board: empty parts for missing ones, data sets and threats that only results name, and looks."""
     whole: dict[str, Any] = dict.fromkeys(("title", "made", "command", "cores"))
     whole |= {key: board.get(key) or {} for key in ("settings", "versions", "device")}
     whole |= {key: [{name: "?", **entry} for entry in board.get(key) or ()] for key, name in _LISTS.items()}
@@ -56,45 +56,45 @@ def whole_board(board: JsonObject) -> dict[str, Any]:
 
 
 def result_of(metric: JsonObject, data: JsonObject) -> JsonObject:
-    """What a metric reached on a data set; empty where it was not measured."""
+    """Find what a metric reached on a data set; empty where it was not measured."""
     return metric["results"].get(data["id"]) or {}
 
 
 def score_of(metric: JsonObject, data: JsonObject, threat: JsonObject | None = None) -> JsonObject | None:
-    """The summary of a metric on a data set: clean, or under a threat; None where it was not measured."""
+    """Find the summary of a metric on a data set, clean or under a threat; None where it was not measured."""
     result = result_of(metric, data)
     found = result.get("clean") if threat is None else (result.get("robust") or {}).get(threat["id"])
     return found if found and known(found.get("accuracy")) is not None else None
 
 
 def certified_points(metric: JsonObject, data: JsonObject) -> list[JsonObject]:
-    """The certified points of a metric on a data set, rising."""
+    """List the certified points of a metric on a data set, rising."""
     points = (result_of(metric, data).get("certified") or {}).get("points") or ()
     return sorted((point for point in points if known(point.get("accuracy")) is not None), key=lambda p: p["eps"])
 
 
 def measured_sets(board: JsonObject) -> list[JsonObject]:
-    """The data sets that any metric was measured on, all of them if there are no numbers yet."""
+    """List the data sets that any metric was measured on, all of them if there are no numbers yet."""
     return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
 
 
 def data_name(data: JsonObject) -> str:
-    """The label of a data set."""
+    """Name a data set by its label."""
     return str(data.get("label") or data["id"])
 
 
 def is_judged(data: JsonObject) -> bool:
-    """Whether anybody said which option is right: where shape and texture are in conflict, neither is."""
+    """Say whether anybody said which option is right: where shape and texture are in conflict, neither is."""
     return data.get("task") != "cue-conflict"
 
 
 def tried_threats(board: JsonObject, data: JsonObject) -> list[JsonObject]:
-    """The threats that any metric was measured under on a data set."""
+    """List the threats that any metric was measured under on a data set."""
     return [t for t in board["threats"] if any(score_of(metric, data, t) for metric in board["metrics"])]
 
 
 def ranked(board: JsonObject, data: JsonObject | None = None) -> list[JsonObject]:
-    """The metrics, the most robust under the first threat first, then the best clean one; on the first data set."""
+    """Rank the metrics by robustness under the first threat, then clean; by default on the first data set."""
     data = data or next(iter(measured_sets(board)), {"id": None})
     first = [*tried_threats(board, data)[:1], None]
 
@@ -106,29 +106,29 @@ def ranked(board: JsonObject, data: JsonObject | None = None) -> list[JsonObject
 
 
 def known(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Keep a finite number; None for anything else."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None
 
 
 def numbers_of(values: Any) -> list[float]:
-    """The finite numbers of a list."""
+    """Keep the finite numbers of a list."""
     return [number for number in map(known, values or ()) if number is not None]
 
 
 def rows_of(table: Any, width: int) -> list[tuple[float, ...]]:
-    """The rows of finite numbers, rising."""
+    """Keep the rows of finite numbers, rising."""
     return sorted(numbers for row in table or () if len(numbers := tuple(numbers_of(row))) == width)
 
 
 def interval_of(summary: JsonObject) -> tuple[float, float] | None:
-    """The bounds of a summary: of an accuracy, or of a number of pairs per second."""
+    """Read the bounds of a summary: of an accuracy, or of a number of pairs per second."""
     bounds = numbers_of(summary.get("interval_95") or (summary.get("low"), summary.get("high")))
     return (bounds[0], bounds[1]) if len(bounds) == 2 else None
 
 
 def per_set(board: JsonObject, draw: Callable[[JsonObject], Part]) -> list[tuple[str | None, Part]]:
-    """What is drawn of each data set, with its name where there are several; empty where nothing is drawn of any."""
+    """Draw each data set, under its name where there are several; empty where nothing is drawn of any."""
     sets = measured_sets(board) or [{"id": None, "label": "no data yet"}]
     parts = [draw(data) for data in sets]
     names = [data_name(data) for data in sets] if len(sets) > 1 else [None]
@@ -136,7 +136,7 @@ def per_set(board: JsonObject, draw: Callable[[JsonObject], Part]) -> list[tuple
 
 
 def timed(board: JsonObject) -> list[tuple[str, str]]:
-    """Types of number and batch sizes that any metric was timed with, float32 first."""
+    """List types of number and batch sizes that any metric was timed with, float32 first."""
     times = [(metric.get("timing") or {}) for metric in board["metrics"]]
     found = {(kind, size) for time in times for kind, cells in time.items() for size in cells or () if size.isdecimal()}
     return sorted(found, key=lambda cell: (cell[0] != "float32", cell[0], int(cell[1])))

@@ -27,7 +27,7 @@ SMALL, BREAK = Markup("<small>{}</small>"), Markup("<br>")
 
 
 def summary(board: JsonObject) -> dict[str, Any]:
-    """The most robust metric, how far the best clean one falls, and who sides with people elsewhere; empty if nobody.
+    """Tell the most robust metric, how far the best clean one falls, and who sides with people; empty if nobody.
 
     Of a set that was attacked before others, and of one where something is right before those where nothing is.
     """
@@ -37,12 +37,12 @@ def summary(board: JsonObject) -> dict[str, Any]:
         return {m["id"]: found for m in ranked(board, data) if (found := score_of(m, data, threat))}
 
     def leaders(found: dict[str, JsonObject]) -> list[str]:
-        """Those with the highest accuracy as it is shown, with one decimal."""
+        """Find those with the highest accuracy as it is shown, with one decimal."""
         shown = {name: round(score["accuracy"], 1) for name, score in found.items()}
         return [name for name in shown if shown[name] == max(shown.values())]
 
     def told(found: dict[str, JsonObject], members: Sequence[str]) -> tuple[Markup, str]:
-        """Metrics by name, and the accuracy of the first of them."""
+        """Name metrics, and give the accuracy of the first of them."""
         first, *_ = members
         return joined(names[name] for name in members), percent(found[first]["accuracy"])
 
@@ -86,7 +86,7 @@ def _overlap(first: tuple[float, float] | None, second: tuple[float, float] | No
 
 
 def facts(board: JsonObject) -> list[tuple[str, Markup]]:
-    """What was measured, with which attack, where and when."""
+    """List what was measured, with which attack, where and when."""
     found: list[tuple[str, list[str]]] = []
     sets: list[str] = []
     for data in board["data"]:
@@ -110,12 +110,12 @@ def facts(board: JsonObject) -> list[tuple[str, Markup]]:
 
 
 def _small(words: str) -> Markup:
-    """Small print, or nothing."""
+    """Print words small; nothing stays nothing."""
     return SMALL.format(words) if words else Markup("")
 
 
 def _date(text: str) -> str:
-    """A day in words; the text itself where it is none."""
+    """Write a day in words; the text itself where it is none."""
     try:
         made = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

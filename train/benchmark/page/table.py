@@ -66,7 +66,7 @@ class Column:
         return self.words or self.best is min
 
     def top(self, metrics: Iterable[JsonObject]) -> float | None:
-        """The best value, None for a column of one."""
+        """Find the best value, None for a column of one."""
         values = [value for metric in metrics if (value := self.value(metric)) is not None]
         return self.best(values) if self.best and len(values) > 1 else None
 
@@ -82,12 +82,12 @@ class Table:
     notes: dict[str, list[JsonObject]]
 
     def heads(self) -> list[tuple[str, list[tuple[int, Column]]]]:
-        """The groups of columns, each column with its number; one without a group is alone, under no name."""
+        """Group the columns, each with its number; one without a group is alone, under no name."""
         numbered = groupby(enumerate(self.columns, 1), key=lambda pair: pair[1].group or pair[0])
         return [(name if isinstance(name, str) else "", list(members)) for name, members in numbered]
 
     def lines(self) -> list[tuple[JsonObject, str, list[tuple[Column, Cell | None, float | None, bool]]]]:
-        """Of each metric: the numbers of its notes, and of each column the cell, its value and whether it is best."""
+        """List for each metric the numbers of its notes, and for each column the cell, its value and if it is best."""
         tops = [column.top(self.rows) for column in self.columns]
         found = []
         for metric in self.rows:
@@ -99,7 +99,7 @@ class Table:
 
 
 def table_section(board: JsonObject) -> dict[str, Any]:
-    """A table of all data sets, one of each, and what failed."""
+    """Lay out a table of all data sets, one of each, and what failed."""
     sets = measured_sets(board)
     judged = [data for data in sets if is_judged(data)]
     usual = "95 % intervals"  # a board of before they could differ says no more
@@ -118,14 +118,14 @@ def table_section(board: JsonObject) -> dict[str, Any]:
 
 
 def _glance(board: JsonObject, sets: Sequence[JsonObject]) -> Table:
-    """What every metric reached on each of several data sets, in the order of the first one's table."""
+    """Lay out what every metric reached on each of several data sets, in the order of the first one's table."""
     columns = [replace(column, group=str(data["id"])) for data in sets for column in _score_columns(board, data)]
     columns = _filled(board, columns + _speed_columns(board))
     return Table("all data sets", ranked(board), columns, _order(board, sets[0]), {})
 
 
 def _table(board: JsonObject, data: JsonObject) -> Table:
-    """A row per metric, the columns that any of them fills, and what is to be said of some."""
+    """Lay out a row per metric, the columns that any of them fills, and what is to be said of some."""
     rows = ranked(board, data)
     notes: dict[str, list[JsonObject]] = {}
     for metric in rows:
@@ -135,12 +135,12 @@ def _table(board: JsonObject, data: JsonObject) -> Table:
 
 
 def _order(board: JsonObject, data: JsonObject) -> int:
-    """The column that decides the order of a table that begins with a data set's scores."""
+    """Choose the column that decides the order of a table that begins with a data set's scores."""
     return 2 if tried_threats(board, data) else 1
 
 
 def _columns(board: JsonObject, data: JsonObject) -> list[Column]:
-    """The columns that any metric fills."""
+    """List the columns that any metric fills."""
     columns = _score_columns(board, data)
     certified = [point for metric in board["metrics"] for point in certified_points(metric, data)]
     if certified:
@@ -155,17 +155,17 @@ def _columns(board: JsonObject, data: JsonObject) -> list[Column]:
 
 
 def _filled(board: JsonObject, columns: Sequence[Column]) -> list[Column]:
-    """The first column, and of the others those that any metric fills."""
+    """Keep the first column, and of the others those that any metric fills."""
     return [column for n, column in enumerate(columns) if n == 0 or any(map(column.cell, board["metrics"]))]
 
 
 def _score_columns(board: JsonObject, data: JsonObject) -> list[Column]:
-    """What a data set gave, clean and under every threat that was tried on it."""
+    """List what a data set gave, clean and under every threat that was tried on it."""
     return [_accuracy_column(board, data, threat) for threat in (None, *tried_threats(board, data))]
 
 
 def _accuracy_column(board: JsonObject, data: JsonObject, threat: JsonObject | None) -> Column:
-    """Clean, or under a threat, with the paper's number where the data are the paper's; or the share for shape."""
+    """Make a column: clean or under a threat, with the paper's number on the paper's data; or the share for shape."""
     heading, key = ("clean", "clean") if threat is None else (ball_name(threat), threat["id"])
     differ = len({str(other.get("words")) for other in board["threats"]}) > 1
 
@@ -181,7 +181,7 @@ def _accuracy_column(board: JsonObject, data: JsonObject, threat: JsonObject | N
 
 
 def _certified_column(data: JsonObject, at: JsonObject) -> Column:
-    """What no attack of a radius can take away."""
+    """Make the column of what no attack of a radius can take away."""
 
     def point(metric: JsonObject) -> JsonObject | None:
         return next((point for point in certified_points(metric, data) if point["eps"] == at["eps"]), None)
@@ -196,12 +196,12 @@ def _certified_column(data: JsonObject, at: JsonObject) -> Column:
 
 
 def _rounded(found: JsonObject | None) -> float | None:
-    """An accuracy as it is shown, so that what looks the same is the same."""
+    """Round an accuracy as it is shown, so that what looks the same is the same."""
     return round(found["accuracy"], 1) if found else None
 
 
 def _accuracy(found: JsonObject, samples: Any = None, reported: float | None = None) -> Cell:
-    """An accuracy with its interval, as numbers and as a picture; its samples where they are not those of the row."""
+    """Show an accuracy with its interval, in numbers and as a picture; its samples where they are not the row's."""
     interval, told = interval_of(found), []
     if interval:
         told.append(f"{interval[0]:.1f}{DASH}{interval[1]:.1f}")
@@ -212,7 +212,7 @@ def _accuracy(found: JsonObject, samples: Any = None, reported: float | None = N
 
 
 def _speed_columns(board: JsonObject) -> list[Column]:
-    """Pairs per second, of every type of number and batch size that was timed."""
+    """List pairs per second, of every type of number and batch size that was timed."""
     return [_speed_column(kind, batch) for kind, batch in timed(board)]
 
 
@@ -235,7 +235,7 @@ def _short(kind: str) -> str:
 
 
 def _memory(metric: JsonObject) -> dict[str, float]:
-    """MB by type of number."""
+    """Read MB by type of number."""
     found = {kind: known(timing.get("memory_mb")) for kind, timing in metric["timing"].items()}
     return {kind: number for kind, number in found.items() if number is not None}
 

@@ -16,7 +16,7 @@ NORMS["l1"] = Markup("\u2113<sub>1</sub>")
 
 
 def figure(value: float) -> str:
-    """Three digits, or two: 1,230, 123, 12.3, 1.23, 0.123, 0.0123, 0.0012, 1.2e-4."""
+    """Write three digits, or two: 1,230, 123, 12.3, 1.23, 0.123, 0.0123, 0.0012, 1.2e-4."""
     if 0 < abs(value) < 1e-3:
         digits, _, exponent = f"{value:.1e}".partition("e")
         return f"{digits}e{int(exponent)}"
@@ -25,24 +25,24 @@ def figure(value: float) -> str:
 
 
 def count_words(value: float) -> str:
-    """A number of parameters: 0, 640, 12 k, 1.9 M, 198 M."""
+    """Write a number of parameters: 0, 640, 12 k, 1.9 M, 198 M."""
     if value < 1e6:
         return f"{value:.0f}" if value < 1e3 else f"{value / 1e3:.0f}{NO_BREAK}k"
     return f"{value / 1e6:.{1 if value < 1e8 else 0}f}{NO_BREAK}M"
 
 
 def percent(value: float) -> str:
-    """E.g. 92.4 %, which no line ends within."""
+    """Write e.g. 92.4 %, which no line ends within."""
     return f"{value:.1f}{NO_BREAK}%"
 
 
 def norm_name(norm: str) -> Markup:
-    """A norm as HTML."""
+    """Write a norm as HTML."""
     return NORMS.get(norm) or escape(norm)
 
 
 def ball_name(threat: JsonObject) -> Markup:
-    """E.g. l_inf 4/255, as HTML; the name of the threat where it does not say its norm."""
+    """Write e.g. l_inf 4/255, as HTML; the name of the threat where it does not say its norm."""
     if not threat.get("norm"):
         return escape(threat["id"])
     eps = known(threat.get("eps"))
@@ -50,11 +50,11 @@ def ball_name(threat: JsonObject) -> Markup:
 
 
 def judges_of(data: JsonObject) -> str:
-    """Who said which option is right: people, unless the data says otherwise."""
+    """Name who said which option is right: people, unless the data says otherwise."""
     return str(data.get("judges") or PEOPLE)
 
 
 def joined(words: Iterable[str]) -> Markup:
-    """A, B and C, each once, as HTML."""
+    """Join A, B and C, each once, as HTML."""
     *most, last = dict.fromkeys(words)
     return Markup(", ").join(most) + Markup(" and ") + last if most else escape(last)

@@ -56,7 +56,7 @@ def _needs(options: argparse.Namespace, *names: str) -> None:
 
 
 def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
-    """--check: decode every image; ValueError when some are broken."""
+    """Decode every image for --check; ValueError when some are broken."""
     from rclip_metric.train.data.check import check_images
 
     problems = check_images(paths, quiet=options.quiet)
@@ -105,7 +105,7 @@ def _judge(
 
 
 def _two_afc(options: argparse.Namespace, data: Any, resize: Literal["default", "squash"]) -> None:
-    """What NIGHTS and BAPPS share."""
+    """Do what NIGHTS and BAPPS share."""
     if options.check:
         return _checked(data.paths(), options)
     _needs(options, "model")
@@ -226,12 +226,12 @@ def _sanity(options: argparse.Namespace) -> None:
 
 
 def _largest(ball: LpBall, side: int) -> float:
-    """The radius at which a ball holds every image of this side."""
+    """Give the radius at which a ball holds every image of this side."""
     return {"linf": 1.0, "l2": math.sqrt(3) * side, "l1": 3.0 * side**2}[ball.norm]
 
 
 def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], options: argparse.Namespace) -> None:
-    """Both sweeps as pictures beside the results, where matplotlib is installed."""
+    """Draw both sweeps beside the results, where matplotlib is installed."""
     from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot
 
     apgd = [record for record in records if record["threat"]["attack"] == "apgd"]
@@ -271,7 +271,7 @@ def _zeroshot(options: argparse.Namespace) -> None:
 
 
 def _text_of(model: str, asked: str | None) -> tuple[Any, bool]:
-    """The text tower that was asked for, by default the model's own, and whether it is the model's own."""
+    """Load the text tower that was asked for, by default the model's own, and say whether it is the model's own."""
     from rclip_metric.errors import CheckpointError
     from rclip_metric.train.models.text_weights import load_text
 

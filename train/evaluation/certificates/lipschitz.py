@@ -36,12 +36,12 @@ class Certificate:
             raise ValueError(f"certified radii are l_2 radii, and {self.ball} is no l_2 ball")
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON."""
+        """Describe the certificate in the record: JSON."""
         return {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps}
 
 
 def radii(metric: Metric, images: Tensor, fixed: Tensor, chunk_size: int | None) -> Tensor:
-    """The certified radius of each of n decisions: (n,), float32.
+    """Certify the radius of each of n decisions: (n,), float32.
 
     Args:
         metric: with `Certified.certified_radius`.
@@ -80,7 +80,7 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
 
 
 def certified_radii(record: Mapping[str, Any]) -> list[float]:
-    """The certified radius of every sample of a record of a `Certificate`: 0 where the decision is wrong.
+    """Read the certified radius of every sample from a record of a `Certificate`: 0 where the decision is wrong.
 
     Example:
         >>> from rclip_metric.train.evaluation.results import Effort, Outcome
@@ -98,7 +98,7 @@ def certified_radii(record: Mapping[str, Any]) -> list[float]:
 
 
 def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, Any]:
-    """Certified accuracy (percent) against the l_2 radius, from 0 to where nothing is left, and the median radius.
+    """Compute certified accuracy (percent) against the l_2 radius, up to where nothing is left, and the median radius.
 
     Example:
         >>> from rclip_metric.train.evaluation.results import Effort, Outcome

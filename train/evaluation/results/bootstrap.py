@@ -22,7 +22,7 @@ def summary(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """The mean of scores with its 95 % interval, in percent.
+    """Average scores, with the 95 % interval of the mean, in percent.
 
     The bounds are the 2.5th and 97.5th percentile of the mean over samples drawn anew with replacement (Efron's
     percentile bootstrap). Where all samples agree they coincide. The order of the samples plays no part.
@@ -71,7 +71,7 @@ def summary(
 
 
 def _resampled_means(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """The means (resamples,) of as many samples as there are values (n,), drawn from them with replacement."""
+    """Draw as many samples as there are values (n,), with replacement, time and again: their means (resamples,)."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _DISTINCT:  # how often each value is drawn is multinomial: binomial for right and wrong
         return generator.multinomial(len(values), counts / len(values), size=resamples) @ distinct / len(values)

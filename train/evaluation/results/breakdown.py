@@ -12,7 +12,7 @@ PARTS = {"split": "splits", "kind": "by_kind"}
 
 
 def breakdown(records: Sequence[Record], by: str = "split") -> str:
-    """A Markdown table of every record's splits or kinds, in percent with their counts; empty when none has several.
+    """Draw a Markdown table of every record's splits or kinds, in percent; empty when none has several.
 
     A row is a model, a data set and a split; a column the clean accuracy, then a threat. A number in brackets counts
     the attacked samples, where these are not all.

@@ -42,7 +42,7 @@ class Curve:
     points: dict[float, Mapping[str, Any]] = field(default_factory=dict)
 
     def columns(self) -> tuple[list[float], list[float], list[float], list[float]]:
-        """The x, rising, and at each of them the accuracy and the bounds of its interval."""
+        """Give x, rising, and at each of them the accuracy and the bounds of its interval."""
         x = sorted(self.points)
         low, high = ([self.points[at]["interval_95"][side] for at in x] for side in (0, 1))
         return x, [self.points[at]["accuracy"] for at in x], low, high
@@ -77,7 +77,7 @@ def sweep_plot(records: Sequence[Record], path: Path, x: str = "steps") -> None:
 
 
 def figure(records: Sequence[Record]) -> Figure:
-    """Accuracy against eps: a panel per norm, a line per model with its 95 % band, the clean accuracy at eps 0.
+    """Draw accuracy against eps: a panel per norm, a line per model with its 95 % band, the clean accuracy at eps 0.
 
     l_inf radii are in units of 1/255. Settings of the attack that differ make lines of their own, and are named there.
 
@@ -112,7 +112,7 @@ def radius_axis(axes: Axes, radii: Sequence[float], wide: float = WIDE) -> bool:
 
 
 def sweep_figure(records: Sequence[Record], x: str = "steps") -> Figure:
-    """Accuracy against a number among the attack's settings, on a logarithmic axis; dashes are the clean accuracy.
+    """Draw accuracy against a number among the attack's settings, on a logarithmic axis; dashes are the clean accuracy.
 
     Args:
         records: of one data set.
@@ -174,7 +174,7 @@ def _chart(records: Sequence[Record], x: str) -> Chart:
 
 
 def _position(record: Record, threat: Threat, x: str) -> float:
-    """Where a record is on the horizontal axis."""
+    """Find where a record is on the horizontal axis."""
     if x == "eps":
         return round(threat.eps * 255, 6) if threat.norm == "linf" else threat.eps
     value = record["threat"].get(x)
@@ -186,7 +186,7 @@ def _position(record: Record, threat: Threat, x: str) -> float:
 
 
 def _empty_figure(chart: Chart) -> Figure:
-    """A figure with a panel per norm, their shared axis, the title and the legend."""
+    """Make a figure with a panel per norm, their shared axis, the title and the legend."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -220,7 +220,7 @@ def _empty_figure(chart: Chart) -> Figure:
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Colour and marker of the n-th line: 56 that differ."""
+    """Choose colour and marker of the n-th line: 56 that differ."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     return {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
 
@@ -233,7 +233,7 @@ def _draw(axes: Axes, curve: Curve, number: int) -> None:
 
 
 def _literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics, nor leave out of a legend for its first character."""
+    """Escape what matplotlib takes for mathematics, or leaves out of a legend for its first character."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

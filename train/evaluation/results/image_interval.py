@@ -12,7 +12,7 @@ import numpy as np
 def image_interval(
     scores: np.ndarray, groups: Sequence[np.ndarray], images: Sequence[Sequence[Hashable]]
 ) -> tuple[float, float]:
-    """The 95 % interval of a mean (of groups' means) over samples of K images each, clipped to [0, 1].
+    """Compute the 95 % interval of a mean (of groups' means) over samples of K images each, clipped to [0, 1].
 
     Samples that have an image in common rise and fall together: 1,840 triplets over 92 images say less than 1,840 would
     over 5,520. The variance of the mean is the sum of the covariances of all pairs of samples that share an image,
@@ -68,7 +68,7 @@ def image_interval(
 
 
 def _numbered(images: Sequence[Sequence[Hashable]]) -> tuple[np.ndarray, int]:
-    """Images as numbers, sorted within a sample (N, K), and how many there are.
+    """Number the images, sorted within a sample (N, K), and count them.
 
     An image that a sample holds twice is, the second time, one that nobody else has.
     """
@@ -83,7 +83,7 @@ def _numbered(images: Sequence[Sequence[Hashable]]) -> tuple[np.ndarray, int]:
 
 
 def _shared(values: np.ndarray, members: np.ndarray) -> float:
-    """The sum of products of values (N,) over all ordered pairs of samples with a common image, themselves included."""
+    """Sum the products of values (N,) over all ordered pairs of samples with a common image, themselves included."""
     total = 0.0
     for size in range(1, members.shape[1] + 1):
         chosen = np.concatenate(
@@ -98,7 +98,7 @@ def _shared(values: np.ndarray, members: np.ndarray) -> float:
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by its expansion about the normal one: to 0.1 % from 5 degrees of freedom."""
+    """Approximate the 97.5 % quantile of Student's t about the normal one: to 0.1 % from 5 degrees of freedom."""
     z = NormalDist().inv_cdf(0.975)
     terms = (
         (z**3 + z) / 4,

@@ -10,7 +10,7 @@ from rclip_metric.train.evaluation.results.outcome import unpack
 
 
 def with_kinds(records: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The records, each with `by_kind`: for every kind what `splits` holds for every split.
+    """Add `by_kind` to records: for every kind what `splits` holds for every split.
 
     Args:
         records: as `evaluate` gives them.

@@ -48,7 +48,7 @@ class Threat:
         return (norm_order(self.norm), self.eps, self.attack, self.steps or 0, self.others)
 
     def settings(self) -> dict[str, str]:
-        """Everything but the ball, in words, by the name of the setting."""
+        """Put everything but the ball into words, by the name of the setting."""
         words = {"attack": self.attack}
         if self.steps is not None:
             words["steps"] = f"{self.steps} steps"
@@ -63,23 +63,23 @@ class Threat:
 
 
 def norm_order(norm: str) -> tuple[int, str]:
-    """Sorts norms as `NORMS` has them, and others after them."""
+    """Sort norms as `NORMS` has them, and others after them."""
     return (NORMS.index(norm) if norm in NORMS else len(NORMS), norm)
 
 
 def shared_words(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The settings that all have in common, by name."""
+    """Find the settings that all have in common, by name."""
     first = settings[0] if settings else {}
     return {key: word for key, word in first.items() if all(words.get(key) == word for words in settings)}
 
 
 def model_label(record: Record) -> str:
-    """`name @ revision`, and the way of resizing where it is not the published one."""
+    """Label a model: `name @ revision`, and the way of resizing where it is not the published one."""
     return named(record["model"])
 
 
 def named(model: Mapping[str, Any]) -> str:
-    """As `model_label`, from what a model says of itself."""
+    """Label a model as `model_label` does, from what it says of itself."""
     revision, resize = short_revision(model.get("revision")), model.get("resize")
     label = model["name"] + (f" @ {revision}" if revision else "")
     return label if resize in (None, "published") else f"{label} ({resize})"
@@ -91,6 +91,6 @@ def data_label(record: Record) -> str:
 
 
 def interval_label(record: Record) -> str:
-    """What its intervals are: those of the bootstrap over samples, or those that allow for other images."""
+    """Say what a record's intervals are: of the bootstrap over samples, or with other images allowed for."""
     over_images = record["settings"].get("resample") == "images"
     return "95 % intervals over images" if over_images else "95 % bootstrap intervals"

@@ -74,7 +74,7 @@ class TableRow:
     notes: dict[Threat | None, list[int]] = field(default_factory=dict)
 
     def cell(self, threat: Threat | None) -> AccuracyCell:
-        """The cell under a threat, or the clean one."""
+        """Give the cell under a threat, or the clean one."""
         samples, notes = self.records[0]["data"]["samples"], tuple(self.notes.get(threat, ()))
         if threat is None:
             return AccuracyCell(self.records[0]["clean"], samples, reported(self.records[0], "clean"), notes)
@@ -158,7 +158,7 @@ def _arrange(records: Sequence[Record]) -> Leaderboard:
 
 
 def _intervals(rows: Sequence[TableRow]) -> str:
-    """The kinds of intervals, each with its data sets where there are both."""
+    """Name the kinds of intervals, each with its data sets where there are both."""
     kinds: dict[str, dict[str, None]] = {}
     for row in rows:
         kinds.setdefault(interval_label(row.records[0]), {})[data_label(row.records[0])] = None
@@ -206,7 +206,7 @@ def _number_warnings(rows: Sequence[TableRow], labels: Mapping[Threat, str]) -> 
 
 
 def plain_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
+    """Escape text so that Markdown shows it as it is, in one line."""
     return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
 
 

@@ -73,7 +73,7 @@ def pack(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def unpack(record: Mapping[str, Any]) -> list[Outcome]:
-    """The outcomes of all samples of a record, in its order.
+    """Unpack the outcomes of all samples of a record, in its order.
 
     Raises:
         ValueError: if they cannot be decoded, or are not as many as the record says.

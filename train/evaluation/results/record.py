@@ -212,7 +212,7 @@ def _check_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 
 def _warnings(built: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before quoting the numbers, as sentences."""
+    """Say what a reader must know before quoting the numbers, in sentences."""
     threat, masking, unreadable = built["threat"], built["masking"], built["data"]["unreadable"]
     samples, sentences = built["data"]["samples"], []
     attacked = samples if built["robust"] is None else built["robust"]["samples"]
@@ -243,13 +243,13 @@ def _warnings(built: Mapping[str, Any]) -> list[str]:
 
 
 def masked(zero: int, nonfinite: int, whole: str, advice: str) -> list[str]:
-    """A sentence for each way in which so many of all gradients told an attack nothing."""
+    """Write a sentence for each way in which so many of all gradients told an attack nothing."""
     met = ((zero, "an all-zero gradient"), (nonfinite, "a gradient with NaN or infinity"))
     return [f"{count} of {whole} met {what}{advice}" for count, what in met if count]
 
 
 def rounding(eps: float) -> float:
-    """By how much a point may leave a ball of this radius because float32 rounds."""
+    """Bound by how much a point may leave a ball of this radius because float32 rounds."""
     return float(np.spacing(np.float32(eps)))
 
 
@@ -326,12 +326,12 @@ def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
 
 
 def short_revision(revision: str | None) -> str:
-    """A revision as people quote it: 7 digits of a commit, `sha256:` and 12 of a digest."""
+    """Shorten a revision as people quote it: 7 digits of a commit, `sha256:` and 12 of a digest."""
     return re.sub(r"^([0-9a-f]{7})[0-9a-f]{0,33}$", r"\1", revision or "")
 
 
 def result_name(record: Mapping[str, Any]) -> str:
-    """The file name of a record, e.g. `tiny__nights-test__apgd-linf-4_255.json`.
+    """Name the file of a record, e.g. `tiny__nights-test__apgd-linf-4_255.json`.
 
     Settings that are not the paper's are added, so that results that differ in them have different names; a model
     that is not the manifest's of that name is followed by its revision, or by a digest of its name if it has none.
@@ -357,7 +357,7 @@ def result_name(record: Mapping[str, Any]) -> str:
 
 
 def _unusual(fields: Mapping[str, Any], *keys: str) -> list[str]:
-    """A word for each of the settings that are not the paper's: `50steps`, `soft`, `larger_eps`."""
+    """Find a word for each of the settings that are not the paper's: `50steps`, `soft`, `larger_eps`."""
     words = []
     for key in keys:
         value = fields.get(key)
@@ -371,5 +371,5 @@ def _unusual(fields: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Only letters, digits and `. + @ - _`, no run of `_`, at most 80 characters (the last ones)."""
+    """Keep only letters, digits and `. + @ - _`, no run of `_`, and at most 80 characters (the last ones)."""
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9.+@_-]", "_", text))[-80:].strip("._-") or "model"

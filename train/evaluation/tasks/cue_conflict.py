@@ -50,34 +50,34 @@ class CueConflictData(Task[ConflictTriplet]):
         return self.triplets
 
     def files(self, sample: ConflictTriplet) -> tuple[Path, Path, Path]:
-        """Reference, shape and texture."""
+        """List reference, shape and texture."""
         return sample.files
 
     def settings(self) -> dict[str, Any]:
-        """What the outcomes depend on, JSON: names, cues and draws go in as a digest."""
+        """Describe what the outcomes depend on, JSON: names, cues and draws go in as a digest."""
         return {"name": self.name, "split": None, "protocol": "share for shape", "triplets": self._digest()}
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON."""
+        """Describe the data in the record: JSON."""
         images = len({path for triplet in self.triplets for path in triplet.files})
         about = {"name": self.name, "split": None, "protocol": "share for shape"}
         return {**about, "images": images, "digest": self._digest()}
 
     def part(self, sample: ConflictTriplet) -> str:
-        """The class of the reference's shape."""
+        """Name the class of the reference's shape."""
         return sample.reference.shape.name
 
     def compare(self, sample: ConflictTriplet) -> list[tuple[Path, Sequence[Path]]]:
-        """The reference with the one of its shape and the one of its texture."""
+        """Compare the reference with the one of its shape and the one of its texture."""
         return [(sample.reference.path, (sample.shape.path, sample.texture.path))]
 
     def decide(self, samples: Sequence[ConflictTriplet], similarities: Tensor) -> Decisions:
-        """Right is a decision for shape."""
+        """Decide; right is a decision for shape."""
         margin = similarities[:, 0].double() - similarities[:, 1].double()
         return Decisions(-margin, margin, margin <= 0)
 
     def score(self, sample: ConflictTriplet, wrong: bool, tie: bool) -> float:
-        """One half for a tie."""
+        """Give one half for a tie."""
         return 0.5 if tie else float(not wrong)
 
     def _digest(self) -> str:
@@ -96,7 +96,7 @@ def evaluate_cue_conflict(
     team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """The share of decisions for shape: one record, as `evaluate` gives it.
+    """Measure the share of decisions for shape: one record, as `evaluate` gives it.
 
     Example:
         >>> from itertools import permutations

@@ -27,7 +27,7 @@ def nights_data(
     name: str | None = None,
     published: bool = False,
 ) -> TwoAfcData:
-    """Triplets in the NIGHTS format.
+    """Read triplets in the NIGHTS format.
 
     Args:
         folder: with data.csv.
@@ -73,7 +73,7 @@ def bapps_data(
     name: str | None = None,
     published: bool = False,
 ) -> TwoAfcData:
-    """Triplets in the BAPPS format.
+    """Read triplets in the BAPPS format.
 
     Args:
         folder: with 2afc/val.
@@ -116,7 +116,7 @@ def things_data(
     name: str | None = None,
     published: bool = False,
 ) -> OddOneOutData:
-    """Odd-one-out triplets in the THINGS format.
+    """Read odd-one-out triplets in the THINGS format.
 
     Args:
         folder: with the table and the images, or the table itself beside them.
@@ -148,7 +148,7 @@ def things_data(
 
 
 def _own(folder: Path, record: Path, scenes: str) -> tuple[str, str]:
-    """A set's own name and who judged it: `scenes` and their rule where the scenes' `record` is there."""
+    """Find a set's own name and who judged it: `scenes` and their rule where the scenes' `record` is there."""
     return (scenes, SCENES) if record.exists() else (folder.resolve().name, PEOPLE)
 
 
@@ -161,7 +161,7 @@ def cue_conflict_data(
     *,
     name: str | None = None,
 ) -> CueConflictData:
-    """Triplets of cue-conflict images.
+    """Read cue-conflict images, and draw triplets of them.
 
     Args:
         folder: with the images.

@@ -68,13 +68,13 @@ class OddOneOutData(Task[OddTriplet]):
     judges: str = PEOPLE
 
     def settings(self) -> dict[str, Any]:
-        """What the outcomes depend on, JSON: the triplets go in as a digest."""
+        """Describe what the outcomes depend on, JSON: the triplets go in as a digest."""
         names = "\n".join(path.name for path in self.things.images).encode()
         found = {"name": self.name, "triplets": hashlib.sha256(_table(self.things) + names).hexdigest()[:16]}
         return found | ({"published": self.published} if self.published else {})
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON; the digest is of the table."""
+        """Describe the data in the record, JSON: the digest is of the table."""
         about = {"name": self.name, "split": None, "protocol": "odd-one-out"}
         images = len(self.things.triplets.unique())
         return {**about, "images": images, "digest": digest_of(self.things), "published": self.published}
@@ -86,21 +86,21 @@ class OddOneOutData(Task[OddTriplet]):
         return [OddTriplet(str(n), [images[i] for i in row], odd) for n, (row, odd) in enumerate(rows)]
 
     def files(self, sample: OddTriplet) -> list[Path]:
-        """All three."""
+        """List all three."""
         return sample.files
 
     def compare(self, sample: OddTriplet) -> list[tuple[Path, Sequence[Path]]]:
-        """The three pairs."""
+        """List the three pairs."""
         return [(sample.files[a], (sample.files[b],)) for a, b in PAIRS]
 
     def decide(self, samples: Sequence[OddTriplet], similarities: Tensor) -> Decisions:
-        """Wrong where the most similar pair holds the odd image."""
+        """Decide; wrong is a most similar pair that holds the odd image."""
         odd = torch.tensor([sample.odd for sample in samples], device=similarities.device)
         value = odd_one_out(similarities, odd)
         return Decisions(value, -value, odd_one_out_choice(similarities) != odd)
 
     def aim(self, samples: Sequence[OddTriplet], similarities: Tensor) -> Aim:
-        """At the odd images; what the others are to each other stays as it is."""
+        """Aim at the odd images; what the others are to each other stays as it is."""
         odd = torch.tensor([sample.odd for sample in samples], dtype=torch.long, device=similarities.device)
         apart = similarities.gather(1, 2 - odd[:, None])  # of the other two
 
@@ -113,7 +113,7 @@ class OddOneOutData(Task[OddTriplet]):
         return Aim(moved, [sample.others for sample in samples], lambda loss: decide)
 
     def blocks(self, on: Evaluation) -> list[Any]:
-        """Triplets under attack and those of distances; else all at once, from images that are embedded once."""
+        """Evaluate in blocks under attack and for distances; else all at once, from images that are embedded once."""
         if on.attacks or not embeds(on.metric):
             return super().blocks(on)
         parts = on.blocks(self.things.images)
@@ -123,7 +123,7 @@ class OddOneOutData(Task[OddTriplet]):
         return [self._from_embeddings(embedded)]
 
     def _from_embeddings(self, parts: Sequence[_Embedded]) -> Block:
-        """All triplets at once."""
+        """Decide all triplets at once."""
         begun, triplets = time.perf_counter(), self.things.triplets
         problems = [sentence for part in parts for sentence in part["unreadable"]]
         readable = torch.tensor([flag for part in parts for flag in part["readable"]])
@@ -149,7 +149,7 @@ evaluate_odd_one_out = evaluate
 
 
 def digest_of(things: Things) -> str:
-    """A short digest of the table: which triplets these are, and which image is the odd one."""
+    """Digest the table: which triplets these are, and which image is the odd one."""
     return hashlib.sha256(_table(things)).hexdigest()[:16]
 
 

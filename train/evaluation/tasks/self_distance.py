@@ -71,30 +71,30 @@ class SelfDistance(Task[TripletFiles]):
         return [first[path] for path in dict.fromkeys(t.reference for t in self.data.triplets)][: self.images]
 
     def files(self, sample: TripletFiles) -> list[Path]:
-        """The reference image."""
+        """List the reference image."""
         return [sample.reference]
 
     def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
-        """The set's own."""
+        """Choose the set's own."""
         return self.data.reader(metric)
 
     def settings(self) -> dict[str, Any]:
-        """What is asked, JSON."""
+        """Describe what is asked, JSON."""
         threat: dict[str, Any] = {"attack": "apgd", "norm": self.ball.norm, "eps": self.ball.eps}
         threat |= {"eps_text": str(self.ball).split()[1], "steps": self.steps, "restarts": 1, "loss": "dissimilarity"}
         return {"data": self.data.settings(), "images": self.images, "threat": threat}
 
     def identity(self, on: Evaluation) -> dict[str, Any]:
-        """With metric, seed and sizes; not the precision."""
+        """Gather metric, seed and sizes, but not the precision."""
         about = {"task": self.task, "model": on.metric.describe(), "seed": on.run.seed, **self.settings()}
         return {**about, "sizes": [on.run.batch_size, on.run.chunk_size]}
 
     def label(self, metric: Metric) -> str:
-        """Of the progress bar."""
+        """Label the progress bar."""
         return f"{self.data.name} {metric.name} direct {self.ball}"
 
     def judge(self, block: Sequence[TripletFiles], images: ImageSet, on: Evaluation) -> dict[str, Any]:
-        """`COLUMNS`, of which "others" is empty where there is no other image, and `COSTS`."""
+        """Attack a block: `COLUMNS`, of which "others" is empty where there is no other image, and `COSTS`."""
         begun, metric, chunk = time.perf_counter(), on.metric, on.run.chunk_size
         read, unreadable = self.readable(block, images, None)
         if not read:
@@ -123,7 +123,7 @@ class SelfDistance(Task[TripletFiles]):
         return dict(zip(COLUMNS + COSTS, ([image.key for image in read], *short, unreadable, *costs), strict=True))
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
-        """One, of columns; it is no result of `report`, whose tables have no row for it."""
+        """Make one record, of columns; the tables of results have no row for it."""
         keys, distances, others, unreadable = ([v for block in blocks for v in block[name]] for name in COLUMNS)
         evaluations, zero, nonfinite, seconds, _ = (sum(block[name] for block in blocks) for name in COSTS)
         violation, count, lost = max(block["violation"] for block in blocks), len(keys), len(unreadable)
@@ -146,7 +146,7 @@ class SelfDistance(Task[TripletFiles]):
 def direct_attack(
     metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
 ) -> dict[str, Any]:
-    """The record of `SelfDistance`; `to` are run, journal, team and quiet of `evaluate`.
+    """Make the record of `SelfDistance`; `to` are run, journal, team and quiet of `evaluate`.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -168,7 +168,7 @@ def direct_attack(
 def direct_record(
     path: Path, metric: Metric, data: TwoAfcData, ball: LpBall, *, images: int = 64, steps: int = 100, **to: Any
 ) -> dict[str, Any]:
-    """The same, read if it is there (`Session.single`); `to` are its run, and team, overwrite and quiet.
+    """Make the same record, or read it if it is there; `to` are its run, and team, overwrite and quiet of `Session`.
 
     Example:
         >>> from tempfile import mkdtemp

@@ -76,57 +76,57 @@ class TwoAfcData(Task[TripletFiles]):
         return self.triplets
 
     def files(self, sample: TripletFiles) -> tuple[Path, Path, Path]:
-        """See `files_of`."""
+        """List reference, left and right."""
         return files_of(sample)
 
     def settings(self) -> dict[str, Any]:
-        """What the outcomes depend on, JSON: the names and labels of all triplets go in as a digest."""
+        """Describe what the outcomes depend on, JSON: the names and labels of all triplets go in as a digest."""
         rows = "\n".join(f"{t.key} {t.share} {self.is_attacked(t)}" for t in self.triplets)
         digest = hashlib.sha256(rows.encode()).hexdigest()[:16]
         found = {"name": self.name, "split": self.split, "protocol": self.protocol, "triplets": digest}
         return found | self._asked() | ({"published": self.published} if self.published else {})
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON; the digest is of ids and labels."""
+        """Describe the data in the record, JSON: the digest is of ids and labels."""
         images = {path for triplet in self.triplets for path in files_of(triplet)}
         about = {"name": self.name, "split": self.split, "protocol": self.protocol, "images": len(images)}
         return {**about, **self._asked(), "digest": digest_of(self.triplets), "published": self.published}
 
     def _asked(self) -> dict[str, Any]:
-        """What tells the results of a part under attack from those of all, in their names as well."""
+        """Tell the results of a part under attack from those of all, in their names as well."""
         return {} if self.attack_limit is None else {"attacked": self.attack_limit}
 
     def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
-        """The set's own, or the metric's."""
+        """Choose the set's own, or the metric's."""
         return self.load or metric.preprocess
 
     def part(self, sample: TripletFiles) -> str:
-        """The triplet's split."""
+        """Name the triplet's split."""
         return sample.split
 
     def is_attacked(self, sample: TripletFiles) -> bool:
-        """Whether attacks are run on a triplet, if the metric is right about it."""
+        """Say whether attacks are run on a triplet, if the metric is right about it."""
         return self.attacked is None or sample.key in self.attacked
 
     def compare(self, sample: TripletFiles) -> list[tuple[Path, Sequence[Path]]]:
-        """The reference with left and right."""
+        """Compare the reference with left and right."""
         return [(sample.reference, (sample.left, sample.right))]
 
     def aim(self, samples: Sequence[TripletFiles], similarities: Tensor) -> Aim:
-        """At the references, with the rule of `decision`."""
+        """Aim at the references, with the rule of `decision`."""
         label = torch.tensor([sample.label for sample in samples], dtype=torch.long, device=similarities.device)
         options = [(sample.left, sample.right) for sample in samples]
         return Aim([sample.reference for sample in samples], options, lambda loss: decision(label, loss))
 
     def score(self, sample: TripletFiles, wrong: bool, tie: bool) -> float:
-        """Majority: 1 or 0. Soft: the share of people who chose what the metric chose, one half for a tie."""
+        """Score 1 or 0 by majority; softly, the share of people who chose what the metric chose, one half for a tie."""
         if self.protocol == "majority":
             return float(not wrong)
         majority = max(sample.share, 1 - sample.share)
         return 0.5 if tie else 1 - majority if wrong else majority
 
     def human(self, rows: Sequence[SampleRow]) -> dict[str, Any] | None:
-        """Soft: the score of one more person, p^2 + (1 - p)^2 (LPIPS), and the highest any metric can reach."""
+        """Score, softly, one more person, p^2 + (1 - p)^2 (LPIPS), and give the highest that any metric can reach."""
         if self.protocol != "soft":
             return None
         read, parts = {row["key"] for row in rows}, dict[str, list[float]]()
@@ -140,12 +140,12 @@ class TwoAfcData(Task[TripletFiles]):
         return {"accuracy": round(100 * person, 4), "ceiling": round(100 * best, 4)}
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
-        """As of any task, and kind by kind."""
+        """Make records as of any task, and kind by kind."""
         return with_kinds(super().records(blocks, on), {triplet.key: triplet.kind for triplet in self.triplets})
 
 
 def at_equal_steps(triplets: Sequence[TripletFiles], count: int) -> list[TripletFiles]:
-    """`count` triplets at equal steps through a set, from its first on: picked by nobody.
+    """Pick `count` triplets at equal steps through a set, from its first on: chosen by nobody.
 
     Example:
         >>> at_equal_steps(["a", "b", "c", "d", "e"], 2)
@@ -156,7 +156,7 @@ def at_equal_steps(triplets: Sequence[TripletFiles], count: int) -> list[Triplet
 
 
 def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[TripletFiles]:
-    """The first `count` triplets of every split, in order: the paper attacks 1,000 of each split of BAPPS."""
+    """Pick the first `count` triplets of every split, in order: the paper attacks 1,000 of each split of BAPPS."""
     taken: dict[str, int] = {}
     kept = []
     for triplet in triplets:
@@ -167,22 +167,22 @@ def first_of_each_split(triplets: Iterable[TripletFiles], count: int) -> list[Tr
 
 
 def digest_of(triplets: Iterable[TripletFiles]) -> str:
-    """A short digest of ids and labels, in any order: which triplets these are, wherever their images lie."""
+    """Digest ids and labels, in any order: which triplets these are, wherever their images lie."""
     return hashlib.sha256("\n".join(sorted(f"{t.key} {t.share}" for t in triplets)).encode()).hexdigest()[:16]
 
 
 def files_of(triplet: TripletFiles) -> tuple[Path, Path, Path]:
-    """Reference, left and right."""
+    """List reference, left and right."""
     return triplet.reference, triplet.left, triplet.right
 
 
 def loader_at(size: int) -> Callable[[Path], Tensor]:
-    """Reads images squashed to a size of their own, whatever the metric's: LPIPS judges BAPPS at 64 pixels."""
+    """Make a reader that squashes images to a size of its own: LPIPS judges BAPPS at 64 pixels."""
     return lambda path: preprocess_pil(open_image(path), Preprocessing("squash", size, size), "squash")
 
 
 def decision(label: Tensor, loss: str = "ce") -> DecisionRule:
-    """The rule of 2AFC for labels (N,) in {0, 1}: right is chosen only if its similarity is strictly greater."""
+    """Make the rule of 2AFC for labels (N,) in {0, 1}: right is chosen only if its similarity is strictly greater."""
 
     def decide(similarities: Tensor, indices: Tensor) -> Decisions:
         wanted = label[indices]

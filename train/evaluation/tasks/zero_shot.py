@@ -60,7 +60,7 @@ class ZeroShotAttack:
             raise ValueError(f"steps and targets must be at least 0, and they are {self.steps} and {self.targets}")
 
     def on(self, classes: int) -> ZeroShotAttack:
-        """What of it is possible with so many classes."""
+        """Leave out what is not possible with so many classes."""
         return replace(self, targets=min(self.targets, classes - 1) if classes >= FEWEST_FOR_TARGETS else 0)
 
     @property
@@ -69,7 +69,7 @@ class ZeroShotAttack:
         return "+".join(STAGES) if self.targets else STAGES[0]
 
     def describe(self) -> dict[str, Any]:
-        """For the record: JSON."""
+        """Describe the attack in the record: JSON."""
         threat = {"attack": self.attack, "norm": self.ball.norm, "eps": self.ball.eps, "steps": self.steps}
         return {**threat, "restarts": 1, **({"targets": self.targets} if self.targets else {})}
 
@@ -106,7 +106,7 @@ class ZeroShotData:
         return self.prompts.words(self.folders.names)
 
     def describe(self) -> dict[str, Any]:
-        """For the record: prompts other than ImageNet's own are another protocol."""
+        """Describe the data in the record: prompts other than ImageNet's own are another protocol."""
         return {
             "name": self.name,
             "split": self.split,
@@ -115,7 +115,7 @@ class ZeroShotData:
         }
 
     def digest(self) -> str:
-        """Of the images and the words."""
+        """Digest the images and the words."""
         texts = (*self.words, *self.prompts.templates)
         return _digest([*texts, *(image.key for image in self.folders.images)])
 
@@ -160,24 +160,24 @@ class ZeroShot(Task[LabelledImage]):
         return self.data.folders.images
 
     def files(self, sample: LabelledImage) -> list[Path]:
-        """The image."""
+        """List the image."""
         return [sample.path]
 
     def part(self, sample: LabelledImage) -> str:
-        """The set's split."""
+        """Name the set's split."""
         return self.data.split or self.data.name
 
     def settings(self) -> dict[str, Any]:
-        """With a digest of images and words, and the text tower where it is not the metric's own."""
+        """Add a digest of images and words, and the text tower where it is not the metric's own."""
         text = {} if self.own_text else {"text": self.text.source}
         return {**self.data.describe(), "samples": self.data.digest(), **text}
 
     def describe(self) -> dict[str, Any]:
-        """As `ZeroShotData.describe`."""
+        """Describe the data as `ZeroShotData.describe` does."""
         return self.data.describe()
 
     def about(self) -> dict[str, Any]:
-        """The words and the text tower, for the record."""
+        """Describe the words and the text tower in the record."""
         return {
             "prompts": self.data.prompts.name,
             "templates": len(self.data.prompts.templates),
@@ -187,7 +187,7 @@ class ZeroShot(Task[LabelledImage]):
         }
 
     def depends_on(self, on: Evaluation) -> dict[str, Any]:
-        """With the words, the images and the text tower."""
+        """Add the words, the images and the text tower."""
         words = _digest([*self.data.words, *self.data.prompts.templates])
         digests = {"words": words, "images": _digest([image.key for image in self.samples])}
         return on.settings(self.task, {**self.data.describe(), **self.about(), **digests})
@@ -205,14 +205,14 @@ class ZeroShot(Task[LabelledImage]):
         return Task.blocks(replace(self, classes=classes), on)
 
     def similarities(self, samples: Sequence[LabelledImage], images: ImageSet, on: Evaluation) -> Tensor:
-        """Of n images with all classes: (n, K)."""
+        """Compare n images with all classes: (n, K)."""
         if len(self.classes) < 2:
             raise ValueError(f"classification needs at least 2 classes, and there is {len(self.classes)}")
         embedded = images.kept(on.metric, [[sample.path] for sample in samples])[:, 0]
         return class_similarities(lambda points: points, self.classes, embedded)
 
     def decide(self, samples: Sequence[LabelledImage], similarities: Tensor) -> Decisions:
-        """The nearest class."""
+        """Choose the nearest class."""
         label = _labels(samples, similarities)
         margin = margins(similarities, label)
         return Decisions(-margin, margin, similarities.argmax(1) != label)
@@ -220,7 +220,7 @@ class ZeroShot(Task[LabelledImage]):
     def under_attack(
         self, samples: Sequence[LabelledImage], similarities: Tensor, images: ImageSet, on: Evaluation
     ) -> Iterator[ConfirmedResult]:
-        """Every attack in its two stages; the margin is that of the worst point."""
+        """Run every attack in its two stages; the margin is that of the worst point."""
         centre, label = images.pixels([sample.path for sample in samples]), _labels(samples, similarities)
         judge: Any = on.metric
         attacked_by: Any = on.half or judge
@@ -257,7 +257,7 @@ class ZeroShot(Task[LabelledImage]):
             yield ConfirmedResult(fooled, worst, spent, violation, time.perf_counter() - begun, attacked.stages)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
-        """With the words in the settings, and `stages`: a letter per sample for what became of it."""
+        """Add the words to the settings, and `stages`: a letter per sample for what became of it."""
         records = super().records(blocks, on)
         rows = [row for block in blocks for row in block["rows"]]
         for index, record in enumerate(records):
@@ -278,7 +278,7 @@ def evaluate_zero_shot(
     team: Team = ALONE,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """`evaluate` on `ZeroShot`, with a warning where an attack has no second stage for want of classes.
+    """Evaluate `ZeroShot`, with a warning where an attack has no second stage for want of classes.
 
     Raises:
         ValueError: if the metric has no embeddings, the prompts do not fit the folders, or no image can be read.
