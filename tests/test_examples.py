@@ -1,32 +1,24 @@
 """The examples run, and do what they say."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
 
 import rclip_metric
-from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.weights import save_encoder
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support.encoders import VIT, small_encoder
+from support.images import save_noise
+from support.programs import EXAMPLES, load_example
+from support.scenes import small_scenes
+
 TINY = Path(rclip_metric.__file__).parent / "models" / "tiny.safetensors"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module", params=["random"] + ["tiny"] * TINY.exists())
@@ -34,30 +26,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Name or path of a small model: the one that ships, and a random one saved here."""
     if request.param == "tiny":
         return "tiny"
-    torch.manual_seed(0)
-    encoder = rclip_metric.Encoder(
-        ViTArchitecture(image_size=32, patch_size=8, width=32, depth=2, heads=2, projection=16),
-        Preprocessing(mode="crop", resize=36, crop=32),
-        name="random",
-    )
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    encoder = small_encoder(VIT, Preprocessing("crop", 36, 32), spread=True, name="random")
     folder = tmp_path_factory.mktemp("models") / "random"
     save_encoder(encoder, folder)
     return str(folder)
 
 
-def picture(path: Path, seed: int, size: tuple[int, int]) -> str:
-    pixels = torch.rand(*size, 3, generator=torch.Generator().manual_seed(seed))
-    Image.fromarray((pixels * 255).byte().numpy()).save(path)
-    return str(path)
-
-
 def test_compare_images(model, tmp_path, capsys):
-    a, b = picture(tmp_path / "a.png", 0, (50, 70)), picture(tmp_path / "b.png", 1, (64, 40))
-    compare = load("compare_images")
+    a, b = str(save_noise(tmp_path / "a.png", 0, (50, 70))), str(save_noise(tmp_path / "b.png", 1, (64, 40)))
+    compare = load_example("compare_images")
     distance, similarity = compare.main([a, b, "--model", model])
     assert 0 < distance < 2**0.5 and similarity == pytest.approx(1 - distance**2, abs=1e-5)
     assert rclip_metric.score(a, b, model) == pytest.approx(distance, abs=1e-6)
@@ -69,7 +46,7 @@ def test_compare_images(model, tmp_path, capsys):
 def test_as_a_loss_gets_better(model, tmp_path):
     out = tmp_path / "found.png"
     steps = ["--model", model, "--steps", "30", "--size", "48", "--batch-size", "4", "--out", str(out)]
-    losses = load("as_a_loss").main(steps)
+    losses = load_example("as_a_loss").main(steps)
     assert losses.image[1] < 0.5 * losses.image[0]
     assert losses.autoencoder[1] < 0.8 * losses.autoencoder[0]
     with Image.open(out) as image:
@@ -77,7 +54,7 @@ def test_as_a_loss_gets_better(model, tmp_path):
 
 
 def test_the_examples_run_as_scripts(model, tmp_path):
-    a = picture(tmp_path / "a.png", 0, (50, 70))
+    a = save_noise(tmp_path / "a.png", 0, (50, 70))
     command = [sys.executable, EXAMPLES / "compare_images.py", a, a, "--model", model]
     result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "distance    0.0000" in result.stdout and not result.stderr
@@ -85,7 +62,7 @@ def test_the_examples_run_as_scripts(model, tmp_path):
 
 def test_the_benchmark_runs_on_a_toy_tower(tmp_path, capsys, monkeypatch):
     """On a tower of a few thousand parameters the figures mean nothing; their names and relations do."""
-    benchmark = load("benchmark_scoring")
+    benchmark = load_example("benchmark_scoring")
     measured = benchmark.in_a_fresh_process("loss memory", name="naive float32", model="toy")
     assert measured["peak"] is None or measured["peak"] > 0
 
@@ -107,7 +84,7 @@ def test_the_benchmark_runs_on_a_toy_tower(tmp_path, capsys, monkeypatch):
 
 
 def test_the_contestants_of_the_benchmark_hold_the_same_weights():
-    benchmark = load("benchmark_scoring")
+    benchmark = load_example("benchmark_scoring")
     tower = benchmark.original("toy")
     x, y = benchmark.images("toy", 3, seed=1), benchmark.images("toy", 3, seed=2)
     with torch.no_grad():
@@ -116,7 +93,7 @@ def test_the_contestants_of_the_benchmark_hold_the_same_weights():
 
 
 def test_your_own_metric_becomes_a_row_of_the_page(tmp_path):
-    write_scenes(tmp_path / "scenes", ScenesConfig(images=1, triplets=(0, 4, 12), pool=1, queries=2), quiet=True)
+    small_scenes(tmp_path / "scenes", (0, 4, 12), queries=2)
     out = tmp_path / "mine"
     command = ["--data", f"nights:{tmp_path / 'scenes' / 'nights'}", "--out", str(out), "--metrics", "l2"]
     command += ["--norms", "linf:4/255", "--image-size", "64", "--limit", "3", "--steps", "2", "--device", "cpu"]
@@ -131,7 +108,7 @@ def test_your_own_metric_becomes_a_row_of_the_page(tmp_path):
 
 
 def test_the_speed_table_compares_with_dreamsim_s_package():
-    table = load("benchmark_metrics")
+    table = load_example("benchmark_metrics")
 
     def timed(rate: float) -> dict:
         return {"timing": {"float32": {"1": {"pairs_per_second": rate}, "memory_mb": 99.6}}}

@@ -1,11 +1,8 @@
 """The examples that are about photographs, on pictures drawn here and a small random model."""
 
 import csv
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,27 +10,20 @@ import torch
 from PIL import Image
 
 from rclip_metric import Encoder, RobustPerceptualDistance
-from rclip_metric.encoder import ConvNeXtArchitecture, ViTArchitecture
+from rclip_metric.encoder import ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.weights import save_encoder
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support.encoders import VIT, small_encoder
+from support.programs import load_example
+
 CLASSES = ("ring", "bar")
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example():
     """Imports an example by its name."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)  # where dataclasses look up their annotations
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return load_example
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +31,7 @@ def models(tmp_path_factory) -> list[Path]:
     """Two small random models by two names."""
     folders = []
     for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        encoder = Encoder(
-            ViTArchitecture(image_size=32, patch_size=8, width=32, depth=2, heads=2, projection=16),
-            Preprocessing(mode="squash", resize=32, crop=32),
-            name=name,
-        )
-        with torch.no_grad():
-            for parameter in encoder.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=parameter[0].numel() ** -0.5)
+        encoder = small_encoder(VIT, seed=seed, spread=True, name=name)
         folders.append(save_encoder(encoder, tmp_path_factory.mktemp("models") / name))
     return folders
 

@@ -1,10 +1,8 @@
 """The story runs from nothing to its figures at toy size, goes on where it was, and writes down what was found."""
 
-import importlib.util
 import itertools
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,19 +12,13 @@ from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.weights import get_spec
 
+from support.programs import load_example
+
 ROOT = Path(__file__).parents[1]
 WRITTEN = ROOT / "results" / "story"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("story", ROOT / "examples" / "story.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-story = load()
+story = load_example("story")
 
 TYPICAL = {
     "clip": (92.5, 3.0, 9.1), "clip-mlp": (92.6, 2.5, 8.7), "clip-lora": (94.8, 3.0, 9.3),

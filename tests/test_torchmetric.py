@@ -12,27 +12,23 @@ import torch
 from torch import Tensor
 
 from rclip_metric import Encoder, RobustPerceptualDistance
-from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.torchmetric import RobustPerceptualDistanceMetric
+
+from support.encoders import VIT, small_encoder
+from support.images import noise
+from support.programs import PATIENCE
 
 SIDE = 32
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    torch.manual_seed(0)
-    architecture = ViTArchitecture(image_size=SIDE, patch_size=8, width=32, depth=2, heads=2, projection=16)
-    encoder = Encoder(architecture, Preprocessing(mode="crop", resize=SIDE, crop=SIDE))
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-    return encoder
+    return small_encoder(VIT, Preprocessing("crop", SIDE, SIDE), spread=True)
 
 
 def pairs(count: int) -> tuple[Tensor, Tensor]:
-    x, y = torch.rand(2, count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    x, y = noise(2, count, 3, SIDE, SIDE, seed=1)
     return x, y
 
 
@@ -144,7 +140,7 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
     distances = RobustPerceptualDistance(encoder)(x, y)
     (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
     group = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in group] == [0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in group] == [0, 0]
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(found) == len(SHARDS) * len(REDUCTIONS)
