@@ -46,15 +46,22 @@ def visited(benchmark, ball, count, steps, unset_row):
 
 @pytest.mark.parametrize(("ball", "steps"), [(LpBall("linf", 0.1), 40), (LpBall("l2", 0.5), 20)], ids=str)
 def test_the_transcribed_loop_visits_the_points_that_ours_does(benchmark, ball, steps):
-    """Up to rounding, which a sign or a review may turn into another path for one sample in a hundred."""
+    """Where two losses that float64 tells apart tie in float32, in which ours keeps them, a review may end otherwise.
+
+    That is about one sample in 200, and the same ones on every machine: errors of float64, made a hundred times as
+    large, change none. More than 6 of 200 would come by chance once in ten thousand draws.
+    """
     theirs, ours = visited(benchmark, ball, 200, steps, unset_row=False)
     assert len(ours.unique(dim=0)) == steps + 1
-    assert same_paths(theirs, ours).double().mean() > 0.99
+    assert (~same_paths(theirs, ours)).sum() <= 6
     torch.testing.assert_close(theirs[:5], ours[:5], rtol=0, atol=1e-5)
 
 
 def test_the_first_step_as_released_changes_some_paths_after_the_first_review(benchmark):
-    """Where it counts as a rise though the loss fell: a sample that ours halves there is not halved."""
+    """Where it counts as a rise though the loss fell: a sample that ours halves there is not halved.
+
+    In l2, in which the test above finds no other path, these are about one sample in a hundred.
+    """
     released, ours = visited(benchmark, LpBall("l2", 0.5), 200, 20, unset_row=True)
     assert same_paths(released[:5], ours[:5]).all()
     assert 0.9 < same_paths(released, ours).double().mean() < 1
