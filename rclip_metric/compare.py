@@ -29,7 +29,7 @@ def score(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> float:
-    """Distance of two images, in one line.
+    """Compute the distance of two images, in one line.
 
     Files, bytes, Pillow images and integer arrays are resized by Pillow, as the published numbers were; tensors and
     float arrays in float32, which differs by rounding. The model last used stays in memory for the next call.
@@ -53,6 +53,12 @@ def score(
     Raises:
         ImageError: An image cannot be read.
         WeightsError: The model cannot be had.
+
+    Example:
+        >>> from PIL import Image
+        >>> red, blue = Image.new("RGB", (80, 60), "red"), Image.new("RGB", (60, 80), "blue")
+        >>> score(red, red, "tiny"), round(score(red, blue, "tiny"), 2)
+        (0.0, 0.49)
     """
     if device is None:
         device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
@@ -83,13 +89,13 @@ def _last_metric(
 
 
 def _stamp(model: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a local model is trained on and saved again under its old name; () for any other name."""
+    """Return what changes when a local model is saved again under its old name; () for any other name."""
     path = Path(model).absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _pixels(image: Any, encoder: Encoder) -> Tensor:
-    """(3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
+    """Read (3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
     is_float_array = getattr(getattr(image, "dtype", None), "kind", None) == "f"
     return load_image(image) if isinstance(image, Tensor) or is_float_array else encoder.preprocess(image)

@@ -30,7 +30,7 @@ def normalize(embeddings: Tensor) -> Tensor:
 
 
 def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
-    """Perceptual distance of unit embeddings: ||u - v|| / sqrt(2), or its square 1 - <u, v>.
+    """Compute the distance of unit embeddings: ||u - v|| / sqrt(2), or its square 1 - <u, v>.
 
     Computed from u - v, since 1 - <u, v> cancels where images are alike. The slope of the square root is unbounded
     at u = v; the gradient there is zero.
@@ -49,7 +49,7 @@ def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
 
 
 def length(difference: Tensor, squared: bool) -> Tensor:
-    """Distance (...) from the difference u - v (..., D); rounding does not carry it past its maximum."""
+    """Compute the distance (...) from u - v (..., D); rounding does not carry it past its maximum."""
     half = (0.5 * difference.square().sum(-1)).clamp(max=2.0)
     if squared:
         return half
@@ -58,5 +58,5 @@ def length(difference: Tensor, squared: bool) -> Tensor:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off. Elsewhere than on these devices nothing in the head is on autocast's lists, nor may it exist."""
+    """Turn autocast off. On other devices it has nothing of the head on its lists, or does not exist."""
     return torch.autocast(device.type, enabled=False) if device.type in {"cpu", "cuda", "xpu"} else nullcontext()

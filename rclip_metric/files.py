@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
-    """Gives another place to write a file to, and moves it to `path` when it is complete, over what was there.
+    """Give another place to write a file to, and move it to `path` when it is complete, over what was there.
 
     The place is a hidden folder of its own beside `path`, for whoever writes under further names on the way. Whatever
     goes wrong, nothing of it is left, and `path` is as it was. The file gets the permissions of any new file, which
@@ -41,13 +41,13 @@ def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what processes that were killed in the midst of `written_whole` left beside `path`."""
+    """Remove what processes that were killed in the midst of `written_whole` left beside `path`."""
     for workshop in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         shutil.rmtree(workshop, ignore_errors=True)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Has a file's bytes, or a folder's names, on the disk."""
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,7 +21,15 @@ __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"
 
 
 class TwoAFC(NamedTuple):
-    """Which of two candidates is more like the reference; every field has shape (N,)."""
+    """Which of two candidates is more like the reference; every field has shape (N,).
+
+    Example:
+        >>> metric = RobustPerceptualDistance("tiny")
+        >>> white, black = torch.ones(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+        >>> judged = metric.two_afc(reference=black, left=white, right=black)
+        >>> judged.choice, judged.tie, judged.right_similarity
+        (tensor([1]), tensor([False]), tensor([1.]))
+    """
 
     left_similarity: Tensor
     right_similarity: Tensor
@@ -63,6 +71,12 @@ class RobustPerceptualDistance(nn.Module):
     Raises:
         WeightsError: The model is unknown, cannot be fetched or does not fit; one sentence says which.
         ValueError: An argument is out of its range.
+
+    Example:
+        >>> metric = RobustPerceptualDistance("tiny")
+        >>> x, y = torch.zeros(1, 3, 80, 60), torch.ones(2, 3, 64, 64)
+        >>> metric(x, y).shape, metric(x, x)
+        (torch.Size([2]), tensor([0.]))
     """
 
     higher_is_better = False
@@ -132,7 +146,7 @@ class RobustPerceptualDistance(nn.Module):
         return (0.0, 2.0) if self.squared else (0.0, math.sqrt(2.0))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair.
+        """Compute the distance of each pair.
 
         Args:
             x: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
@@ -147,16 +161,16 @@ class RobustPerceptualDistance(nn.Module):
         return self._distance(self._read(x), self._read(y), self.squared)
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cosine similarity <u, v> of each pair, of images as in forward: (N,) in [-1, 1], exactly 1 if identical."""
+        """Compute <u, v> of each pair, for images as in `forward`: (N,) in [-1, 1], exactly 1 if identical."""
         # Unit vectors, so this is <u, v>; summed up directly, identical images would come to 0.9999999 or 1.0000001.
         return 1.0 - self._distance(self._read(x), self._read(y), squared=True)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Unit embeddings (N, D), float32, of images (N, 3, H, W); without a graph unless x requires grad."""
+        """Embed images (N, 3, H, W) as (N, D) of unit length, float32; without a graph unless x requires grad."""
         return self._unit(self._read(x))
 
     def distance_to(self, embedding: Tensor, x: Tensor) -> Tensor:
-        """Distance of images to embeddings computed once, by `embed`.
+        """Compute the distance of images to embeddings that `embed` computed once.
 
         The pixels behind the embedding are not known here: the distance of an image to its own embedding is zero only
         to float rounding (1e-6) if the two were embedded in batches of different size.
@@ -183,7 +197,7 @@ class RobustPerceptualDistance(nn.Module):
         return distance_between(self._unit(images), embedding, self.squared)
 
     def two_afc(self, reference: Tensor, left: Tensor, right: Tensor) -> TwoAFC:
-        """Two-alternative forced choice: is left or right more like the reference?
+        """Decide whether left or right is more like the reference (two-alternative forced choice).
 
         Args:
             reference: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
@@ -233,7 +247,7 @@ class RobustPerceptualDistance(nn.Module):
         return batch.contiguous()
 
     def _unit(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, D); the graph is kept only for images that require grad."""
+        """Embed (N, 3, H, W) as (N, D); the graph is kept only for images that require grad."""
         with nullcontext() if images.requires_grad else torch.no_grad():
             return normalize(self._encoder(images))
 
@@ -242,7 +256,7 @@ class RobustPerceptualDistance(nn.Module):
         return length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
 
     def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """u - v (N, D), exactly zero where the images are equal.
+        """Return u - v (N, D), exactly zero where the images are equal.
 
         Matrix kernels round differently for different batch sizes, so that an image embedded alone and the same
         image among others would otherwise be 1e-7 apart, with a gradient of length one.
@@ -345,19 +359,19 @@ class RobustPerceptualDistance(nn.Module):
         unexpected_keys += [inner + key for key in result.unexpected_keys]
 
     def extra_repr(self) -> str:
-        """Everything that a score depends on."""
+        """Show everything that a score depends on."""
         return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}"
 
 
 def _check_pairing(**sizes: int) -> None:
-    """Batches pair up when they have one size, not counting batches of one."""
+    """Raise ValueError unless the batches have one size, not counting batches of one."""
     if len(set(sizes.values()) - {1}) > 1:
         got = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"batches must have the same number of images, or one: {got}")
 
 
 def _check_unit(embeddings: Tensor) -> None:
-    """Half precision moves a length by less than 1 %; the zero embedding has none."""
+    """Raise ValueError unless lengths are 1, within what half precision moves them (below 1 %), or 0."""
     norm = embeddings.detach().float().norm(dim=-1)
     wrong = norm[((norm - 1).abs() > 0.01) & (norm != 0)]
     if len(wrong):
@@ -367,7 +381,7 @@ def _check_unit(embeddings: Tensor) -> None:
 
 
 def _frozen_view(encoder: Encoder) -> Encoder:
-    """The same weights in an encoder of its own, whose mode and requires_grad do not touch the original's."""
+    """Put the same weights into a second encoder, whose mode and requires_grad do not touch the original's."""
     shared: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in encoder.parameters()
     }

@@ -87,14 +87,14 @@ class RobustPerceptualDistanceMetric(Metric):
         self.count = self.count + len(distances)
 
     def compute(self) -> Tensor:
-        """Reduced distance of all pairs so far; the mean of no pair is NaN."""
+        """Reduce the distances of all pairs so far; the mean of no pair is NaN."""
         if self.reduction == "none":
             return dim_zero_cat(self.distances) if len(self.distances) else torch.zeros(0, device=self.device)
         total = self.total + self.rounding
         return total if self.reduction == "sum" else total / self.count
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Distances are float32 whatever the encoder computes in: the states move, and are not cast."""
+        """Move the states, and do not cast them: distances are float32 whatever the encoder computes in."""
         distance = self._modules.pop("distance")
         super()._apply(lambda state: state.to(fn(torch.empty_like(state)).device), exclude_state)
         self._modules["distance"] = distance

@@ -16,8 +16,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Packages whose every public class and function, the names in __all__, has an example.
 FACES = [
+    "rclip_metric",
     "rclip_metric.encoder",
     "rclip_metric.images",
+    "rclip_metric.retrieval",
+    "rclip_metric.weights",
     "rclip_metric.train.attacks",
     "rclip_metric.train.data",
     "rclip_metric.train.data.scenes",

@@ -28,7 +28,12 @@ _CPU_BLOCK, _GPU_BLOCK = 2**15, 2**24
 
 @dataclass(frozen=True)
 class Pairing:
-    """The images of two folders that belong together, and the others."""
+    """The images of two folders that belong together, and the others.
+
+    Example:
+        >>> Pairing(pairs=[(Path("a/1.png"), Path("b/1.jpg"))], unpaired=[]).pairs[0][1].name
+        '1.jpg'
+    """
 
     pairs: list[tuple[Path, Path]]
     unpaired: list[Path]
@@ -42,13 +47,23 @@ def pair_by_name(a: Path, b: Path) -> Pairing:
 
     Raises:
         ImageError: A folder cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a/1.png", "a/2.png", "b/1.jpg", "b/3.png"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()
+        ...     found = pair_by_name(Path(folder, "a"), Path(folder, "b"))
+        >>> [(one.name, other.name) for one, other in found.pairs], [path.name for path in found.unpaired]
+        ([('1.png', '1.jpg')], ['2.png', '3.png'])
     """
     left = {path.name: path for path in list_images(a)}
     right = {path.name: path for path in list_images(b)}
     partners = {name: right[name] for name in left if name in right}
-    stems = [_by_stem(path for name, path in side.items() if name not in partners) for side in (left, right)]
-    for stem, paths in stems[0].items():
-        others = stems[1].get(stem, [])
+    by_stem = _by_stem(path for name, path in right.items() if name not in partners)
+    for stem, paths in _by_stem(path for name, path in left.items() if name not in partners).items():
+        others = by_stem.get(stem, [])
         if len(paths) == len(others) == 1:
             partners[paths[0].name] = others[0]
     taken = {path.name for path in partners.values()}
@@ -79,6 +94,18 @@ class FileEmbeddings:
         batch_size: Images per call of the model.
         on_skip: Called with a file that cannot be read, and why.
         on_done: Called after each file.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> metric = RobustPerceptualDistance("tiny")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     red, blue = Path(folder, "red.png"), Path(folder, "blue.png")
+        ...     Image.new("RGB", (80, 60), "red").save(red)
+        ...     Image.new("RGB", (80, 60), "blue").save(blue)
+        ...     with FileEmbeddings(metric, [red, blue], batch_size=8, on_skip=print) as embeddings:
+        ...         embeddings[red].shape, torch.equal(embeddings[red], embeddings[blue])
+        (torch.Size([128]), False)
     """
 
     def __init__(
@@ -109,7 +136,7 @@ class FileEmbeddings:
         return self._count
 
     def __getitem__(self, file: Path) -> Tensor | None:
-        """The embedding (D,) of one of the files, None if it cannot be read."""
+        """Return the embedding (D,) of one of the files, None if it cannot be read."""
         key = os.path.realpath(file)
         while key not in self._found:
             if next(self._batches, None) is None:
@@ -147,7 +174,7 @@ class FileEmbeddings:
         yield True
 
     def _decoded(self, files: dict[str, Path]) -> Iterator[tuple[str, Path, Future[tuple[bytes, Tensor]]]]:
-        """The files in order, with no more than two batches of pixels in memory at a time."""
+        """Yield the files in order, with no more than two batches of pixels in memory at a time."""
         ahead: deque[tuple[str, Path, Future[tuple[bytes, Tensor]]]] = deque()
         for key, file in files.items():
             ahead.append((key, file, self._pool.submit(self._read, file)))
@@ -177,7 +204,13 @@ class FileEmbeddings:
 
 
 def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:
-    """Distances of one unit embedding (D,) to others (N, D), from their differences, in blocks."""
+    """Compute the distances of one unit embedding (D,) to others (N, D), from their differences, in blocks.
+
+    Example:
+        >>> axes = torch.eye(3)
+        >>> distances(axes[0], axes, squared=True)  # 1 - cos
+        [0.0, 1.0, 1.0]
+    """
     limit = _CPU_BLOCK if others.device.type == "cpu" else _GPU_BLOCK
     with torch.inference_mode():
         blocks = others.split(max(1, limit // others.shape[1]))
@@ -185,7 +218,12 @@ def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:
 
 
 def all_pairs(embeddings: Sequence[Tensor], squared: bool) -> Iterator[tuple[int, list[float]]]:
-    """For each i, the distances of embedding i to i + 1, i + 2, ...: each pair once, one row in memory."""
+    """Yield for each i the distances of embedding i to i + 1, i + 2, ...: each pair once, one row in memory.
+
+    Example:
+        >>> list(all_pairs(list(torch.eye(3)), squared=True))
+        [(0, [1.0, 1.0]), (1, [1.0])]
+    """
     if len(embeddings) < 2:
         return
     with torch.inference_mode():
@@ -195,7 +233,15 @@ def all_pairs(embeddings: Sequence[Tensor], squared: bool) -> Iterator[tuple[int
 
 
 class Summary:
-    """Count, mean and extremes of distances, added one by one."""
+    """Count, mean and extremes of distances, added one by one.
+
+    Example:
+        >>> summary = Summary()
+        >>> summary.add(0.25, "a.png", "b.png")
+        >>> summary.add(0.75, "a.png", "c.png")
+        >>> summary.mean, summary.to_dict()["highest"]
+        (0.5, {'distance': 0.75, 'a': 'a.png', 'b': 'c.png'})
+    """
 
     def __init__(self) -> None:
         """Start empty."""
@@ -219,7 +265,7 @@ class Summary:
         return self._total / self.count if self.count else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; the extremes with the pair that has them, null without pairs."""
+        """Return it for JSON; the extremes with the pair that has them, null without pairs."""
         ends = {
             name: end and {"distance": significant(end[0]), "a": end[1][0], "b": end[1][1]}
             for name, end in (("lowest", self._lowest), ("highest", self._highest))
@@ -229,12 +275,22 @@ class Summary:
 
 
 def significant(value: float) -> float:
-    """A float32 to the digits that it has, so that it is not written as 0.12345600128173828."""
+    """Round a float32 to the digits that it has, so that it is not written as 0.12345600128173828.
+
+    Example:
+        >>> significant(torch.tensor(0.1).item())
+        0.1
+    """
     return float(f"{value:.7g}")
 
 
 def identity(metric: RobustPerceptualDistance) -> dict[str, Any]:
-    """What a score means nothing without."""
+    """Name what a score means nothing without.
+
+    Example:
+        >>> identity(RobustPerceptualDistance("tiny"))
+        {'model': 'tiny', 'revision': 'sha256:...', 'resize': 'published', 'squared': False}
+    """
     encoder = metric.encoder
     return {
         "model": encoder.name,
@@ -245,7 +301,13 @@ def identity(metric: RobustPerceptualDistance) -> dict[str, Any]:
 
 
 def settings(metric: RobustPerceptualDistance, source: str, batch_size: int) -> dict[str, Any]:
-    """What else it takes to get the same score again."""
+    """Name what else it takes to get the same score again.
+
+    Example:
+        >>> found = settings(RobustPerceptualDistance("tiny"), source="tiny", batch_size=8)
+        >>> found["device"], found["dtype"], found["batch_size"]
+        ('cpu', 'float32', 8)
+    """
     import PIL
 
     from rclip_metric import __version__

@@ -17,19 +17,19 @@ PERCENT: Kind = ("percent", lambda value: type(value) in (int, float) and 0 <= v
 
 
 def one_of(choices: Iterable[str]) -> Kind:
-    """One of some texts."""
+    """Ask for one of some texts."""
     known = list(choices)
     return f"one of {', '.join(known)}", lambda value: value in known
 
 
 def matching(words: str, pattern: str) -> Kind:
-    """A text that a pattern matches as a whole."""
+    """Ask for a text that a pattern matches as a whole."""
     compiled = re.compile(pattern)
     return words, lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
 
 
 def or_null(kind: Kind) -> Kind:
-    """A value of that kind, or null."""
+    """Ask for a value of that kind, or null."""
     words, holds = kind
     return f"{words} or null", lambda value: value is None or holds(value)
 
@@ -76,7 +76,15 @@ class Checker:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object from a file; ManifestError if it is none."""
+    """Read a JSON object from a file; ManifestError if it is none.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "config.json").write_text('{"model_type": "vit"}')
+        ...     read_json(Path(folder, "config.json"))
+        {'model_type': 'vit'}
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

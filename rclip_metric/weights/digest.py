@@ -18,11 +18,18 @@ from rclip_metric.files import written_whole
 
 
 def file_digest(path: Path, digits: int = 64) -> str:
-    """Digest of a file as the Hub states it, in hex.
+    """Compute the digest of a file as the Hub states it, in hex.
 
     Args:
         path: The file.
         digits: 64 for sha256; 40 for the git blob sha1 that the Hub states for small files.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "file").write_bytes(b"abc")
+        ...     file_digest(Path(folder, "file"))
+        'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
     """
     if digits == 40:
         digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
@@ -36,7 +43,7 @@ def file_digest(path: Path, digits: int = 64) -> str:
 
 
 def check_file(path: Path, expected: str, size: int | None = None, record: Path | None = None) -> str:
-    """Checks a file against its published digest and, where known, size; returns the digest.
+    """Check a file against its published digest and, where known, size; return the digest.
 
     Args:
         path: The file.
@@ -46,6 +53,15 @@ def check_file(path: Path, expected: str, size: int | None = None, record: Path 
 
     Raises:
         DigestError: The file is truncated, or another one.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "file").write_bytes(b"abc")
+        ...     check_file(Path(folder, "file"), expected=64 * "0", size=4)
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.DigestError: file is truncated: it has 3 of 4 bytes (...).
     """
     if record is not None and remembered(path, record) == expected:
         return expected
@@ -61,7 +77,7 @@ def check_file(path: Path, expected: str, size: int | None = None, record: Path 
 
 
 def remembered(path: Path, record: Path) -> str | None:
-    """The digest that was computed from this very file, None if it never was or the file has changed."""
+    """Return the digest that was computed from this very file, None if it never was or the file has changed."""
     try:
         stored = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -95,7 +95,7 @@ class MissingFileError(NotFoundError):
 
 
 def cached_file(source: HubSource, name: str) -> HubFile | None:
-    """The file as it is in the cache, unchecked; None if it is not there. Needs no network."""
+    """Find the file as it is in the cache, unchecked; None if it is not there. Needs no network."""
     from huggingface_hub import try_to_load_from_cache
 
     revisions = [source.revision or "main"]
@@ -111,13 +111,13 @@ def cached_file(source: HubSource, name: str) -> HubFile | None:
 
 
 def first_cached(source: HubSource, files: Sequence[WeightFile]) -> tuple[HubFile, WeightFile] | None:
-    """The first of the files that is in the cache, as it is there and as it was asked for; None if none is."""
+    """Find the first of the files that is in the cache, with what was asked for; None if none is."""
     hits = ((cached_file(source, file.name), file) for file in files)
     return next(((hit, file) for hit, file in hits if hit is not None), None)
 
 
 def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
-    """The first of the files that the repository has: from the cache or downloaded, and checked.
+    """Get the first of the files that the repository has: from the cache or downloaded, and checked.
 
     Its digest is compared with the sha256 given or, where that is unknown, with what the Hub says (or said
     when the file was downloaded). A file that fails is removed from the cache: the next call downloads it.
@@ -149,7 +149,7 @@ def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
 
 
 def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:
-    """Checks a file in the cache anew, whatever is remembered of it, and returns its digest.
+    """Check a file in the cache anew, whatever is remembered of it, and return its digest.
 
     Raises:
         DigestError: It has changed since it was downloaded; it was removed from the cache.
@@ -222,13 +222,13 @@ def _check(found: HubFile, expected: str, size: int | None, record: Path) -> str
 
 
 def _expected_digest(source: HubSource, found: HubFile, file: WeightFile) -> str:
-    """The one given, what the Hub said when the file was downloaded, or what it says now."""
+    """Return the one given, what the Hub said when the file was downloaded, or what it says now."""
     known = file.sha256 or _digest_by_the_cache(source, found) or remembered(found.path, _record(source, found))
     return known or str(_published(source, found.name, found.commit).etag)
 
 
 def _digest_by_the_cache(source: HubSource, found: HubFile) -> str | None:
-    """The digest that the Hub stated at download, which is the name of the blob that a snapshot links to."""
+    """Return the digest that the Hub stated at download: the name of the blob that a snapshot links to."""
     path, blobs = found.path, os.path.normpath(source.storage / "blobs")
     while path.is_symlink():
         path = Path(os.path.normpath(path.parent / os.readlink(path)))
@@ -238,12 +238,12 @@ def _digest_by_the_cache(source: HubSource, found: HubFile) -> str | None:
 
 
 def _record(source: HubSource, found: HubFile) -> Path:
-    """In the repository's own folder of the cache, so that it goes when that is removed from the cache."""
+    """Name a file in the repository's own folder of the cache, so that it goes when that is removed."""
     return source.storage / "rclip-metric" / f"{found.commit}--{found.name.replace('/', '--')}.json"
 
 
 def _remove_partial(source: HubSource, digest: str) -> None:
-    """Removes what came of a file; newer versions of huggingface_hub do so themselves."""
+    """Remove what came of a file; newer versions of huggingface_hub do so themselves."""
     from filelock import FileLock, Timeout
 
     partial = source.storage / "blobs" / f"{digest}.incomplete"
@@ -258,7 +258,7 @@ def _in_cache(source: HubSource, path: str, name: str) -> HubFile:
 
 
 def _published(source: HubSource, name: str, revision: str | None) -> "HfFileMetadata":
-    """What the Hub says of a file; its etag is the digest."""
+    """Ask the Hub about a file; the etag is the digest."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with explained(f"{name} of {source}", source.cache):
@@ -301,11 +301,18 @@ def without_progress_bars(quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(what: str, cache: Path | None = None) -> Iterator[None]:
-    """Raises a `WeightsError` that begins with `what` for anything that goes wrong inside.
+    """Raise a `WeightsError` that begins with `what` for anything that goes wrong inside.
 
     Args:
         what: What was being transferred, as the subject of a sentence.
         cache: Where it was to be stored.
+
+    Example:
+        >>> with explained("config.json of owner/repo"):
+        ...     raise TimeoutError("no answer in 10 seconds")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.NetworkError: config.json of owner/repo cannot be reached, check the network and ...
     """
     try:
         yield
@@ -320,12 +327,12 @@ def explained(what: str, cache: Path | None = None) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An exception and its causes: huggingface_hub wraps what went wrong with an upload."""
+    """List an exception and its causes: huggingface_hub wraps what went wrong with an upload."""
     return [error, *(_chain(error.__cause__) if error.__cause__ else ())]
 
 
 def _by_status(error: BaseException, what: str) -> WeightsError | None:
-    """What the Hub answered, or that it did not."""
+    """Say what the Hub answered, or that it did not."""
     from huggingface_hub import utils
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -38,7 +38,7 @@ def locate(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Located:
-    """Finds a model's weights, downloads them where necessary and checks their digest; reads no tensor.
+    """Find a model's weights, download them where necessary and check their digest; read no tensor.
 
     Args:
         model: A name in the manifest; a file or folder, in our own format or a published layout; or a Hub id
@@ -57,6 +57,11 @@ def locate(
         StorageError: Full disk or read-only cache.
         MissingPackageError: The weights are in a package that is not installed.
         CheckpointError: A local path that does not say what it holds.
+
+    Example:
+        >>> found = locate("tiny")
+        >>> found.path.name, found.layout, found.spec.embedding_dim
+        ('tiny.safetensors', 'rclip-metric', 128)
     """
     base_spec = None if base is None else get_spec(base)
     hub = functools.partial(HubSource, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
@@ -87,7 +92,7 @@ def load_encoder(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> "Encoder":
-    """Builds a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
+    """Build a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
 
     Only the vision tower is read, and its pages only when they are first used.
 
@@ -98,6 +103,11 @@ def load_encoder(
 
     Raises:
         WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
+
+    Example:
+        >>> encoder = load_encoder("tiny")
+        >>> encoder(torch.zeros(2, 3, 80, 60)).shape
+        torch.Size([2, 128])
     """
     from rclip_metric.encoder.encoder import Encoder
 
@@ -129,16 +139,25 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Brings a model's weights into the cache, where later loads need no network; returns the file.
+    """Bring a model's weights into the cache, where later loads need no network; return the file.
 
     Raises:
         WeightsError: As for `locate`.
+
+    Example:
+        >>> download("tiny").name  # this one is in the package
+        'tiny.safetensors'
     """
     return locate(name, revision=revision, cache_dir=cache_dir, token=token).path
 
 
 def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Whether a manifest entry can be loaded without a network."""
+    """Tell whether a manifest entry can be loaded without a network.
+
+    Example:
+        >>> is_cached(get_spec("tiny")), is_cached(get_spec("r-clip-f"), cache_dir="no such folder")
+        (True, False)
+    """
     if spec.source in PACKAGED:
         return packaged_path(spec) is not None
     if spec.repo is None:
@@ -147,7 +166,7 @@ def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None)
 
 
 def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
-    """Computes the digest of a model's file on this machine anew, whatever is remembered of it.
+    """Compute the digest of a model's file on this machine anew, whatever is remembered of it.
 
     Returns:
         The published digest, which the file has: sha256, or the git blob sha1 that the Hub states for a small
@@ -157,6 +176,10 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
         DigestError: It has another one; a file in the cache was removed, so that it is downloaded again.
         NotFoundError: The model is not on this machine.
         MissingPackageError: Nor is the package that holds it.
+
+    Example:
+        >>> verify("tiny") == get_spec("tiny").files[0].sha256
+        True
     """
     spec = get_spec(name)
     if spec.source in PACKAGED:
@@ -180,7 +203,7 @@ def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., Hub
 
 
 def _offline(spec: WeightSpec, revision: str | None) -> str:
-    """What helps without a network, as the end of a sentence; nothing is done unasked."""
+    """Say what helps without a network, as the end of a sentence; nothing is done unasked."""
     command = f"rclip-metric download {spec.name}" + (f" --revision {revision}" if revision else "")
     text = f"`{command}` fetches it once ({_download_size(spec)})"
     shipped = next((other.name for other in map(get_spec, model_names()) if _ships_for_photographs(other)), None)
@@ -190,7 +213,7 @@ def _offline(spec: WeightSpec, revision: str | None) -> str:
 
 
 def _download_size(spec: WeightSpec) -> str:
-    """The size of the file or, where nobody has seen it, of the part of it that is known."""
+    """Say the size of the file or, where nobody has seen it, of the part of it that is known."""
     size = spec.candidates[0].size if spec.candidates else None
     if size is not None:
         return f"{size / 1e6:.0f} MB"
@@ -203,7 +226,7 @@ def _ships_for_photographs(spec: WeightSpec) -> bool:
 
 
 def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
-    """A Hub id that is no name in the manifest; a branch is asked for its newest commit."""
+    """Find a Hub id that is no name in the manifest; a branch is asked for its newest commit."""
     source = replace(source, newest=True)
     if base is not None:
         own_names = [file.name for file in base.candidates] if base.source == "hub" else []
@@ -225,7 +248,7 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
 def _on_hub(
     spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]
 ) -> tuple[HubSource, list[WeightFile]]:
-    """The repository of an entry, and its files with the digests that the manifest knows of its own revision."""
+    """Return an entry's repository, and its files with the digests that the manifest has of its own revision."""
     if spec.repo is None:
         raise UnknownModelError(
             f"{spec.name} cannot be loaded by its name: {spec.url_note} {spec.notes} Pass its path."
@@ -236,7 +259,7 @@ def _on_hub(
 
 
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The tensors of the vision tower, mapped from the file, and the layout of their keys."""
+    """Read the tensors of the vision tower, mapped from the file, and the layout of their keys."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
@@ -260,10 +283,17 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote, on the CPU and mapped where it can be; runs no code from the file.
+    """Read what torch.save wrote, on the CPU and mapped where it can be; run no code from the file.
 
     Raises:
         CheckpointError: The file is unreadable, or holds more than tensors and plain containers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.zeros(2)}, f"{folder}/weights.pt")
+        ...     read_pickle(Path(folder, "weights.pt"))
+        {'weight': tensor([0., 0.])}
     """
     try:
         # Only the zip form that torch.save writes since 1.6 can be mapped.

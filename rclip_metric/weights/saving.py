@@ -39,7 +39,14 @@ _MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize")
 
 @dataclass(frozen=True)
 class SavedConfig:
-    """A checked config.json of our format."""
+    """A checked config.json of our format.
+
+    Example:
+        >>> SavedConfig.read({"model_type": "vit"}, "config.json")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.ManifestError: config.json is not the configuration of a model in the format ...
+    """
 
     spec: WeightSpec
     revision: str | None
@@ -48,7 +55,7 @@ class SavedConfig:
 
     @classmethod
     def read(cls, config: Any, where: str) -> "SavedConfig":
-        """Checks a configuration as parsed from JSON; ManifestError names `where` and the field."""
+        """Check a configuration as parsed from JSON; ManifestError names `where` and the field."""
         check = Checker(where)
         if not isinstance(config, Mapping) or config.get("format") != FORMAT:
             raise ManifestError(f"{where} is not the configuration of a model in the format {FORMAT!r}.")
@@ -76,7 +83,7 @@ def save_encoder(
     license: str | None = None,
     notes: str | None = None,
 ) -> Path:
-    """Writes an encoder to a folder, from which `load_encoder` gives it back bit for bit.
+    """Write an encoder to a folder, from which `load_encoder` gives it back bit for bit.
 
     `model.safetensors` and `config.json` are written under other names first: each is there as a whole or not
     at all.
@@ -94,6 +101,14 @@ def save_encoder(
     Raises:
         StorageError: The disk is full or the folder cannot be written.
         ManifestError: `training` has other fields.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.weights import load_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_encoder(load_encoder("tiny"), folder)
+        ...     sorted(os.listdir(folder)), load_encoder(folder).name
+        (['config.json', 'model.safetensors'], 'tiny')
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -128,7 +143,7 @@ def save_encoder(
 
 
 def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Copies tensors that are in memory twice, which safetensors refuses: some towers use a layer in several places."""
+    """Copy tensors that are in memory twice, which safetensors refuses: some towers use a layer in several places."""
     seen: set[int] = set()
     for key, value in state.items():
         address = value.untyped_storage().data_ptr()
@@ -139,7 +154,13 @@ def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 
 def read_metadata(path: Path) -> SavedConfig | None:
-    """The configuration in a safetensors file's own metadata, None if it is not in our format."""
+    """Read the configuration in a safetensors file's own metadata, None if it is not in our format.
+
+    Example:
+        >>> from rclip_metric.weights import locate
+        >>> read_metadata(locate("tiny").path).spec.training["method"]
+        'FARE'
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -159,7 +180,7 @@ def read_metadata(path: Path) -> SavedConfig | None:
 
 
 def check_pair(config: SavedConfig, weights: Path) -> None:
-    """Raises CheckpointError where config.json is not the configuration that the weights were saved with."""
+    """Raise CheckpointError where config.json is not the configuration that the weights were saved with."""
     own = read_metadata(weights)
     for field in _MEANING:
         if own is None or own.values[field] != config.values[field]:
