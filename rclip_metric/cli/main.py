@@ -109,14 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--quiet", action="store_true", help="no progress and no remarks, only errors")
     cache = argparse.ArgumentParser(add_help=False)
     cache.add_argument("--cache-dir", metavar="FOLDER", help="Hub cache (default: that of huggingface_hub)")
-    scoring = _scoring_options()
+    _add_scoring(commands, [_scoring_options(), cache, output], raw)
+    _add_models(commands, cache, output, raw)
+    # Only for the list in --help: their arguments go to rclip_metric.train as they are.
+    commands.add_parser("train", help="train a robust encoder", add_help=False)
+    commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
+    commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
+    return parser
 
+
+def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dict[str, Any]) -> None:
+    """Add `score` and `rank`: what computes distances."""
     scored = commands.add_parser(
         "score",
         help="distance between two images, two folders, or all images of one",
         usage=_SCORE_USAGE,
         description=_SCORE_HELP,
-        parents=[scoring, cache, output],
+        parents=parents,
         **raw,
     )
     scored.add_argument("paths", nargs="+", metavar="PATH", help="two files, two folders, or one folder")
@@ -124,16 +133,17 @@ def _parser() -> argparse.ArgumentParser:
     scored.set_defaults(command=score)
 
     ranked = commands.add_parser(
-        "rank",
-        help="order images by their distance to one",
-        description=_RANK_HELP,
-        parents=[scoring, cache, output],
-        **raw,
+        "rank", help="order images by their distance to one", description=_RANK_HELP, parents=parents, **raw
     )
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
     ranked.set_defaults(command=rank)
 
+
+def _add_models(
+    commands: Any, cache: argparse.ArgumentParser, output: argparse.ArgumentParser, raw: dict[str, Any]
+) -> None:
+    """Add `models`, `download`, `verify` and `manifest`: what handles weights."""
     models = commands.add_parser("models", help="list the models", parents=[cache, output], **raw)
     models.set_defaults(command=_models)
 
@@ -157,12 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     manifest.add_argument("--refresh", action="store_true", help="ask the Hub, and print what differs")
     manifest.add_argument("--write", action="store_true", help="with --refresh: write it back")
     manifest.set_defaults(command=_manifest)
-
-    # Only for the list in --help: their arguments go to rclip_metric.train as they are.
-    commands.add_parser("train", help="train a robust encoder", add_help=False)
-    commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
-    commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
-    return parser
 
 
 def _scoring_options() -> argparse.ArgumentParser:
@@ -240,7 +244,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _each(args: argparse.Namespace, names: Sequence[str], work: Callable[[str], dict[str, Any]]) -> int:
-    """Do it for every model, one line each, also after one that fails; the worst exit code."""
+    """Do the work for every model, one line each, also after one that fails; return the worst exit code."""
     worst = 0
     for name in names:
         try:

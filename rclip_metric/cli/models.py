@@ -11,6 +11,7 @@ from rclip_metric.weights.local import packaged_path
 from rclip_metric.weights.manifest import PACKAGED, WeightSpec, get_spec, model_names
 
 _HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows")
+_NUMBERS = ("clean", "l_inf", "l_2", "size")
 _NOTE = """\
 clean, l_inf, l_2: percent of right choices on that 2AFC set, undisturbed and under attack, as reported
 (on nights, l_inf 4/255 and l_2 3.0); ? is not known. cached: "shipped" comes with the package, "no" is
@@ -20,7 +21,7 @@ knows: the only images that it can judge; empty for photographs too."""
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """One record per model of the manifest, in its order, for JSON; None is not known. Needs no network."""
+    """Make one record per model of the manifest, in its order, for JSON; None is not known. Needs no network."""
     return [_record(get_spec(name), cache_dir) for name in model_names()]
 
 
@@ -42,7 +43,7 @@ def _record(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None) -> dict[
 
 
 def _size(spec: WeightSpec) -> int | None:
-    """Size in bytes of the file that would be loaded."""
+    """Return the size in bytes of the file that would be loaded."""
     if not spec.candidates:
         return None
     here = packaged_path(spec) if spec.source in PACKAGED else None
@@ -50,16 +51,14 @@ def _size(spec: WeightSpec) -> int | None:
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:
-    """The records as a table for people, with a note on what the columns mean."""
+    """Write the records as a table for people, with a note on what the columns mean."""
     rows = [_HEADER, *map(_cells, records)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in (0, 4, 6, 7, 8) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = zip(_HEADER, row, widths, strict=True)
+        padded = [cell.rjust(width) if name in _NUMBERS else cell.ljust(width) for name, cell, width in cells]
+        lines.append("  ".join(padded).rstrip())
     return "\n".join([*lines, "", _NOTE])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 # What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
     from rclip_metric.metric import RobustPerceptualDistance
-    from rclip_metric.retrieval.embeddings import FileEmbeddings
+    from rclip_metric.retrieval import FileEmbeddings
 
 
 class UsageError(ValueError):
@@ -27,7 +27,7 @@ def complain(text: str) -> None:
 
 
 def score(args: argparse.Namespace) -> int:
-    """Print the distance of two files, of the pairs of two folders, or of all pairs in one; the exit code."""
+    """Print the distance of two files, the pairs of two folders, or all pairs in one; return the exit code."""
     paths = [Path(path) for path in args.paths]
     if len(paths) != (1 if args.all_pairs else 2):
         raise UsageError(f"got {len(paths)} paths, expected two files or two folders, or one folder with --all-pairs")
@@ -47,7 +47,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
-    from rclip_metric.retrieval.embeddings import distances
+    from rclip_metric.retrieval import distances
 
     run = _Run(args, [a, b])
     with run.embeddings() as embeddings:
@@ -63,7 +63,7 @@ def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
 
 
 def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
-    from rclip_metric.retrieval.embeddings import Summary, distances, pair_by_name
+    from rclip_metric.retrieval import Summary, distances, pair_by_name
 
     pairing = pair_by_name(a, b)
     if not pairing.pairs:
@@ -86,7 +86,7 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
 
 def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
     from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval.embeddings import Summary, all_pairs
+    from rclip_metric.retrieval import Summary, all_pairs
 
     files = list_images(folder)
     if len(files) < 2:
@@ -118,7 +118,7 @@ def rank(args: argparse.Namespace) -> int:
     import torch
 
     from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval.embeddings import distances, significant
+    from rclip_metric.retrieval import distances, significant
 
     candidates: list[Path] = []
     for path in map(Path, args.candidates):
@@ -152,7 +152,7 @@ class _Run:
     """One scoring run: the model on its device, the files, and what could not be read."""
 
     def __init__(self, args: argparse.Namespace, files: Sequence[Path]) -> None:
-        from rclip_metric.retrieval.embeddings import identity, settings
+        from rclip_metric.retrieval import identity, settings
 
         self._args = args
         self._files = files
@@ -173,10 +173,10 @@ class _Run:
 
     @contextmanager
     def embeddings(self, progress: bool = True) -> Iterator[FileEmbeddings]:
-        """The embeddings of the files, with a progress bar on a terminal."""
+        """Compute the embeddings of the files, with a progress bar on a terminal."""
         import torch
 
-        from rclip_metric.retrieval.embeddings import FileEmbeddings
+        from rclip_metric.retrieval import FileEmbeddings
 
         bar: Any = None
         if progress and not self._args.quiet and sys.stderr.isatty():
@@ -293,7 +293,7 @@ def _device(name: str) -> str:
 
 @contextmanager
 def _pillow_is_quiet() -> Iterator[None]:
-    """Without Pillow's remarks on odd metadata and on photographs above 89 megapixels: it reads them."""
+    """Suppress Pillow's remarks on odd metadata and on photographs above 89 megapixels: it reads them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -301,7 +301,7 @@ def _pillow_is_quiet() -> Iterator[None]:
 
 @contextmanager
 def _tf32_is_off() -> Iterator[None]:
-    """float32 means float32: CUDA's convolutions otherwise round their inputs to 10 bits."""
+    """Make float32 mean float32: CUDA's convolutions otherwise round their inputs to 10 bits."""
     from torch.backends import cudnn
 
     allowed = cudnn.allow_tf32
@@ -313,13 +313,13 @@ def _tf32_is_off() -> Iterator[None]:
 
 
 def _pair(a: Path, b: Path, distance: float) -> dict[str, Any]:
-    from rclip_metric.retrieval.embeddings import significant
+    from rclip_metric.retrieval import significant
 
     return {"a": str(a), "b": str(b), "distance": significant(distance)}
 
 
 def _number(distance: float) -> str:
-    """Four decimals, except where they would make a small distance look like none."""
+    """Write four decimals, except where they would make a small distance look like none."""
     return f"{distance:.4f}" if distance == 0 or distance >= 0.001 else f"{distance:.1e}"
 
 
