@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from rclip_metric.train.benchmark.timing import time_metrics
-from rclip_metric.train.benchmark.timing_visit import TimingSettings
+from rclip_metric.train.benchmark import TimingSettings, time_metrics
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.runs.files import write_json, write_text
 from rclip_metric.train.runs.precision import bfloat16_is_fast

@@ -24,8 +24,7 @@ import benchmark_metrics
 
 from rclip_metric.cli.main import main as rclip_metric
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
-from rclip_metric.train.evaluation.results.outcome import unpack
-from rclip_metric.train.evaluation.results.record import load_results
+from rclip_metric.train.evaluation.results import load_results, unpack
 from rclip_metric.train.runs.files import write_json
 
 METRICS = "tiny,tiny-clean,psnr,l2"

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rclip_metric.train.evaluation.results.record import load_results, unpack
+from rclip_metric.train.evaluation.results import load_results, unpack
 
 RUNS = {"batch 64": (64, 1), "batch 7": (7, 1), "batch 1": (1, 1), "batch 64, two processes": (64, 2)}
 

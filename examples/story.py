@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from rclip_metric.cli.main import main as rclip_metric
 from rclip_metric.files import written_whole
+from rclip_metric.train.evaluation import load_results
 from rclip_metric.train.evaluation.results.curves import COLOURS, DPI
-from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.runs.files import write_json, write_text
 from rclip_metric.weights import file_digest, get_spec, model_names, read_json
 

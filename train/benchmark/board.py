@@ -204,13 +204,10 @@ def _paper(entries: Sequence[MetricEntry]) -> list[dict[str, Any]]:
     """List the papers' numbers on NIGHTS and BAPPS, best under l_inf first; `metric` is the row here, if any."""
     asked = {entry.name for entry in entries}
     known = {name: get_spec(name).reported for name in model_names()} | dict(REPORTED)
-    rows = [
-        {
-            "label": BASELINES[name].label if name in BASELINES else name,
-            "metric": name if name in asked else None,
-            **{task: dict(numbers[task]) if numbers.get(task) else None for task in PAPER_SETS},
-        }
-        for name, numbers in known.items()
-        if numbers.get("nights")
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, numbers in known.items():
+        if numbers.get("nights"):
+            label = BASELINES[name].label if name in BASELINES else name
+            sets = {task: dict(numbers[task]) if numbers.get(task) else None for task in PAPER_SETS}
+            rows.append({"label": label, "metric": name if name in asked else None, **sets})
     return sorted(rows, key=lambda row: -(row["nights"].get("linf") or 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    _add_what(parser.add_argument)
+    _add_how(parser.add_argument)
+    return parser
+
+
+def _add_what(add: Callable[..., Any]) -> None:
+    """Add what is measured, and where it goes."""
     add("--metrics", required=True, metavar="NAME,NAME,...", help="see below")
     add("--data", required=True, metavar="FORMAT:DIR,...", help="FORMAT is nights, bapps, things or cue-conflict")
     add("--norms", default="linf:4/255,l2:3", metavar="NORM:EPS,...", help="balls of APGD, or none (%(default)s)")
@@ -54,6 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="triplets to attack at a quarter, half, twice and four times each radius (default: none)",
     )
+
+
+def _add_how(add: Callable[..., Any]) -> None:
+    """Add how it is measured."""
     add("--steps", type=positive, default=100, help="APGD iterations (default: %(default)s)")
     add("--restarts", type=positive, default=1, help="of APGD (default: %(default)s)")
     add("--split", default="test", help="of NIGHTS (default: %(default)s)")
@@ -61,9 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--attacked",
         type=positive,
         metavar="N",
-        help="triplets that are attacked: of a set in the NIGHTS format N at "
-        "equal steps through it, kind by kind (default: all), of BAPPS the first N of each split (default: 1000); the "
-        "clean accuracy is that of all",
+        help="triplets that are attacked: of a set in the NIGHTS format N at equal steps through it, kind by kind "
+        "(default: all), of BAPPS the first N of each split (default: 1000); the clean accuracy is that of all",
     )
     add(
         "--classes",
@@ -109,15 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--title", default="Perceptual metrics under attack", help="of the page")
     add("--overwrite", action="store_true", help="replace results of other settings")
     add("--quiet", action="store_true", help="no progress")
-    return parser
 
 
 def main(argv: list[str]) -> int:
     """Run `benchmark ...`: 0 when done, 2 for bad input or a metric that failed."""
     options = build_parser().parse_args(argv[1:])
     try:
-        from rclip_metric.train.benchmark.run import benchmark
-        from rclip_metric.train.benchmark.tables import markdown
+        from rclip_metric.train.benchmark import benchmark, markdown
 
         board = benchmark(_settings(options), command=shlex.join(["rclip-metric", *argv]))
     except (ValueError, FloatingPointError) as error:
@@ -135,7 +143,7 @@ def main(argv: list[str]) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Any:
-    from rclip_metric.train.benchmark.settings import BenchmarkSettings, balls_from, data_of, metrics_of
+    from rclip_metric.train.benchmark import BenchmarkSettings, balls_from, data_of, metrics_of
 
     def eps(text: str) -> float:
         try:

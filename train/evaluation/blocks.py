@@ -37,7 +37,7 @@ def run_blocks(
 
     What a block holds does not depend on the number of processes, so neither do the results. With a `journal`, every
     result is on disk before the next block begins: each process appends to a file of its own in that folder, and a
-    later call, with the same settings and any number of processes, takes up all that it finds there. Team on
+    later call, with the same settings and any number of processes, takes up all that it finds there. Processes on
     machines that do not share a disk each find their own. A line that a crash cut short is dropped.
 
     Args:
@@ -54,12 +54,8 @@ def run_blocks(
         ValueError: in the processes that did their part, if another one failed; that one raises what it met.
     """
     name = fingerprint({**settings, "blocks": len(blocks)})
-    done: dict[int, Result] = {}
-    if journal is not None:
-        for path in sorted(journal.glob(f"{name}-*.jsonl")):
-            done |= {line["block"]: line["result"] for line in whole_lines(path)}
     everywhere: dict[int, Result] = {}
-    for found in team.gather(done):
+    for found in team.gather(_done(journal, name)):
         everywhere |= found
     mine = [index for index in range(len(blocks)) if index not in everywhere][team.rank :: team.count]
 
@@ -85,3 +81,12 @@ def run_blocks(
     for found in team.gather(finished):
         everywhere |= found
     return [everywhere[index] for index in range(len(blocks))]
+
+
+def _done(journal: Path | None, name: str) -> dict[int, Any]:
+    """Read the results of blocks from every process's file of a journal."""
+    done: dict[int, Any] = {}
+    if journal is not None:
+        for path in sorted(journal.glob(f"{name}-*.jsonl")):
+            done |= {line["block"]: line["result"] for line in whole_lines(path)}
+    return done

@@ -74,11 +74,11 @@ class ImageSet:
             files: those of each sample.
         """
         problems = self.problems(metric, (path for paths in files.values() for path in paths))
-        return {
-            key: next(problems[path] for path in paths if path in problems)
-            for key, paths in files.items()
-            if not problems.keys().isdisjoint(paths)
-        }
+        found: dict[Key, str] = {}
+        for key, paths in files.items():
+            if met := [problems[path] for path in paths if path in problems]:
+                found[key] = met[0]
+        return found
 
     def problems(self, metric: Metric | None, paths: Iterable[Path]) -> dict[Path, str]:
         """Find what is wrong with images that cannot be read; the others are ready for the metric after this."""

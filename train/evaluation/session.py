@@ -31,10 +31,16 @@ class Session:
         quiet: no progress bar.
 
     Example:
-        >>> from rclip_metric.train.evaluation.tasks import SelfDistance, TwoAfcData  # or any other task
-        >>> session = Session(Path("results"), overwrite=True)
-        >>> session.team.count, session.quiet
-        (1, False)
+        >>> from tempfile import mkdtemp
+        >>> from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+        >>> from rclip_metric.train.evaluation.tasks import nights_data
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> folder = Path(mkdtemp())
+        >>> _ = write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 4), pool=1, queries=1), quiet=True)
+        >>> session, data = Session(folder / "results", quiet=True), nights_data(folder / "nights")
+        >>> _ = session.records(data, load_metric("l2", image_size=16), [], RunSettings())
+        >>> [path.name for path in session.out.iterdir()]
+        ['l2__scenes-test__clean.json']
     """
 
     out: Path | None = None

@@ -27,7 +27,7 @@ PAPER: dict[str, dict[str, Any]] = {
 
 
 def _attacks(options: argparse.Namespace) -> list[Any]:
-    from rclip_metric.train.evaluation.attack import AttackSettings
+    from rclip_metric.train.evaluation import AttackSettings
 
     if options.attack == "none":
         return []
@@ -91,7 +91,7 @@ def _judge(
     resize: Literal["default", "squash"] = "default",
 ) -> None:
     """Evaluate every model on the task that goes with its name."""
-    from rclip_metric.train.evaluation.session import Session
+    from rclip_metric.train.evaluation import Session
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
 
@@ -167,8 +167,8 @@ def _cue_conflict(options: argparse.Namespace) -> None:
 def _sanity(options: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
+    from rclip_metric.train.evaluation import Session
     from rclip_metric.train.evaluation import sanity as suite
-    from rclip_metric.train.evaluation.session import Session
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
     from rclip_metric.train.runs.files import write_json

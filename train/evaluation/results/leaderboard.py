@@ -146,10 +146,10 @@ def _arrange(records: Sequence[Record]) -> Leaderboard:
 
     rows.sort(key=rank)
     shared = shared_words([threat.settings() for threat in threats])
-    labels = {
-        threat: " ".join([threat.ball, *(word for key, word in threat.settings().items() if key not in shared)])
-        for threat in threats
-    }
+    labels = {}
+    for threat in threats:
+        own = [word for key, word in threat.settings().items() if key not in shared]
+        labels[threat] = " ".join([threat.ball, *own])
     caption = f"Percent, with {_intervals(rows)}."
     if shared:
         caption += f" Attack: {', '.join(shared.values())}."

@@ -81,10 +81,11 @@ class CueConflictData(Task[ConflictTriplet]):
         return 0.5 if tie else float(not wrong)
 
     def _digest(self) -> str:
-        shown = (
-            (t.key, *((i.key, i.shape, i.texture) for i in (t.reference, t.shape, t.texture))) for t in self.triplets
-        )
-        return hashlib.sha256("\n".join(map(str, shown)).encode()).hexdigest()[:16]
+        lines = []
+        for triplet in self.triplets:
+            images = (triplet.reference, triplet.shape, triplet.texture)
+            lines.append(str((triplet.key, *((image.key, image.shape, image.texture) for image in images))))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def evaluate_cue_conflict(

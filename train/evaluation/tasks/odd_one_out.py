@@ -133,10 +133,10 @@ class OddOneOutData(Task[OddTriplet]):
         embeddings = torch.zeros(len(readable), found.shape[1])
         embeddings[readable] = found
         kept = readable[triplets].all(1)
-        unreadable = [
-            f"triplet {row}: {next(problems[i] for i in triplets[row].tolist() if problems[i])}"
-            for row in (~kept).nonzero()[:, 0].tolist()
-        ]
+        unreadable = []
+        for row in (~kept).nonzero()[:, 0].tolist():
+            first, *_ = (problems[image] for image in triplets[row].tolist() if problems[image])
+            unreadable.append(f"triplet {row}: {first}")
         samples = [self.samples[number] for number in kept.nonzero()[:, 0].tolist()]
         pairs = [(embeddings[triplets[kept, a]] * embeddings[triplets[kept, b]]).sum(1) for a, b in PAIRS]
         rows, _ = self.rows(samples, torch.stack(pairs, 1))
