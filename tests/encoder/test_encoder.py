@@ -18,6 +18,8 @@ from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, Encoder, Vi
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images import Preprocessing, Resize, preprocess_pil, resize_images
 
+from support.images import blotches
+
 VIT = ViTArchitecture(image_size=32, patch_size=8, width=64, depth=2, heads=4, projection=24)
 CONVNEXT = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), projection=12)
 CROP = Preprocessing("crop", 36, 32)
@@ -49,8 +51,7 @@ def encoder(kind: str = "vit", resize: Resize = "published") -> Encoder:
 
 def batch(count: int = 3, height: int = 32, width: int = 32, seed: int = 1) -> Tensor:
     """Images, blotchy rather than white noise."""
-    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return blotches(count, (height, width), seed)
 
 
 def tower_inputs(model: Encoder, run: Callable[[], object]) -> list[Tensor]:

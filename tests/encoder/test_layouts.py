@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rclip_metric.encoder import (
     LAYOUTS,
@@ -26,6 +26,8 @@ from rclip_metric.encoder import (
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images import Preprocessing
 
+from support.encoders import randomised
+
 SIDE = 32
 VIT = ViTArchitecture(image_size=SIDE, patch_size=8, width=128, depth=3, heads=2, projection=24)
 DINO = replace(VIT, norm_eps=1e-6, pre_norm=False, patch_bias=True, projection=None)
@@ -41,19 +43,6 @@ class Published:
     architecture: Architecture
     state: dict[str, Tensor]
     embed: Callable[[Tensor], Tensor]
-
-
-def randomised(module: nn.Module, seed: int = 0) -> Any:
-    """Give every parameter a value that shows when it is lost, swapped or left at its default."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-            else:
-                parameter.copy_(0.5 + 0.3 * noise)
-    return module.eval()
 
 
 @functools.cache

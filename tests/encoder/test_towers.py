@@ -22,6 +22,8 @@ from rclip_metric.encoder.towers import (
     open_clip_vision_architecture,
 )
 
+from support.encoders import randomised
+
 CLIP_VIT = ViTArchitecture(image_size=32, patch_size=8, width=64, depth=3, heads=4, projection=24)
 DINO_VIT = replace(CLIP_VIT, norm_eps=1e-6, pre_norm=False, patch_bias=True, projection=None)
 CONVNEXT = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), projection=12)
@@ -34,19 +36,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "neither": replace(DINO_VIT, patch_bias=False),
     "convnext": CONVNEXT,
 }
-
-
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a value that shows when it is lost, swapped or left at its default."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-            else:
-                parameter.copy_(0.5 + 0.3 * noise)
-    return module.eval()
 
 
 def pixels(side: int = 32) -> Tensor:

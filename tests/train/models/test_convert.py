@@ -1,6 +1,5 @@
 """Foreign checkpoints: each file comes from the library that writes it, and so does the expected embedding."""
 
-import argparse
 import hashlib
 import json
 import math
@@ -29,6 +28,10 @@ from rclip_metric.train.models import peft_adapters as adapters
 from rclip_metric.train.models.convert import conversion, convert, save_conversion, tuned
 from rclip_metric.weights import get_spec, load_encoder, load_manifest, locate, save_encoder
 
+from support.encoders import randomised
+from support.images import noise
+from support.programs import run_command
+
 SIDE, DIM = 32, 24
 VIT = ViTArchitecture(image_size=SIDE, patch_size=8, width=128, depth=3, heads=2, projection=DIM)
 DINO = replace(VIT, norm_eps=1e-6, pre_norm=False, patch_bias=True, projection=None)
@@ -42,20 +45,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def randomise(module: nn.Module, only: str = "", seed: int = 0) -> Any:
-    """Give every parameter a value that shows when it is lost, swapped or left at its default."""
-    source = generator(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=source)
-            if re.search(only, name):
-                matrix = parameter.dim() > 1
-                parameter.copy_(noise * parameter[0].numel() ** -0.5 if matrix else 0.5 + 0.3 * noise)
-    return module.eval()
-
-
 def images(count: int = 3) -> Tensor:
-    return torch.rand(count, 3, SIDE, SIDE, generator=generator(1))
+    return noise(count, 3, SIDE, SIDE, seed=1)
 
 
 def embedded(module: Callable[[Tensor], Tensor], encoder: Encoder) -> Tensor:
@@ -76,7 +67,7 @@ def open_clip_vit() -> Any:
     """A whole OpenCLIP model."""
     vision = {"layers": 3, "width": 128, "patch_size": 8, "image_size": SIDE}
     text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
-    return randomise(open_clip.CLIP(DIM, vision, text))
+    return randomised(open_clip.CLIP(DIM, vision, text))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +80,7 @@ def open_clip_convnext() -> Any:
         model = TimmModel("convnext_tiny", DIM, image_size=SIDE, pool="", proj="linear", pretrained=False)
     model.trunk = ConvNeXt(num_classes=0, depths=CONVNEXT.depths, dims=CONVNEXT.widths)
     model.head.proj = nn.Linear(CONVNEXT.widths[-1], DIM, bias=False)
-    return randomise(model)
+    return randomised(model)
 
 
 def base_folder(visual: nn.Module, folder: Path, architecture: Architecture = VIT, **options: Any) -> Path:
@@ -191,7 +182,7 @@ def adapted(model: nn.Module, targets: Any, **options: Any) -> Any:
     """The model with random LoRA factors; rank and scale are not the published ones, so that they show."""
     settings = {"r": 4, "lora_alpha": 6, "lora_dropout": 0.3, "bias": "none", "target_modules": targets} | options
     wrapped: Any = peft.get_peft_model(Wrapper(model), peft.LoraConfig(**settings))  # type: ignore[arg-type]
-    return randomise(wrapped, "lora_", seed=5)
+    return randomised(wrapped, "lora_", seed=5)
 
 
 def fc_names(model: nn.Module) -> list[str]:
@@ -305,7 +296,7 @@ class TestTransformers:
             intermediate_size=512,
             layer_norm_eps=1e-12,
         )
-        model = randomise(ViTModel(config))
+        model = randomised(ViTModel(config))
         model.save_pretrained(tmp_path / "dino")
         preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
@@ -495,7 +486,7 @@ class TestAdapters:
         """DreamSim's first branch: no projection, and a patch bias."""
         vit = DinoVit()
         vit.pos_drop = nn.Identity()
-        randomise(vit)
+        randomised(vit)
         state = state_dicts.convert(vit.state_dict(), "timm-vit", DINO)
         save_encoder(Encoder.from_weights(state, DINO, CROP, name="dino"), tmp_path / "base")
         model = adapted(vit, ["qkv"])
@@ -622,7 +613,7 @@ class TestAdapters:
         weights = vit_adapter / "adapter_model.safetensors"
         with pytest.raises(CheckpointError, match=r"is no folder: pass the folder of the adapter"):
             convert(weights, vit_base)
-        with pytest.raises(CheckpointError, match="A head goes on a tower"):
+        with pytest.raises(CheckpointError, match="head"):
             convert(vit_adapter, vit_base, mlp=weights)
         (vit_adapter / "config.json").write_text("{}")
         with pytest.raises(CheckpointError, match="holds both an adapter and a whole model"):
@@ -699,12 +690,7 @@ def test_what_is_not_there_or_not_readable(tmp_path):
 
 class TestCommand:
     def run(self, *words: Any) -> int | None:
-        parser = argparse.ArgumentParser()
-        shared = argparse.ArgumentParser(add_help=False)
-        shared.add_argument("--quiet", action="store_true")
-        command.add(parser.add_subparsers(required=True), shared)
-        options = parser.parse_args(["convert", *map(str, words)])
-        return options.run(options)
+        return run_command(command, "convert", *words)
 
     def test_from_the_authors_files_to_a_folder_that_loads(self, open_clip_vit, vit_base, tmp_path, capsys):
         """The story of lora-vit-b-16-fare: the tower first, and the adapter on it."""
@@ -742,7 +728,7 @@ class TestCommand:
         assert set(record["versions"]) == {"rclip-metric", "torch", "safetensors"} and record["made"]
 
     def test_bad_input_is_a_value_error(self, vit_base, tmp_path):
-        with pytest.raises(ValueError, match="There is no file or folder"):
+        with pytest.raises(ValueError, match=r"none\.pt"):
             self.run(tmp_path / "none.pt", "--base", vit_base, "--out", tmp_path / "out")
         with pytest.raises(SystemExit):
             self.run(tmp_path / "none.pt", "--out", tmp_path / "out")
