@@ -34,6 +34,14 @@ class RobustPerceptualDistanceMetric(Metric):
 
     Raises:
         ValueError: `reduction` is none of the three, or a ready metric came with settings.
+
+    Example:
+        >>> metric = RobustPerceptualDistanceMetric("tiny")
+        >>> images = torch.zeros(2, 3, 64, 64)
+        >>> metric.update(images, images)
+        >>> metric.update(images[:1], images[:1])
+        >>> metric.compute(), metric.count
+        (tensor(0.), tensor(3))
     """
 
     higher_is_better = False
