@@ -39,13 +39,7 @@ def score(
         b: Likewise; it may have another size and be of another kind.
         model: As for `RobustPerceptualDistance`.
         device: Where to compute; if None, where a tensor among a and b is, else the CPU.
-        squared: As for `RobustPerceptualDistance`, as all that follow.
-        resize: See there.
-        base: See there.
-        revision: See there.
-        cache_dir: See there.
-        token: See there.
-        local_files_only: See there.
+        squared, resize, base, revision, cache_dir, token, local_files_only: As for `RobustPerceptualDistance`.
 
     Returns:
         The distance in [0, sqrt(2)], or [0, 2] if squared; 0 for identical images, lower is more alike.

@@ -122,14 +122,8 @@ class Encoder(nn.Module):
 
         Args:
             state: Half precision, as stored to save space, is widened to float32.
-            architecture: As for the constructor.
-            preprocessing: As for the constructor.
+            architecture, preprocessing, mlp_hidden, resize, name, revision, domain: As for the constructor.
             layout: How the keys of `state` are named, see `state_dicts.LAYOUTS`; our own by default.
-            mlp_hidden: As for the constructor.
-            resize: As for the constructor.
-            name: As for the constructor.
-            revision: As for the constructor.
-            domain: As for the constructor.
 
         Raises:
             CheckpointError: Names the missing and unexpected keys, or the key whose shape is wrong.

@@ -132,7 +132,7 @@ class FileEmbeddings:
         self._batches = self._work(distinct)
 
     def __len__(self) -> int:
-        """Number of distinct files."""
+        """Count the distinct files."""
         return self._count
 
     def __getitem__(self, file: Path) -> Tensor | None:

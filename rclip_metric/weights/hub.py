@@ -44,9 +44,7 @@ class HubSource:
     Attributes:
         repo: Hub id "owner/repo".
         revision: Commit (full or its first 7 or more digits), branch or tag; None for the main branch.
-        cache_dir: Cache folder, None for huggingface_hub's own.
-        token: Hub token; None for HF_TOKEN or the stored login, False for none.
-        local_files_only: Use nothing but the cache.
+        cache_dir, token, local_files_only: As for `locate`.
         newest: Ask the Hub whether a branch has moved; without it, what is in the cache is used as it is.
     """
 
@@ -77,7 +75,7 @@ class HubSource:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
-        """The repository and, where there is one, the revision."""
+        """Show the repository and, where there is one, the revision."""
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
@@ -101,8 +99,7 @@ def cached_file(source: HubSource, name: str) -> HubFile | None:
     revisions = [source.revision or "main"]
     if source.pinned:
         # The Hub resolves a short hash; the cache knows it only if the file was downloaded under it.
-        commits = (path.name for path in (source.storage / "snapshots").glob(f"{source.revision}*"))
-        revisions += sorted(commits)
+        revisions += sorted(path.name for path in (source.storage / "snapshots").glob(f"{source.revision}*"))
     for revision in revisions:
         path = try_to_load_from_cache(source.repo, name, cache_dir=source.cache, revision=revision)
         if isinstance(path, str):
@@ -133,19 +130,20 @@ def fetch(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
 
     hit = first_cached(source, files)
     offline = source.local_files_only or constants.HF_HUB_OFFLINE
-    if hit is not None and (offline or source.pinned or not source.newest):
-        return _checked(source, *hit)
-    if offline:
+    if hit is None and offline:
         reason = "local_files_only" if source.local_files_only else "HF_HUB_OFFLINE"
         raise NetworkError(
             f"{source} is not in the cache {source.cache}, and {reason} is set: download it where there is a network."
         )
-    try:
-        return _download(source, files)
-    except NetworkError:
-        if hit is None:
-            raise
-        return _checked(source, *hit)  # nothing answers, and what was newest last time is here
+    if hit is None or (source.newest and not source.pinned and not offline):
+        try:
+            return _download(source, files)
+        except NetworkError:
+            if hit is None:
+                raise  # otherwise nothing answers, and what was newest last time is here
+    found, file = hit
+    _check(source, found, _expected_digest(source, found, file), file.size)
+    return found
 
 
 def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:
@@ -154,10 +152,9 @@ def recheck(source: HubSource, found: HubFile, file: WeightFile) -> str:
     Raises:
         DigestError: It has changed since it was downloaded; it was removed from the cache.
     """
-    record = _record(source, found)
     expected = _expected_digest(source, found, file)
-    record.unlink(missing_ok=True)
-    return _check(found, expected, file.size, record)
+    _record(source, found).unlink(missing_ok=True)
+    return _check(source, found, expected, file.size)
 
 
 def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
@@ -198,26 +195,17 @@ def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
     found = _in_cache(source, path, file.name)
     if found.commit != published.commit_hash:  # the branch moved in between
         published = _published(source, file.name, found.commit)
-    _check(found, file.sha256 or str(published.etag), file.size or published.size, _record(source, found))
+    _check(source, found, file.sha256 or str(published.etag), file.size or published.size)
     return found
 
 
-def _checked(source: HubSource, found: HubFile, file: WeightFile) -> HubFile:
-    _check(found, _expected_digest(source, found, file), file.size, _record(source, found))
-    return found
-
-
-def _check(found: HubFile, expected: str, size: int | None, record: Path) -> str:
+def _check(source: HubSource, found: HubFile, expected: str, size: int | None) -> str:
+    record = _record(source, found)
     try:
         return check_file(found.path, expected, size, record)
     except DigestError as error:
-        path = found.path
-        while path.is_symlink():  # everything that it leads to
-            target = path.parent / os.readlink(path)
-            path.unlink()
-            path = target
-        path.unlink(missing_ok=True)
-        record.unlink(missing_ok=True)
+        for path in [*_trail(found.path), record]:
+            path.unlink(missing_ok=True)
         raise DigestError(f"{error} It was removed from the cache: try again to download it.") from error
 
 
@@ -229,12 +217,17 @@ def _expected_digest(source: HubSource, found: HubFile, file: WeightFile) -> str
 
 def _digest_by_the_cache(source: HubSource, found: HubFile) -> str | None:
     """Return the digest that the Hub stated at download: the name of the blob that a snapshot links to."""
-    path, blobs = found.path, os.path.normpath(source.storage / "blobs")
-    while path.is_symlink():
-        path = Path(os.path.normpath(path.parent / os.readlink(path)))
-        if str(path.parent) == blobs and _DIGEST.fullmatch(path.name):
-            return path.name
-    return None
+    blobs = os.path.normpath(source.storage / "blobs")
+    names = (path.name for path in _trail(found.path) if os.path.normpath(path.parent) == blobs)
+    return next(filter(_DIGEST.fullmatch, names), None)
+
+
+def _trail(path: Path) -> list[Path]:
+    """List a path and all that it leads to, one symbolic link after the other."""
+    trail = [path]
+    while trail[-1].is_symlink():
+        trail.append(trail[-1].parent / os.readlink(trail[-1]))
+    return trail
 
 
 def _record(source: HubSource, found: HubFile) -> Path:

@@ -21,7 +21,7 @@ from rclip_metric.weights.digest import file_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
 from rclip_metric.weights.manifest import PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
-from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair
+from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, opened
 
 if TYPE_CHECKING:
     from rclip_metric.encoder.encoder import Encoder
@@ -260,26 +260,16 @@ def _on_hub(
 
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
     """Read the tensors of the vision tower, mapped from the file, and the layout of their keys."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        pickled = _read_pickle(path)
-        layout = layout or detect(pickled)
-        return layout, {key: tensor for key, tensor in pickled.items() if vision_keys(layout, key)}
-    try:
-        with safe_open(path, framework="pt") as file:
+    if path.suffix == ".safetensors":
+        with opened(path) as file:
             keys = list(file.keys())
             layout = layout or detect(keys)
             return layout, {key: file.get_tensor(key) for key in keys if vision_keys(layout, key)}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
-
-
-def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     state = read_pickle(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")
-    return state
+    layout = layout or detect(state)
+    return layout, {key: tensor for key, tensor in state.items() if vision_keys(layout, key)}
 
 
 def read_pickle(path: Path) -> Any:

@@ -113,10 +113,11 @@ def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
         architecture = open_clip_vision_architecture(values)
         stated = values.get("preprocess_cfg", {})
         size = architecture.image_size
-        if stated.get("resize_mode", "shortest") not in ("shortest", "squash"):
-            raise ValueError(f"resize_mode must be shortest or squash, got {stated['resize_mode']!r}")
+        mode = stated.get("resize_mode", "shortest")
+        if mode not in ("shortest", "squash"):
+            raise ValueError(f"resize_mode must be shortest or squash, got {mode!r}")
         preprocessing = Preprocessing(
-            mode="squash" if stated.get("resize_mode") == "squash" else "crop",
+            mode="squash" if mode == "squash" else "crop",
             resize=size,
             crop=size,
             interpolation=stated.get("interpolation", "bicubic"),
@@ -128,11 +129,9 @@ def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:
         if not _same_tower(architecture, base.architecture):
             raise CheckpointError(f"{config_path} describes another tower than base={base.name!r}.")
         return like_base(name, base)
-    for published in map(get_spec, model_names()):
-        if published.layout != "open-clip" or not _same_tower(architecture, published.architecture):
-            continue
-        if published.preprocessing == preprocessing:
-            break
+    candidates = (spec for spec in map(get_spec, model_names()) if spec.layout == "open-clip")
+    published = next((spec for spec in candidates if _same_tower(architecture, spec.architecture)), None)
+    if published is not None and published.preprocessing != preprocessing:
         raise CheckpointError(
             f"{config_path} gives another preprocessing than the one that the published numbers of this tower were "
             f'made with: pass base="{published.name}" for that one.'

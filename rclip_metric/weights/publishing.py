@@ -179,11 +179,12 @@ def _package_facts(spec: WeightSpec) -> dict[str, Any]:
 def _changes(where: str, old: Any, new: Any) -> list[str]:
     """Write one line per value that differs; files are compared by name."""
     if isinstance(old, list) and isinstance(new, list):
-        before = {item["name"]: item for item in old}
-        after = {item["name"]: item for item in new}
-        return [
-            line for name in before | after for line in _changes(f"{where}[{name}]", before.get(name), after.get(name))
-        ]
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in new for line in _changes(f"{where}.{key}", old.get(key), new[key])]
-    return [] if old == new else [f"{where}: {old} -> {new}"]
+        old, new = ({f"[{item['name']}]": item for item in items} for items in (old, new))
+    elif isinstance(old, dict) and isinstance(new, dict):
+        old, new = ({f".{key}": value for key, value in item.items()} for item in (old, new))
+    else:
+        return [] if old == new else [f"{where}: {old} -> {new}"]
+    lines = []
+    for part in old | new:
+        lines += _changes(where + part, old.get(part), new.get(part))
+    return lines

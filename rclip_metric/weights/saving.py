@@ -5,9 +5,10 @@ carries architecture and preprocessing. The same configuration is in the metadat
 that the file also loads on its own, and a config.json that was not written with its weights is noticed.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,20 @@ def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     return state
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for its keys, metadata and tensors; CheckpointError if it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no file {path}.") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
 def read_metadata(path: Path) -> SavedConfig | None:
     """Read the configuration in a safetensors file's own metadata, None if it is not in our format.
 
@@ -161,15 +176,8 @@ def read_metadata(path: Path) -> SavedConfig | None:
         >>> read_metadata(locate("tiny").path).spec.training["method"]
         'FARE'
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise CheckpointError(f"There is no file {path}.") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+    with opened(path) as file:
+        metadata = file.metadata() or {}
     if _METADATA_KEY not in metadata:
         return None
     try:
