@@ -267,7 +267,12 @@ def _zeroshot(options: argparse.Namespace) -> None:
     attacks = [ZeroShotAttack(ball, options.steps, options.targets).on(len(words)) for ball in balls]
     if options.attack == "none":
         attacks = []
-    _judge(options, lambda name: ZeroShot(data, *_text_of(name, options.text)), attacks)
+
+    def task_of(name: str) -> ZeroShot:
+        text, own = _text_of(name, options.text)
+        return ZeroShot(data, text, own_text=own)
+
+    _judge(options, task_of, attacks)
 
 
 def _text_of(model: str, asked: str | None) -> tuple[Any, bool]:

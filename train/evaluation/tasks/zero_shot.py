@@ -129,9 +129,9 @@ class ZeroShot(Task[LabelledImage]):
     Attributes:
         data: the images and the words.
         text: the text tower; it is moved to the metric's device.
-        own_text: whether it is the one that goes with the metric (`load_text`); the results of any other one are
-            told apart by its source.
         classes: (K, D), a unit embedding per class; made when it is needed.
+        own_text: whether the text tower is the one that goes with the metric (`load_text`); the results of any other
+            one are told apart by its source.
 
     Example:
         >>> image = LabelledImage("cat/1.png", Path("cat/1.png"), label=0)
@@ -146,8 +146,8 @@ class ZeroShot(Task[LabelledImage]):
     noun: ClassVar[str] = ""
     data: ZeroShotData
     text: TextModel
-    own_text: bool = True
     classes: Tensor = field(default_factory=lambda: torch.empty(0, 0), compare=False)
+    own_text: bool = True
 
     @property
     def limit(self) -> int | None:
