@@ -34,6 +34,8 @@ from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.images import Preprocessing
 from rclip_metric.weights import WeightSpec, load_encoder, push_encoder, save_encoder
 
+from support.images import noise
+
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 2}
 RESNET_CONFIG = {"embed_dim": 24, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}}
 COCA_CONFIG = {
@@ -70,7 +72,7 @@ def randomised(architecture: Architecture, mlp_hidden: int | None = None) -> Enc
 
 
 def batch(side: int, count: int = 3) -> Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return noise(count, 3, side, side, seed=1)
 
 
 @pytest.fixture(scope="module", params=MAKERS)

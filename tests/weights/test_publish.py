@@ -12,12 +12,13 @@ from rclip_metric.errors import AccessError, HubError, ManifestError, NetworkErr
 from rclip_metric.images import Preprocessing
 from rclip_metric.weights import get_spec, load_encoder, load_manifest, push_encoder, push_files, refresh_manifest
 
+from support.encoders import small_encoder
+
 
 @pytest.fixture
 def encoder() -> Encoder:
-    torch.manual_seed(0)
     tower = ViTArchitecture(image_size=32, patch_size=8, width=64, depth=1, heads=1, projection=16)
-    return Encoder(tower, Preprocessing("squash", 32, 32), mlp_hidden=8, name="mine").eval()
+    return small_encoder(tower, Preprocessing("squash", 32, 32), mlp_hidden=8, name="mine")
 
 
 def test_pushed_and_loaded_by_id_gives_the_same_embeddings(hub, encoder, tmp_path, capfd):
@@ -66,7 +67,7 @@ def test_a_push_without_the_right_to_write_is_refused(hub, encoder):
         push_encoder(encoder, "me/mine", token="hf_wrong")
     assert "\n" not in str(error.value) and not hub.repos
     hub.status = 503
-    with pytest.raises(NetworkError, match=r"\(503\)"):
+    with pytest.raises(NetworkError, match=r"The repository me/mine .*\(503\).*try again"):
         push_encoder(encoder, "me/mine", token=hub.token)
 
 

@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, default_chunk_size
 from rclip_metric.train.evaluation.results.outcome import unpack
@@ -23,30 +21,23 @@ from rclip_metric.train.evaluation.tasks.two_afc import (
     loader_at,
 )
 from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
-from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.precision import bfloat16_is_fast, resolved_precision
 
-ARCHITECTURE = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+from support.encoders import small_encoder
+from support.scenes import small_scenes
+
 LINF, L2 = LpBall("linf", 4 / 255), LpBall("l2", 0.857)
 ATTACKS = (AttackSettings(LINF, steps=5), AttackSettings(L2, steps=5))
 
 
 @pytest.fixture(scope="module")
 def triplets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 24), pool=1, queries=1), quiet=True)
-    return read_nights(folder / "nights")
+    return read_nights(small_scenes(tmp_path_factory.mktemp("scenes"), (0, 0, 24)) / "nights")
 
 
 @pytest.fixture(scope="module")
 def metric():
-    torch.manual_seed(1)
-    encoder = Encoder(ARCHITECTURE, TINY_PREPROCESSING, name="small")
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if name.endswith("gamma"):
-                parameter.fill_(0.5)
-    return EncoderMetric(RobustPerceptualDistance(encoder))
+    return EncoderMetric(RobustPerceptualDistance(small_encoder(seed=1, layer_scale=0.5)))
 
 
 def evaluate(metric, triplets, attacks=ATTACKS, **settings):
@@ -118,8 +109,7 @@ def test_the_seed_and_the_order_are_those_of_the_sample(metric, triplets, record
 
 
 def test_square_noise_and_transfer_run_on_the_same_path(metric, triplets, records):
-    torch.manual_seed(2)
-    other = EncoderMetric(RobustPerceptualDistance(Encoder(ARCHITECTURE, TINY_PREPROCESSING, name="other")))
+    other = EncoderMetric(RobustPerceptualDistance(small_encoder(seed=2, name="other")))
     attacks = (
         AttackSettings(LINF, "square", 60, loss="margin"),
         AttackSettings(LINF, "noise", 5),

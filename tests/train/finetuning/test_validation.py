@@ -9,36 +9,28 @@ import torch.nn.functional as F
 from torch import nn
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
-from rclip_metric.images import Preprocessing, open_image
+from rclip_metric.images import open_image
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.finetuning.adversarial import Validator, held_out
 from rclip_metric.train.runs.seeds import sample_seed
 
-SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
-HALF = (0.5, 0.5, 0.5)
+from support.encoders import small_encoder
+from support.images import noise
+from support.scenes import small_scenes
+
 BALL = LpBall("linf", 4 / 255)
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=8, triplets=(1, 9, 1), pool=1, queries=1), quiet=True)
-    return folder
-
-
-def encoder(seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(SMALL, Preprocessing("squash", 64, 64, "bicubic", HALF, HALF), name=f"small-{seed}").eval()
+    return small_scenes(tmp_path_factory.mktemp("scenes"), (1, 9, 1), images=8)
 
 
 @pytest.fixture(scope="module")
 def pair():
     """An original, and an encoder that has moved away from it."""
-    original = encoder()
+    original = small_encoder()
     moved = copy.deepcopy(original)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -49,7 +41,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    return noise(5, 3, 64, 64, seed=2)
 
 
 class Linear(nn.Module):
@@ -116,7 +108,9 @@ def test_every_validation_is_the_same_in_any_batch(pair, images, ball):
     torch.rand(3)  # the global generator has moved on
     assert validator(moved) == first
     again = Validator(images, original, ball, steps=2, batch_size=2)(moved)
-    assert again == pytest.approx(first, rel=1e-4)
+    # Sums in another order are right to 1e-6. A pixel whose slope is nothing but rounding may step the other way: that
+    # is one of 12,288, and would have to happen to 12 of an image to be seen.
+    assert again == pytest.approx(first, rel=1e-3)
     other = Validator(images, original, ball, steps=0, seed=1)(moved)
     assert other["loss"] != Validator(images, original, ball, steps=0)(moved)["loss"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.encoder import ConvNeXtArchitecture, Encoder
+from rclip_metric.encoder import Encoder
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.data.scenes.draw import SHAPES, caption, generator, render, sample_scene
-from rclip_metric.train.models.clip import TINY_PREPROCESSING, ClipConfig, build_clip
+from rclip_metric.train.models.clip import ClipConfig, build_clip
 from rclip_metric.train.models.text import TextModel, build_text, class_embeddings
 from rclip_metric.train.models.text_weights import export_text, load_text
 from rclip_metric.train.models.tokenizer import WordTokenizer
@@ -27,20 +28,11 @@ from rclip_metric.train.runs.files import provenance
 from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.weights import save_encoder
 
+from support.encoders import CONVNEXT, randomised, small_encoder
+
 VISION = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
 TEXT = {"context_length": 12, "vocab_size": 50, "width": 128, "heads": 2, "layers": 2}
 WORDS = {**TEXT, "context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1}
-
-
-def randomised(model: Any, seed: int = 0) -> Any:
-    """Every parameter a value that shows when it is lost, swapped or left at its default."""
-    stream = seeded(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=stream)
-            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
-            parameter.copy_(noise * scale + (0.5 if parameter.dim() < 2 else 0.0))
-    return model.eval()
 
 
 def clip(kind: Any = CLIP, text: Any = TEXT, embed_dim: int = 24, **settings: Any) -> Any:
@@ -167,9 +159,7 @@ def test_an_encoder_without_a_text_tower_says_so(name: str) -> None:
 
 
 def encoder(projection: int = 128) -> Encoder:
-    architecture = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), projection=projection)
-    with torch.random.fork_rng():
-        return Encoder(architecture, TINY_PREPROCESSING, name="mine")
+    return small_encoder(replace(CONVNEXT, projection=projection), name="mine")
 
 
 def test_a_fine_tuned_clip_has_the_text_tower_of_its_base(tmp_path: Path) -> None:
