@@ -13,6 +13,8 @@ from rclip_metric.encoder.folding import FoldedTower, folded
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh
 
+from support.images import noise
+
 SIZE = 48
 
 
@@ -36,7 +38,7 @@ def lite() -> Encoder:
 
 
 def images(count: int = 3, size: int = SIZE) -> torch.Tensor:
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return noise(count, 3, size, size, seed=1)
 
 
 def plain(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:

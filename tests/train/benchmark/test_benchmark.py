@@ -16,7 +16,6 @@ from PIL import Image
 from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.settings import balls_from, data_of, metrics_of
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.scenes.formats import write_things
 from rclip_metric.train.evaluation.certificates.lipschitz import certified_radii
 from rclip_metric.train.evaluation.results.bootstrap import summary
@@ -26,11 +25,12 @@ from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.runs.config import radius
 
+from support.scenes import small_scenes
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(0, 4, 12), pool=1, queries=2), quiet=True)
+    folder = small_scenes(tmp_path_factory.mktemp("scenes"), (0, 4, 12), queries=2)
     write_things(folder / "things", concepts=24, triplets=20, quiet=True)
     return folder
 

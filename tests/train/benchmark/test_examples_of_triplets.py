@@ -11,12 +11,13 @@ from PIL import Image
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.examples import example_triplets
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.metrics.base import DistanceMetric, EncoderMetric
+
+from support.scenes import small_scenes
 
 LINF, L2 = LpBall("linf", 4 / 255), LpBall("l2", 1.0)
 ATTACKS = (AttackSettings(LINF, steps=6), AttackSettings(L2, steps=6))
@@ -25,9 +26,7 @@ RUN = RunSettings(batch_size=12)
 
 @pytest.fixture(scope="module")
 def triplets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 24), pool=1, queries=1), quiet=True)
-    return read_nights(folder / "nights")
+    return read_nights(small_scenes(tmp_path_factory.mktemp("scenes"), (0, 0, 24)) / "nights")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from rclip_metric.cli.main import main
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.metrics.lpips import LpipsMetric
 from rclip_metric.train.metrics.registry import BASELINES, load_baseline, load_metric
 from rclip_metric.train.metrics.weight_files import FOLDER_VARIABLE, weights_folder
+
+from support.scenes import small_scenes
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_what_is_converted_is_found_by_its_name(published, folder, tmp_path, cap
     torch.testing.assert_close(metric.similarities(x, metric.fix(y)[:, None]), expected)
     assert (metric.revision or "").startswith("sha256:") and random.revision is None
 
-    write_scenes(tmp_path / "scenes", ScenesConfig(images=1, triplets=(0, 4, 12), pool=1, queries=2), quiet=True)
+    small_scenes(tmp_path / "scenes", (0, 4, 12), queries=2)
     data = f"nights:{tmp_path / 'scenes' / 'nights'}"
     out = tmp_path / "results"
     command = ["benchmark", "--metrics", "r-lpips", "--data", data, "--norms", "linf:4/255", "--steps", "2"]

@@ -10,18 +10,18 @@ import rclip_metric
 from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.commands.evaluate.options import balls_of
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.scenes.formats import write_bapps, write_things
 from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.metrics.paper import reported
 from rclip_metric.weights import get_spec
 
+from support.scenes import small_scenes
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(0, 4, 16), pool=1, queries=2), quiet=True)
+    folder = small_scenes(tmp_path_factory.mktemp("scenes"), (0, 4, 16), queries=2)
     write_bapps(folder / "bapps", per_split=3, quiet=True)
     write_things(folder / "things", concepts=24, triplets=20, quiet=True)
     return folder

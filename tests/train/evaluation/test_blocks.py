@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.evaluation.blocks import fingerprint, run_blocks
 from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.runs.distributed import Team, chosen_device, join
+
+from support.programs import PATIENCE
+from support.scenes import small_scenes
 
 SETTINGS = {"model": "m", "steps": 3}
 
@@ -133,9 +135,7 @@ def test_devices_under_torchrun(monkeypatch):
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(0, 0, 60), pool=1, queries=1), quiet=True)
-    return folder / "nights"
+    return small_scenes(tmp_path_factory.mktemp("scenes"), (0, 0, 60)) / "nights"
 
 
 def command(nights, out, processes, steps):
@@ -182,7 +182,7 @@ def test_two_processes_killed_in_the_middle_end_with_the_numbers_of_one(nights, 
         arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     journal = tmp_path / "two" / ".journal"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
 
     def lines():
         return [line for path in journal.glob("*/*.jsonl") for line in path.read_text().splitlines()]
