@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
+from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.train.attacks.losses import excess, fare, lore, sim_clip, tecoa
 from rclip_metric.train.finetuning.adversarial import (
     AdversarialStep,
@@ -18,17 +18,16 @@ from rclip_metric.train.finetuning.adversarial import (
     NonFiniteLoss,
 )
 from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh, start_noise, start_seed
-from rclip_metric.train.models.clip import TINY_PREPROCESSING
 from rclip_metric.train.runs.seeds import seeded
 
-CONVNEXT = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+from support.encoders import CONVNEXT, small_encoder
+
 VIT = ViTArchitecture(image_size=64, patch_size=16, width=64, depth=2, heads=1, projection=16)
 CONFIG = FinetuneConfig(steps=4, inner_steps=3, batch_size=6, learning_rate=1e-3)
 
 
 def small(architecture=CONVNEXT, shift=0.0):
-    torch.manual_seed(0)
-    encoder = Encoder(architecture, TINY_PREPROCESSING)
+    encoder = small_encoder(architecture)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(shift)

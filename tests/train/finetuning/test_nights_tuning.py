@@ -1,7 +1,7 @@
 """Tuning on NIGHTS-format triplets: the loss is the equation, resuming is exact, and the result is a plain encoder."""
 
-import argparse
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.distance import distance_between, normalize
-from rclip_metric.encoder import ConvNeXtArchitecture, Encoder, ViTArchitecture
+from rclip_metric.encoder import Encoder, ViTArchitecture
 from rclip_metric.images import Preprocessing
-from rclip_metric.train.commands.train.nights import add
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+from rclip_metric.train.commands.train import nights as command
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
@@ -30,7 +29,10 @@ from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.seeds import mixed_seed, temporary_seed
 from rclip_metric.weights import load_encoder, save_encoder
 
-SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+from support.encoders import CONVNEXT, same_weights, small_encoder
+from support.programs import run_command
+from support.scenes import small_scenes
+
 VIT = ViTArchitecture(image_size=64, patch_size=16, width=64, depth=1, heads=2, projection=16)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 LORA = NightsConfig(epochs=2, batch_size=8, learning_rate=3e-3, save_every=1)
@@ -43,33 +45,20 @@ def generator(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=1, triplets=(22, 12, 1), pool=1, queries=1), quiet=True)
-    return folder / "nights"
+    return small_scenes(tmp_path_factory.mktemp("scenes"), (22, 12, 1)) / "nights"
 
 
-def small_encoder(architecture=SMALL, name="small") -> Encoder:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(architecture, Preprocessing("crop", 72, 64, mean=MEAN, std=STD), name=name)
-    with torch.no_grad():
-        for key, parameter in encoder.named_parameters():
-            if key.endswith("gamma"):
-                parameter.fill_(0.5)
-    return encoder.eval()
+def make_encoder(architecture=CONVNEXT, name="small") -> Encoder:
+    preprocessing = Preprocessing("crop", 72, 64, mean=MEAN, std=STD)
+    return small_encoder(architecture, preprocessing, layer_scale=0.5, name=name)
 
 
 def tune(nights, out, config=MLP, base=None, **more) -> Encoder:
-    return tune_nights(base or small_encoder(), nights, out, config, name="tuned", quiet=True, **more)
+    return tune_nights(base or make_encoder(), nights, out, config, name="tuned", quiet=True, **more)
 
 
 def record(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())
-
-
-def same_weights(one: Encoder, other: Encoder) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_the_hinge_is_the_equation_and_its_sign_is_right():
@@ -127,7 +116,7 @@ def test_dropout_masks_depend_on_the_step_alone():
 @pytest.mark.parametrize("threads", [0, 2])
 def test_images_come_in_the_order_asked_for_and_without_loss(nights, threads):
     triplets = read_nights(nights, "train")
-    encoder = small_encoder()
+    encoder = make_encoder()
     for keep_bytes in (0, 2**30):
         images = TripletImages(triplets, encoder.preprocess, 64, threads=threads, keep_bytes=keep_bytes)
         orders = [torch.tensor(order) for order in ([3, 0], [5], [1, 2, 4], [0], [6], [7])]
@@ -142,9 +131,9 @@ def test_images_come_in_the_order_asked_for_and_without_loss(nights, threads):
 
 
 @pytest.mark.parametrize("config", [MLP, LORA], ids=["mlp", "lora"])
-@pytest.mark.parametrize("architecture", [SMALL, VIT], ids=["convnext", "vit"])
+@pytest.mark.parametrize("architecture", [CONVNEXT, VIT], ids=["convnext", "vit"])
 def test_the_result_is_one_plain_checkpoint_and_the_base_is_spared(nights, tmp_path, config, architecture):
-    base = small_encoder(architecture)
+    base = make_encoder(architecture)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     state = torch.get_rng_state()
     tuned = tune(nights, tmp_path, config, base)
@@ -205,7 +194,7 @@ def test_tuning_lowers_the_loss_and_does_not_lose_accuracy(nights, tmp_path, con
 
 def test_embedded_once_is_embedded_every_time(nights):
     triplets = read_nights(nights, "train")
-    encoder = small_encoder()
+    encoder = make_encoder()
     images = TripletImages(triplets, encoder.preprocess, 64)
 
     def embed(pixels: Tensor) -> Tensor:
@@ -241,7 +230,7 @@ tune_nights(load_encoder({base!r}), Path({data!r}), Path({out!r}), NightsConfig(
 
 def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path):
     """Killed while a state is being written, in the middle of the second epoch of three; the state before it holds."""
-    save_encoder(small_encoder(), tmp_path / "base")
+    save_encoder(make_encoder(), tmp_path / "base")
     base = load_encoder(tmp_path / "base")
     config = dataclasses.replace(LORA, epochs=3)
     whole = tune(nights, tmp_path / "whole", config, base)
@@ -318,7 +307,7 @@ def test_unreadable_images_are_left_out_counted_and_named(nights, tmp_path, conf
 
 @pytest.mark.parametrize("config", [MLP, LORA], ids=["mlp", "lora"])
 def test_a_loss_that_is_not_a_number_stops_the_run(nights, tmp_path, config):
-    base = small_encoder()
+    base = make_encoder()
     with torch.no_grad():
         next(base.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="the loss on val is nan after epoch 0"):
@@ -329,7 +318,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(nights, tmp_path, config):
 
 
 def test_a_base_with_a_head_and_settings_without_sense_are_refused(nights, tmp_path):
-    headed = Encoder(SMALL, Preprocessing("squash", 64, 64), mlp_hidden=4, name="headed")
+    headed = Encoder(CONVNEXT, Preprocessing("squash", 64, 64), mlp_hidden=4, name="headed")
     with pytest.raises(ValueError, match="headed has an MLP head already"):
         tune(nights, tmp_path, LORA, headed)
     for field, value in (("head", "linear"), ("rank", 0), ("margin", 0.0), ("epochs", -1), ("dropout", 1.0),
@@ -359,24 +348,18 @@ def test_bfloat16_trains_the_same_to_its_precision(nights, tmp_path):
     assert torch.cosine_similarity(full(images), half(images)).min() > 0.99
 
 
-def run_command(*words: str) -> None:
-    parser = argparse.ArgumentParser()
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--quiet", action="store_true")
-    add(parser.add_subparsers(), shared)
-    options = parser.parse_args(["nights", *words, "--quiet"])
-    options.run(options)
+run_nights = functools.partial(run_command, command, "nights", "--quiet")
 
 
 def test_the_command(nights, tmp_path, capsys):
     origin = {"method": "FARE", "norm": "linf", "eps": "4/255", "data": "ImageNet", "base": "clean"}
-    save_encoder(small_encoder(name="robust"), tmp_path / "robust", training=origin, license="MIT")
+    save_encoder(make_encoder(name="robust"), tmp_path / "robust", training=origin, license="MIT")
     out = tmp_path / "robust+mlp"
     recipe = tmp_path / "recipe.json"
     settings = {"hidden": 4, "batch_size": 4, "epochs": 1}
     recipe.write_text(json.dumps({"command": "nights", "base": str(tmp_path / "robust"), "settings": settings}))
     places = ["--data", str(nights), "--device", "cpu"]
-    run_command(*places, "--out", str(out), "--recipe", str(recipe), "--head", "mlp", "--betas", "0.6,0.99")
+    run_nights(*places, "--out", str(out), "--recipe", str(recipe), "--head", "mlp", "--betas", "0.6,0.99")
     assert "% on val after epoch" in capsys.readouterr().out
     run = record(out)
     wanted = {"head": "mlp", **settings, "betas": [0.6, 0.99], "learning_rate": 3e-4}
@@ -388,10 +371,10 @@ def test_the_command(nights, tmp_path, capsys):
         "data": "ImageNet, procedural scenes", "base": "robust",
     }  # fmt: skip
     (tmp_path / "old.json").write_text('{"micro_batch": 3}')  # as the setting was once called
-    run_command(
+    run_nights(
         *places, "--base", str(tmp_path / "robust"), "--out", str(tmp_path / "b"), "--head", "mlp", "--epochs", "0",
         "--config", str(tmp_path / "old.json"),
     )  # fmt: skip
     assert record(tmp_path / "b")["recipe"]["batch_size"] == 512 and record(tmp_path / "b")["run"]["chunk_size"] == 3
     with pytest.raises(ValueError, match="pass --base"):
-        run_command(*places, "--out", str(tmp_path / "d"))
+        run_nights(*places, "--out", str(tmp_path / "d"))
