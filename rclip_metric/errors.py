@@ -1,6 +1,12 @@
 """What can go wrong with an image, and between a model's name and its weights: one exception per cause."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line, to be quoted within a sentence; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 class ImageError(ValueError):
     """An image that cannot be read, or values whose meaning is not clear; the message says which and why.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import OpenClipArchitecture, TimmArchitecture, embedding_dim
 from rclip_metric.encoder.open_clip_configs import open_clip_flag
-from rclip_metric.errors import UnknownModelError
+from rclip_metric.errors import UnknownModelError, first_line
 
 
 class LibraryTower(nn.Module):
@@ -133,7 +133,7 @@ def _output_shape(architecture: TimmArchitecture) -> tuple[int, ...]:
 
 
 def _about_size(architecture: TimmArchitecture, error: Exception) -> str:
-    return f"timm's {architecture.model} does not take {architecture.image_size} pixels: {_reason(error)}."
+    return f"timm's {architecture.model} does not take {architecture.image_size} pixels: {first_line(error)}."
 
 
 def _timm_trunk(architecture: TimmArchitecture) -> nn.Module:
@@ -169,7 +169,7 @@ def timm_module(architecture: TimmArchitecture, name: str | None = None, **weigh
                 raise
             trunk = timm.create_model(name, **options)
     except (AssertionError, TypeError) as error:
-        raise ValueError(f"timm cannot build {architecture.model}: {_reason(error)}.") from error
+        raise ValueError(f"timm cannot build {architecture.model}: {first_line(error)}.") from error
     return trunk
 
 
@@ -217,9 +217,5 @@ def _open_clip_trunk(architecture: OpenClipArchitecture) -> nn.Module:
     try:
         trunk: nn.Module = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
     except (AssertionError, TypeError) as error:
-        raise ValueError(f"OpenCLIP cannot build {architecture.model}: {_reason(error)}.") from error
+        raise ValueError(f"OpenCLIP cannot build {architecture.model}: {first_line(error)}.") from error
     return trunk
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -24,6 +24,7 @@ from rclip_metric.errors import (
     NotFoundError,
     StorageError,
     WeightsError,
+    first_line,
 )
 from rclip_metric.weights.digest import check_file, remembered
 from rclip_metric.weights.manifest import WeightFile
@@ -315,7 +316,7 @@ def explained(what: str, cache: Path | None = None) -> Iterator[None]:
         for cause in _chain(error):
             if explanation := _by_status(cause, what) or _by_disk(cause, what, cache):
                 raise explanation from error
-        text = f"{what} could not be transferred: {type(error).__name__}: {_first_line(_chain(error)[-1])}."
+        text = f"{what} could not be transferred: {type(error).__name__}: {first_line(_chain(error)[-1])}."
         raise HubError(text) from error
 
 
@@ -333,7 +334,7 @@ def _by_status(error: BaseException, what: str) -> WeightsError | None:
     by_client = type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
     if isinstance(error, reached_nothing) or (by_client and status is None):
         cause = error.__cause__ or error
-        return NetworkError(f"{what} cannot be reached, check the network and HF_ENDPOINT: {_first_line(cause)}.")
+        return NetworkError(f"{what} cannot be reached, check the network and HF_ENDPOINT: {first_line(cause)}.")
     if isinstance(error, utils.GatedRepoError):
         return AccessError(f"{what} is gated ({status}): accept its terms on the Hub and set HF_TOKEN or pass token.")
     if isinstance(error, utils.EntryNotFoundError):
@@ -360,10 +361,5 @@ def _by_disk(error: BaseException, what: str, cache: Path | None) -> WeightsErro
         reason = os.strerror(error.errno)
         return StorageError(f"{what} cannot be stored in {cache} ({reason}): pass another cache_dir or set HF_HOME.")
     if "Consistency check" in str(error):  # huggingface_hub's way of saying that bytes are missing
-        return DigestError(f"{what} came truncated, try again: {_first_line(error)}.")
+        return DigestError(f"{what} came truncated, try again: {first_line(error)}.")
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,11 +1,10 @@
 """From a model's name, path or Hub id to an encoder with its weights: found, checked, mapped from disk."""
 
-import functools
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,14 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder.state_dicts import detect, expected_tensors, vision_keys
-from rclip_metric.errors import CheckpointError, ManifestError, NetworkError, NotFoundError, UnknownModelError
+from rclip_metric.errors import (
+    CheckpointError,
+    ManifestError,
+    NetworkError,
+    NotFoundError,
+    UnknownModelError,
+    first_line,
+)
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import file_digest
@@ -64,18 +70,18 @@ def locate(
         ('tiny.safetensors', 'rclip-metric', 128)
     """
     base_spec = None if base is None else get_spec(base)
-    hub = functools.partial(HubSource, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    asked = HubSource("", revision, cache_dir, token, local_files_only)  # of a repository that is found below
     name = os.fspath(model)
     if isinstance(model, str) and name in model_names():
         if base is not None:
             raise UnknownModelError(f"{name!r} is in the manifest: leave base={base!r} out.")
-        return _locate_named(get_spec(name), revision, hub)
+        return _locate_named(get_spec(name), asked)
     path = Path(name).expanduser()
     if path.exists():
         return find_weights(path, base_spec)
     if isinstance(model, str) and _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
         named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
-        return _locate_named(named[0], revision, hub) if named else _locate_on_hub(hub(name, revision), base_spec)
+        return _locate_named(named[0], asked) if named else _locate_on_hub(replace(asked, repo=name), base_spec)
     if len(path.parts) > 1 or path.suffix:
         raise UnknownModelError(f"There is no file or folder {name!r}.")
     get_spec(name)  # raises, with the closest names
@@ -184,21 +190,20 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
     spec = get_spec(name)
     if spec.source in PACKAGED:
         return file_digest(find_packaged(spec).path)
-    source, files = _on_hub(spec, revision, functools.partial(HubSource, cache_dir=cache_dir))
+    source, files = _on_hub(spec, HubSource("", revision, cache_dir))
     hit = first_cached(source, files)
     if hit is None:
         raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
     return recheck(source, *hit)
 
 
-def _locate_named(spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]) -> Located:
+def _locate_named(spec: WeightSpec, asked: HubSource) -> Located:
     if spec.source in PACKAGED:
         return find_packaged(spec)
-    source, files = _on_hub(spec, revision, hub)
     try:
-        found = fetch(replace(source, newest=revision is not None), files)
+        found = fetch(*_on_hub(spec, asked))
     except NetworkError as error:
-        raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, revision)}.") from error
+        raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, asked.revision)}.") from error
     return Located(spec, found.path, found.commit, spec.layout)
 
 
@@ -245,17 +250,16 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     return Located(spec, found.path, found.commit, FORMAT, config.resize)
 
 
-def _on_hub(
-    spec: WeightSpec, revision: str | None, hub: Callable[..., HubSource]
-) -> tuple[HubSource, list[WeightFile]]:
+def _on_hub(spec: WeightSpec, asked: HubSource) -> tuple[HubSource, list[WeightFile]]:
     """Return an entry's repository, and its files with the digests that the manifest has of its own revision."""
     if spec.repo is None:
         raise UnknownModelError(
             f"{spec.name} cannot be loaded by its name: {spec.url_note} {spec.notes} Pass its path."
         )
-    known = not revision or revision == spec.revision
+    known = not asked.revision or asked.revision == spec.revision
     files = [file if known else WeightFile(file.name) for file in spec.candidates]
-    return hub(spec.repo, revision or spec.revision), files
+    newest = asked.revision is not None
+    return replace(asked, repo=spec.repo, revision=asked.revision or spec.revision, newest=newest), files
 
 
 def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str, Tensor]]:
@@ -294,5 +298,4 @@ def read_pickle(path: Path) -> Any:
             f"{path} is not a file of plain tensors: it holds other objects, whose code is not run, or is damaged."
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(f"{path} is not a file of plain tensors: {reason}.") from error
+        raise CheckpointError(f"{path} is not a file of plain tensors: {first_line(error)}.") from error
