@@ -6,11 +6,9 @@ import json
 import pytest
 import torch
 
-from rclip_metric.encoder import ConvNeXtArchitecture
 from rclip_metric.train.commands.evaluate.main import main as evaluate
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data.images import StepSampler
-from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.evaluation.results.record import load_results, unpack
 from rclip_metric.train.finetuning.clip import contrastive_loss, train_clip
 from rclip_metric.train.models.clip import ClipConfig, build_clip
@@ -18,19 +16,15 @@ from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.train.runs.seeds import seeded
 
-SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
+from support.encoders import CONVNEXT, same_weights
+from support.scenes import small_scenes
+
 CLIP = ClipConfig(steps=4, warmup_steps=2, batch_size=8, save_every=2, text_width=32, text_layers=1)
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, ScenesConfig(images=24, triplets=(1, 1, 12), pool=1, queries=1), quiet=True)
-    return folder
-
-
-def same_weights(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    return small_scenes(tmp_path_factory.mktemp("scenes"), (1, 1, 12), images=24)
 
 
 def test_contrastive_loss_is_openclips():
@@ -69,16 +63,16 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_a_resumed_clip_run_is_the_uninterrupted_one(scenes, tmp_path):
-    whole = train_clip(scenes, tmp_path / "whole", CLIP, architecture=SMALL, quiet=True)
-    stop_after(tmp_path / "cut", 2, lambda out: train_clip(scenes, out, CLIP, architecture=SMALL, quiet=True))
-    again = train_clip(scenes, tmp_path / "cut", CLIP, architecture=SMALL, quiet=True)
+    whole = train_clip(scenes, tmp_path / "whole", CLIP, architecture=CONVNEXT, quiet=True)
+    stop_after(tmp_path / "cut", 2, lambda out: train_clip(scenes, out, CLIP, architecture=CONVNEXT, quiet=True))
+    again = train_clip(scenes, tmp_path / "cut", CLIP, architecture=CONVNEXT, quiet=True)
     assert same_weights(whole, again)
     with pytest.raises(ValueError, match="learning_rate"):
         train_clip(
             scenes,
             tmp_path / "cut",
             dataclasses.replace(CLIP, learning_rate=1.0),
-            architecture=SMALL,
+            architecture=CONVNEXT,
             quiet=True,
         )
 

@@ -11,6 +11,8 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.train.models.lora import LoRALinear, add_lora, merge_lora, train_dropout
 from rclip_metric.weights import load_encoder, save_encoder
 
+from support.encoders import small_encoder
+
 CONVNEXT = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 2, 1), widths=(8, 8, 16, 16), projection=16)
 VIT = ViTArchitecture(image_size=64, patch_size=16, width=64, depth=2, heads=2, projection=16)
 DINO = ViTArchitecture(image_size=64, patch_size=16, width=64, depth=2, heads=2, pre_norm=False, patch_bias=True)
@@ -22,14 +24,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def build(architecture: Architecture) -> Encoder:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(architecture, Preprocessing("squash", 64, 64), name="small")
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if name.endswith("gamma"):  # the layer scale starts at 1e-6: the blocks would not be seen in the outputs
-                parameter.fill_(0.5)
-    return encoder.eval()
+    return small_encoder(architecture, Preprocessing("squash", 64, 64), layer_scale=0.5)
 
 
 def filled(encoder: Encoder) -> Encoder:
