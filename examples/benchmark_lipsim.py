@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimArchitecture
-from rclip_metric.train.metrics.lipsim.published import POOL, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.model import LipSim
+from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, folded, random_tensors
 from rclip_metric.train.runs.machine import device_record
 
 TOY = LipSimArchitecture(32, 9, 3, 3, 2, 16, 20)

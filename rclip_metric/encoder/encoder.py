@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rclip_metric.encoder.architectures import LIBRARY_KINDS
-from rclip_metric.encoder.towers import Architecture, ConvNeXtArchitecture, Tower, build_tower, without_weights
+from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, ConvNeXtArchitecture
+from rclip_metric.encoder.towers import Tower, build_tower, without_weights
 from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
 
 if TYPE_CHECKING:

@@ -19,39 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from rclip_metric.encoder.architectures import (
     LIBRARY_KINDS,
-    NAMED,
     Architecture,
     ConvNeXtArchitecture,
-    OpenClipArchitecture,
-    TimmArchitecture,
     ViTArchitecture,
-    architecture_from_dict,
-    architecture_to_dict,
     embedding_dim,
 )
 from rclip_metric.encoder.library_towers import LibraryTower, linear_projection
-from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_vision_architecture
 from rclip_metric.encoder.trunks import ConvNeXtTrunk, ViTTrunk
-
-__all__ = [
-    "NAMED",
-    "Architecture",
-    "ConvNeXtArchitecture",
-    "ConvNeXtTower",
-    "LibraryTower",
-    "OpenClipArchitecture",
-    "TimmArchitecture",
-    "Tower",
-    "ViTArchitecture",
-    "ViTTower",
-    "architecture_from_dict",
-    "architecture_to_dict",
-    "build_tower",
-    "embedding_dim",
-    "open_clip_architecture",
-    "open_clip_vision_architecture",
-    "without_weights",
-]
 
 
 def build_tower(architecture: Architecture) -> Tower:

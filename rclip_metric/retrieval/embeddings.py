@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rclip_metric.distance import distance_between
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images.reading import list_images
-from rclip_metric.metric import RobustPerceptualDistance, distance_between
+from rclip_metric.metric import RobustPerceptualDistance
 
 # Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
 _DECODERS = min(4, os.cpu_count() or 1)

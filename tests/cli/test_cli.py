@@ -20,8 +20,8 @@ from PIL import Image
 import rclip_metric
 from rclip_metric import Encoder, RobustPerceptualDistance
 from rclip_metric.cli.main import main
+from rclip_metric.distance import distance_between
 from rclip_metric.images import Preprocessing
-from rclip_metric.metric import distance_between
 from rclip_metric.retrieval import FileEmbeddings, Summary, all_pairs, distances, pair_by_name
 from rclip_metric.weights import file_digest, load_manifest, model_names, save_encoder
 

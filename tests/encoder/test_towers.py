@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rclip_metric.encoder.towers import (
+from rclip_metric.encoder.architectures import (
     NAMED,
     Architecture,
     ConvNeXtArchitecture,
     ViTArchitecture,
-    ViTTower,
     architecture_from_dict,
     architecture_to_dict,
-    build_tower,
     embedding_dim,
-    open_clip_vision_architecture,
 )
+from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
+from rclip_metric.encoder.towers import ViTTower, build_tower
 
 from support.encoders import randomised
 

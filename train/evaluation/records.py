@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
-from rclip_metric.train.attacks.base import ConfirmedResult, sample_seed
+from rclip_metric.train.attacks.base import ConfirmedResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.blocks import run_blocks
@@ -16,6 +16,7 @@ from rclip_metric.train.evaluation.results.record import Effort
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
+from rclip_metric.train.runs.seeds import sample_seed
 
 Part = TypeVar("Part")
 

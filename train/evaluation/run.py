@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.evaluation.attack import DEFAULTS, DecisionRule, Decisions, RunSettings, attack_block
-from rclip_metric.train.evaluation.blocks import ALONE
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
@@ -31,7 +30,7 @@ from rclip_metric.train.evaluation.records import (
 )
 from rclip_metric.train.evaluation.results.record import Averaging, record
 from rclip_metric.train.metrics.base import Metric
-from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import resolved_precision
 
 Sample = TypeVar("Sample", bound=Keyed)

@@ -19,7 +19,8 @@ from rclip_metric.train.benchmark.settings import balls_from, data_of, metrics_o
 from rclip_metric.train.data.scenes.formats import write_things
 from rclip_metric.train.evaluation.certificates.lipschitz import certified_radii
 from rclip_metric.train.evaluation.results.bootstrap import summary
-from rclip_metric.train.evaluation.results.record import load_results, unpack
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.registry import load_metric

@@ -11,7 +11,8 @@ from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.commands.evaluate.options import balls_of
 from rclip_metric.train.data.scenes.formats import write_bapps, write_things
-from rclip_metric.train.evaluation.results.record import load_results, unpack
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.metrics.paper import reported
 from rclip_metric.weights import get_spec

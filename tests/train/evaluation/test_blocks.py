@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rclip_metric.train.evaluation.blocks import fingerprint, run_blocks
-from rclip_metric.train.evaluation.results.record import load_results, unpack
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.runs.distributed import Team, chosen_device, join
 
 from support.programs import PATIENCE

@@ -4,7 +4,8 @@ import pytest
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings
-from rclip_metric.train.evaluation.results.record import Effort, Outcome, record
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import Effort, record
 from rclip_metric.train.evaluation.sanity import SanitySettings, markdown, sanity
 
 BALL = LpBall("linf", 4 / 255)

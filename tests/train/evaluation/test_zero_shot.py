@@ -23,11 +23,11 @@ from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import result_name
 from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
-from rclip_metric.train.finetuning.clip import WordTokenizer
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
 from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.models.text_weights import load_text
+from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.seeds import seeded
 
 PER_CLASS = 3

@@ -9,7 +9,8 @@ import torch
 from rclip_metric.train.commands.evaluate.main import main as evaluate
 from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.data.images import StepSampler
-from rclip_metric.train.evaluation.results.record import load_results, unpack
+from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.finetuning.clip import contrastive_loss, train_clip
 from rclip_metric.train.models.clip import ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer

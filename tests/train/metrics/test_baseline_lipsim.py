@@ -14,8 +14,8 @@ from rclip_metric.train.attacks.base import LossAndSuccess
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Certified, Facts
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimArchitecture, LipSimMetric, build, convert
-from rclip_metric.train.metrics.lipsim.published import folded, random_tensors
+from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimMetric, build
+from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, convert, folded, random_tensors
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import seeded
 

@@ -51,7 +51,8 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.photos import PHOTO_KINDS, PhotosConfig, write_photos
+    from rclip_metric.train.data.photo_recipes import PHOTO_KINDS
+    from rclip_metric.train.data.photos import PhotosConfig, write_photos
 
     record = write_photos(
         options.out,

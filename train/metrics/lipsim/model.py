@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, check, convert, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, check, folded, random_tensors
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Request, read_stored, weights_path
-
-__all__ = ["LipSim", "LipSimArchitecture", "LipSimMetric", "build", "convert"]
 
 # What rounding may add, see `LipSimMetric.certified_radius`.
 _LIPSCHITZ = 1 + 2**-12

@@ -1,7 +1,8 @@
 """The table of splits."""
 
 from rclip_metric.train.evaluation.results.breakdown import breakdown
-from rclip_metric.train.evaluation.results.record import Effort, Outcome, record
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import Effort, record
 
 
 def result(attacked, **threat):

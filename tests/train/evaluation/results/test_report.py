@@ -13,16 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.outcome import Outcome, pack, unpack
-from rclip_metric.train.evaluation.results.record import (
-    Averaging,
-    Effort,
-    load_results,
-    record,
-    result_name,
-    save,
-    summary,
-)
+from rclip_metric.train.evaluation.results.record import Averaging, Effort, load_results, record, result_name, save
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.weights import get_spec
 
