@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
-from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult, LossAndSuccess
+from rclip_metric.train.attacks.base import AttackResult, BestPoints, ConfirmedResult, LossAndSuccess
 from rclip_metric.train.attacks.square import square
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.metrics.base import Metric
@@ -269,17 +269,15 @@ def noise(
     judge: Callable[[Tensor, Tensor], Decisions], images: Tensor, ball: LpBall, draws: int, seeds: Sequence[int]
 ) -> AttackResult:
     """Try random points of the ball, as APGD's starts: what a perturbation of this size does when nobody aims it."""
-    best, loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
-    success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    everyone = torch.arange(len(images), device=images.device)
+    best = BestPoints(images.clone(), images.dtype, everyone, None)
     evaluations = 0
     for draw in range(draws):
-        left = (~success).nonzero()[:, 0]
+        left = (~best.success).nonzero()[:, 0]
         if not len(left):
             break
         points = ball.start(images[left], [sample_seed(seeds[i], f"noise {draw}") for i in left.tolist()])
         decided = judge(points, left)
         evaluations += len(left)
-        better = (decided.loss > loss[left]) | decided.wrong
-        best[left[better]], loss[left[better]] = points[better], decided.loss[better]
-        success[left] = decided.wrong
-    return AttackResult(best, loss, success, evaluations)
+        best.update(left, points, decided.loss, decided.wrong)
+    return AttackResult(best.images, best.loss, best.success, evaluations)

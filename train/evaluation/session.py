@@ -179,7 +179,7 @@ def _found(paths: Sequence[Path], marks: Sequence[str], overwrite: bool, team: T
 
 def _done(journal: Path, team: Team) -> None:
     """Remove a journal, once its results are there."""
-    team.gather(None)
+    team.wait()
     shutil.rmtree(journal, ignore_errors=True)
     with contextlib.suppress(OSError):  # another run's journal is still there
         journal.parent.rmdir()
