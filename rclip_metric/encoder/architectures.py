@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 
 def require_positive_int(name: str, value: object) -> None:
@@ -233,6 +233,29 @@ def _json_object(name: str, text: object) -> dict[str, Any]:
 
 Architecture = ViTArchitecture | ConvNeXtArchitecture | TimmArchitecture | OpenClipArchitecture
 LIBRARY_KINDS = (TimmArchitecture, OpenClipArchitecture)
+
+EFFICIENTNET_LITE = {
+    "tf_efficientnet_lite0": (1.0, 1.0),
+    "tf_efficientnet_lite1": (1.0, 1.1),
+    "tf_efficientnet_lite2": (1.1, 1.2),
+    "tf_efficientnet_lite3": (1.2, 1.4),
+    "tf_efficientnet_lite4": (1.4, 1.8),
+}
+"""Of timm's models those that a native tower computes, and how much wider and deeper each is than the first."""
+
+
+def is_efficientnet_lite(architecture: Architecture) -> TypeGuard[TimmArchitecture]:
+    """Return whether an architecture is an EfficientNet-Lite as timm builds it without further options.
+
+    Example:
+        >>> is_efficientnet_lite(TimmArchitecture(model="tf_efficientnet_lite0", image_size=224, features=1280))
+        True
+    """
+    if not isinstance(architecture, TimmArchitecture) or architecture.options != "{}":
+        return False
+    name, _, tag = architecture.model.partition(".")
+    return name in EFFICIENTNET_LITE and tag in ("", "in1k")
+
 
 _KINDS: dict[str, type[Architecture]] = {
     cls.kind: cls for cls in (ViTArchitecture, ConvNeXtArchitecture, TimmArchitecture, OpenClipArchitecture)

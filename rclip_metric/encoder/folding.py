@@ -10,11 +10,14 @@ networks spend their time on.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from rclip_metric.encoder.efficientnet_lite import NormAct, SameConv2d
 
 _TOLERANCE = 1e-4
 """Of a folded network's output, relative to the largest value: above it, it does not compute the same."""
@@ -124,21 +127,20 @@ def folded(tower: nn.Module, image_size: int) -> FoldedTower | None:
 
 def _pairs(tower: nn.Module, image_size: int) -> list[tuple[str, str]]:
     """Find the names of (convolution, BatchNorm) where the second is run once, on what the first has just given."""
-    from timm.layers import BatchNormAct2d, Conv2dSame
-
+    convolutions, norms = _foldable_types()
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other gets their number
     calls: dict[str, int] = {}
     found: list[tuple[str, str]] = []
     hooks = []
     for name, module in tower.named_modules():
-        if type(module) in (nn.Conv2d, Conv2dSame):
+        if type(module) in convolutions:
 
             def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
                 made[id(output)] = name, output
 
             hooks.append(module.register_forward_hook(after))
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None:
+        elif type(module) in norms and module.running_mean is not None:
 
             def before(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
@@ -154,3 +156,15 @@ def _pairs(tower: nn.Module, image_size: int) -> list[tuple[str, str]]:
         for hook in hooks:
             hook.remove()
     return [pair for pair in found if calls[pair[0]] == calls[pair[1]] == 1]
+
+
+def _foldable_types() -> tuple[set[type[nn.Module]], set[type[nn.Module]]]:
+    """Return the types of convolutions and of BatchNorms whose meaning is known: torch's, ours, and timm's."""
+    convolutions: set[type[nn.Module]] = {nn.Conv2d, SameConv2d}
+    norms: set[type[nn.Module]] = {nn.BatchNorm2d, NormAct}
+    if "timm" in sys.modules:  # else no module can be one of its own
+        from timm.layers import BatchNormAct2d, Conv2dSame
+
+        convolutions.add(Conv2dSame)
+        norms.add(BatchNormAct2d)
+    return convolutions, norms

@@ -21,9 +21,12 @@ from rclip_metric.encoder.architectures import (
     LIBRARY_KINDS,
     Architecture,
     ConvNeXtArchitecture,
+    TimmArchitecture,
     ViTArchitecture,
     embedding_dim,
+    is_efficientnet_lite,
 )
+from rclip_metric.encoder.efficientnet_lite import EfficientNetLiteTrunk
 from rclip_metric.encoder.library_towers import LibraryTower, linear_projection
 from rclip_metric.encoder.trunks import ConvNeXtTrunk, ViTTrunk
 
@@ -43,12 +46,15 @@ def build_tower(architecture: Architecture) -> Tower:
         >>> build_tower(tiny)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 16])
     """
-    if isinstance(architecture, LIBRARY_KINDS):
+    native_timm = is_efficientnet_lite(architecture)
+    if isinstance(architecture, LIBRARY_KINDS) and not native_timm:
         return LibraryTower(architecture)
     skip = torch.empty(0).is_meta
     with _SkipMetaInitialisation() if skip else contextlib.nullcontext():
         if isinstance(architecture, ViTArchitecture):
             return ViTTower(architecture)
+        if isinstance(architecture, TimmArchitecture):
+            return EfficientNetLiteTower(architecture)
         return ConvNeXtTower(architecture)
 
 
@@ -67,7 +73,7 @@ def without_weights(architecture: Architecture) -> Iterator[None]:
         >>> tower.projection.weight.is_meta
         True
     """
-    if not isinstance(architecture, LIBRARY_KINDS):
+    if not isinstance(architecture, LIBRARY_KINDS) or is_efficientnet_lite(architecture):
         with torch.device("meta"):
             yield
         return
@@ -134,10 +140,39 @@ class ConvNeXtTower(nn.Module):
         return embedding if self.projection is None else self.projection(embedding)
 
 
-Tower = ViTTower | ConvNeXtTower | LibraryTower
+class EfficientNetLiteTower(nn.Module):
+    """An EfficientNet-Lite (`trunk`) and a linear map without bias (`projection`; None if there is none).
+
+    Attributes:
+        checkpointing: See `Encoder.checkpointing`.
+    """
+
+    checkpointing: bool = False
+
+    def __init__(self, architecture: TimmArchitecture) -> None:
+        """Build with random weights."""
+        super().__init__()
+        self.embedding_dim = embedding_dim(architecture)
+        self.trunk = EfficientNetLiteTrunk(architecture)
+        self.projection = linear_projection(architecture.features, architecture.projection)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels (N, 3, S, S) as (N, D): their average feature, or what the map makes of it."""
+        features = self.trunk.bn1(self.trunk.conv_stem(pixels))
+        stages: Any = self.trunk.blocks
+        for stage in stages:
+            for block in stage:
+                features = _run(self, block, features)
+        features = self.trunk.bn2(self.trunk.conv_head(features))
+        embedding = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        return embedding if self.projection is None else self.projection(embedding)
 
 
-def _run(tower: ViTTower | ConvNeXtTower, block: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+NativeTower = ViTTower | ConvNeXtTower | EfficientNetLiteTower
+Tower = NativeTower | LibraryTower
+
+
+def _run(tower: NativeTower, block: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """Run a block; with checkpointing its activations are computed again in the backward pass instead of kept."""
     if not (tower.checkpointing and torch.is_grad_enabled()):
         return block(features)

@@ -13,13 +13,16 @@ from rclip_metric.encoder.architectures import (
     NAMED,
     Architecture,
     ConvNeXtArchitecture,
+    TimmArchitecture,
     ViTArchitecture,
     architecture_from_dict,
     architecture_to_dict,
     embedding_dim,
 )
+from rclip_metric.encoder.library_towers import LibraryTower
 from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
-from rclip_metric.encoder.towers import ViTTower, build_tower
+from rclip_metric.encoder.towers import EfficientNetLiteTower, ViTTower, build_tower
+from rclip_metric.errors import UnknownModelError
 
 from support.encoders import randomised
 
@@ -103,6 +106,73 @@ def test_a_convnext_is_timms_to_the_bit(dtype: torch.dtype, memory: torch.memory
     assert torch.equal(*outputs)
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def lite(size: int) -> TimmArchitecture:
+    return TimmArchitecture(model=f"tf_efficientnet_lite{size}", image_size=64, features=1280)
+
+
+def timms_lite(size: int) -> Any:
+    import timm
+
+    return timm.create_model(lite(size).model, num_classes=0)
+
+
+@pytest.mark.parametrize("size", range(5))
+def test_an_efficientnet_lite_has_timms_tensors_and_statistics(size: int) -> None:
+    with torch.device("meta"):
+        tower, trunk = build_tower(lite(size)), timms_lite(size)
+    assert isinstance(tower, EfficientNetLiteTower)
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (tower.trunk, trunk)]
+    assert shapes[0] == shapes[1]
+    norms = [[m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] for model in (tower.trunk, trunk)]
+    assert [(m.eps, m.momentum) for m in norms[0]] == [(m.eps, m.momentum) for m in norms[1]]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 64), (torch.float32, 75), (torch.bfloat16, 75)])
+def test_an_efficientnet_lite_is_timms_to_the_bit(
+    dtype: torch.dtype, side: int, memory: torch.memory_format, train: bool
+) -> None:
+    tower: Any = randomised(build_tower(lite(1))).to(dtype).train(train)
+    trunk = timms_lite(1).to(dtype).train(train)
+    trunk.load_state_dict(tower.trunk.state_dict())
+    outputs, gradients = [], []
+    for model in (tower, trunk):
+        images = pixels(side).to(dtype, memory_format=memory).requires_grad_()
+        outputs.append(model(images))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), [images, *model.parameters()]))
+    assert outputs[0].count_nonzero() > outputs[0].numel() / 2
+    assert torch.equal(*outputs)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(tower.trunk.state_dict().values(), trunk.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)  # what training counted among them
+
+
+def test_the_random_weights_of_an_efficientnet_lite_are_spread_as_timms() -> None:
+    torch.manual_seed(5)
+    ours, theirs = build_tower(lite(0)).trunk.state_dict(), timms_lite(0).state_dict()  # type: ignore[union-attr]
+    for key, value in theirs.items():
+        if value.dim() < 4:
+            assert torch.equal(ours[key], value)
+        else:  # six standard errors of a standard deviation
+            torch.testing.assert_close(
+                ours[key].std() / value.std(), torch.ones(()), atol=6 / value.numel() ** 0.5, rtol=0
+            )
+
+
+def test_what_is_no_plain_efficientnet_lite_is_built_by_timm() -> None:
+    for other in (
+        replace(lite(0), options='{"output_stride": 16}'),
+        TimmArchitecture(model="efficientnet_lite0", image_size=64, features=1280),  # another network
+    ):
+        assert isinstance(build_tower(other), LibraryTower)
+    with pytest.raises(ValueError, match="features must be 1280 for timm's tf_efficientnet_lite0, got 5"):
+        build_tower(replace(lite(0), features=5))
+    with pytest.raises(UnknownModelError):
+        build_tower(replace(lite(0), model="tf_efficientnet_lite0.no_such_tag"))
 
 
 @pytest.mark.parametrize("name", ["clip", "quick-gelu", "dino", "dinov2", "patch-bias-and-pre-norm", "neither"])
