@@ -209,7 +209,7 @@ class TestThePackage:
 
     @pytest.mark.photos
     def test_it_names_the_classes_of_photographs(self, photos: Path) -> None:
-        """One photograph of each ImageNet class, in the order of the classes: two of their names occur twice."""
+        """A photograph of every fourth ImageNet class, in the order of the classes: two of their names occur twice."""
         with (photos / "index.csv").open(newline="") as lines:
             files = [photos / row["file"] for row in csv.DictReader(lines) if row["set"] == "imagenet-samples"]
         assert len(files) == 1000
@@ -217,12 +217,14 @@ class TestThePackage:
         state = torch.load(locate("lite").path, weights_only=True, map_location="cpu")
         right = 0
         with torch.inference_mode():
-            for first in range(0, 1000, 50):
-                batch = torch.stack([encoder.preprocess(file) for file in files[first : first + 50]])
+            for first in range(0, 1000, 200):
+                wanted = range(first, first + 200, 4)
+                batch = torch.stack([encoder.preprocess(files[number]) for number in wanted])
                 classes = (encoder(batch) @ state["_fc.weight"].T + state["_fc.bias"]).argmax(1)
-                right += int((classes == torch.arange(first, first + 50)).sum())
-        # 813 were measured on copies of 192 pixels at most; the weights' published accuracy is of whole photographs.
-        assert 800 <= right <= 830
+                right += int((classes == torch.tensor(wanted)).sum())
+        # Of all 1,000 it is right about 813, measured on copies of 192 pixels at most: 203 of 250, give or take two
+        # standard errors. The weights' published accuracy is of whole photographs.
+        assert 191 <= right <= 216
 
 
 # Any entry whose weights are in another package
