@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rclip_metric.errors import ImageError, WeightsError
     from rclip_metric.images import load_image
     from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
+    from rclip_metric.retrieval import ImageIndex
     from rclip_metric.weights import WeightSpec, load_manifest, model_names
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Encoder",
     "ImageError",
+    "ImageIndex",
     "RobustPerceptualDistance",
     "TwoAFC",
     "WeightSpec",
@@ -31,6 +33,7 @@ __all__ = [
 _MODULES = {
     "Encoder": "encoder",
     "ImageError": "errors",
+    "ImageIndex": "retrieval",
     "RobustPerceptualDistance": "metric",
     "TwoAFC": "metric",
     "WeightSpec": "weights",

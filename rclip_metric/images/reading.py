@@ -195,6 +195,44 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     ]
 
 
+def list_images_below(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the images in a folder and in those below it, sorted by path, part by part.
+
+    As `list_images`; hidden folders are left out as well. Links to folders are followed, unless they lead back to a
+    folder that holds them.
+
+    Raises:
+        ImageError: A folder is missing, not a folder, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "dogs/a.jpg", "dogs/notes.txt"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()
+        ...     [path.relative_to(folder).as_posix() for path in list_images_below(folder)]
+        ['b.png', 'dogs/a.jpg']
+    """
+    root = Path(folder)
+    found: list[Path] = []
+    waiting = [(root, frozenset([os.path.realpath(root)]))]
+    while waiting:
+        here, holders = waiting.pop()
+        try:
+            with os.scandir(here) as listing:  # its entries know what they are: no file is asked one by one
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            raise ImageError(f"cannot list {here}: {_reason(error)}") from error
+        for entry in entries:
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in holders:
+                    waiting.append((Path(entry.path), holders | {real}))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                found.append(Path(entry.path))
+    return sorted(found, key=lambda path: path.parts)
+
+
 def states_exposure(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file states the camera and the exposure time that its picture was taken with (EXIF).
 

@@ -1,5 +1,6 @@
-"""Embeddings of many image files, and the distances between them."""
+"""Embeddings of many image files, the distances between them, and an index to search in."""
 
+from rclip_metric.retrieval.duplicates import DuplicateGroup, find_duplicates
 from rclip_metric.retrieval.embeddings import (
     FileEmbeddings,
     Pairing,
@@ -11,15 +12,24 @@ from rclip_metric.retrieval.embeddings import (
     settings,
     significant,
 )
+from rclip_metric.retrieval.index import Hits, ImageIndex, Update
+from rclip_metric.retrieval.neighbours import nearest, pairs_within
 
 __all__ = [
+    "DuplicateGroup",
     "FileEmbeddings",
+    "Hits",
+    "ImageIndex",
     "Pairing",
     "Summary",
+    "Update",
     "all_pairs",
     "distances",
+    "find_duplicates",
     "identity",
+    "nearest",
     "pair_by_name",
+    "pairs_within",
     "settings",
     "significant",
 ]

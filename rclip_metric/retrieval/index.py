@@ -1,0 +1,542 @@
+"""An index of images: their embeddings, where they come from, and exact search among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from rclip_metric.distance import normalize
+from rclip_metric.errors import ImageError, StorageError
+from rclip_metric.images.reading import list_images_below
+from rclip_metric.metric import RobustPerceptualDistance
+from rclip_metric.retrieval.embeddings import FileEmbeddings
+from rclip_metric.retrieval.neighbours import nearest
+from rclip_metric.retrieval.storage import Row, Storage, create_storage, open_storage, require_free
+
+if TYPE_CHECKING:
+    from rclip_metric.images.reading import ImageSource
+
+_BLOCK = 512
+"""Files whose embeddings are written at a time: what a process that is killed loses."""
+_DTYPES = {torch.float32: "float32", torch.float16: "float16"}
+
+Skip = Callable[[Path, str], None]
+
+
+class Embedder(Protocol):
+    """What an index needs of a metric: `RobustPerceptualDistance` has it, and every metric that embeds."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """Read one image: (3, S, S) in [0, 1]."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed (N, 3, S, S) as (N, D) of unit length."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The nearest images of one query, nearest first.
+
+    Attributes:
+        ids: (k,) names in the index.
+        labels: (k,) classes, None where there is none.
+        paths: (k,) files, None where the index has none.
+        distances: (k,) as the metric measures them, float32.
+        similarities: (k,) cosines, float32.
+
+    Example:
+        >>> from rclip_metric import RobustPerceptualDistance
+        >>> index = ImageIndex(RobustPerceptualDistance("tiny"))
+        >>> _ = index.add(torch.eye(128)[:2], ids=["a", "b"])
+        >>> index.search(torch.eye(128)[0], k=2).ids
+        ['a', 'b']
+    """
+
+    ids: list[str]
+    labels: list[str | None]
+    paths: list[str | None]
+    distances: Tensor
+    similarities: Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """What `ImageIndex.update` found: ids of each kind, and files that could not be read with the reason.
+
+    Example:
+        >>> Update(added=["new.jpg"]).changed
+        []
+    """
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+class ImageIndex:
+    """Images to search among, as unit embeddings of one metric; exact, on the metric's device.
+
+    Args:
+        metric: Embeds images; see `Embedder`.
+        dtype: float32, or float16, which halves the memory and moves a distance by less than 0.001.
+
+    Attributes:
+        rows: What is known of each image, in the order of `embeddings`.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from rclip_metric import RobustPerceptualDistance
+        >>> metric = RobustPerceptualDistance("tiny")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("red", "blue", "navy"):
+        ...         Image.new("RGB", (64, 64), name).save(Path(folder, f"{name}.png"))
+        ...     index = ImageIndex.build(folder, metric)
+        ...     hits = index.search(Path(folder, "blue.png"), k=2)
+        >>> hits.ids[0], hits.distances[0].item()
+        ('blue.png', 0.0)
+    """
+
+    def __init__(self, metric: Embedder, *, dtype: torch.dtype = torch.float32) -> None:
+        """Begin empty, in memory."""
+        if not hasattr(metric, "embed"):
+            raise ValueError(
+                f"{getattr(metric, 'name', metric)} gives no embeddings: an index needs a metric that does."
+            )
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be torch.float32 or torch.float16, got {dtype}.")
+        self.metric = metric
+        self.dtype = dtype
+        self.rows: list[Row] = []
+        self.root: Path | None = None
+        self._places: dict[str, int] = {}
+        self._parts: list[Tensor] = []  # of the embeddings, in the order of the rows
+        self._storage: Storage | None = None
+        self._destination: tuple[Path, str | None] | None = None  # where it is kept as soon as D is known
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | os.PathLike[str],
+        metric: Embedder,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+        on_skip: Skip | None = None,
+        on_done: Callable[[], object] = lambda: None,
+    ) -> ImageIndex:
+        """Index all images below a folder.
+
+        An image is called by its path from the folder on, and its label is the first folder on that path, if there is
+        one. Files that cannot be read are left out, and named by `on_skip`.
+
+        Args:
+            folder: A tree of images.
+            metric, dtype: As for the constructor.
+            path: Where to keep the index, written as it grows; None keeps it in memory.
+            batch_size: Images per call of the metric.
+            on_skip: Called with a file that cannot be read, and why; raises ImageError by default.
+            on_done: Called after each file.
+
+        Raises:
+            ImageError: The folder cannot be listed.
+            ValueError: There are no images in it.
+            StorageError: There is something at `path` already.
+        """
+        index = cls(metric, dtype=dtype)
+        root = Path(folder)
+        files = list_images_below(root)
+        if not files:
+            raise ValueError(f"there are no images below {root}.")
+        index.root = root.resolve()
+        if path is not None:
+            index._destination = Path(path), None
+            require_free(Path(path))
+        index._add_files(_named(files, root), batch_size, on_skip or _refuse, on_done)
+        return index
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], metric: Embedder) -> ImageIndex:
+        """Open an index that was saved or built at a path; what is added goes there at once.
+
+        Raises:
+            StorageError: There is no index, it is damaged, or it was made by another model: both are named.
+            MissingPackageError: It is a LanceDB table and LanceDB is not installed.
+        """
+        storage = open_storage(Path(path))
+        about = storage.about()
+        made_by, asked = about.get("metric"), identity_of(metric)
+        if made_by != asked:
+            raise StorageError(
+                f"{path} holds embeddings of {_described(made_by)}, and this is {_described(asked)}: open it with that "
+                "model, or build it anew with this one."
+            )
+        index = cls(metric, dtype=getattr(torch, about["dtype"]))
+        index.root = None if about.get("root") is None else Path(about["root"])
+        index._storage = storage
+        rows, embeddings = storage.read()
+        index._set(rows, embeddings.to(metric.device))
+        return index
+
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+        """Write the whole index to a folder of its own, and go on adding there.
+
+        Args:
+            path: A folder that does not exist or is empty.
+            format: "lance" (LanceDB, the extra `index`), "safetensors", or None for the first if it is installed.
+
+        Raises:
+            StorageError: There is something there already.
+            MissingPackageError: LanceDB was asked for and is not installed.
+        """
+        embeddings = self._require_embeddings("saving it")
+        self._create(Path(path), format, embeddings.shape[1])
+        for start in range(0, len(self), 2**14):
+            self._storage.write(self.rows[start : start + 2**14], embeddings[start : start + 2**14])
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.rows)
+
+    @property
+    def embeddings(self) -> Tensor | None:
+        """The unit embeddings (N, D), on the metric's device; None while the index is empty."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0] if self._parts else None
+
+    @property
+    def squared(self) -> bool:
+        """Whether distances are 1 - cos, and not its square root."""
+        return bool(getattr(self.metric, "squared", False))
+
+    @property
+    def ids(self) -> list[str]:
+        """The images' names."""
+        return [row.id for row in self.rows]
+
+    def add(
+        self,
+        items: Tensor | Iterable[str | os.PathLike[str]],
+        *,
+        ids: Sequence[str] | None = None,
+        labels: Sequence[str | None] | None = None,
+        batch_size: int = 32,
+        on_skip: Skip | None = None,
+    ) -> int:
+        """Add images; one whose id is there already is replaced.
+
+        Args:
+            items: Image files; or images (N, 3, H, W) in [0, 1]; or embeddings (N, D), brought to unit length here.
+            ids: A name for each; by default the path of a file. Images and embeddings need them.
+            labels: A class for each.
+            batch_size: Images per call of the metric.
+            on_skip: Called with a file that cannot be read, and why; raises ImageError by default.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            ValueError: Lengths differ, an id stands twice, or an embedding is not finite or of another size.
+        """
+        if isinstance(items, Tensor):
+            if ids is None:
+                raise ValueError("images and embeddings need ids: a name for each.")
+            rows = _rows(ids, labels, len(items))
+            for start in range(0, len(items), _BLOCK):
+                part = items[start : start + _BLOCK]
+                embeddings = self._embed(part, batch_size) if part.dim() == 4 else self._units(part, rows[start:])
+                self._write(rows[start : start + _BLOCK], embeddings)
+            return len(items)
+        files = [Path(item) for item in items]
+        rows = _rows([str(file) for file in files] if ids is None else ids, labels, len(files))
+        return self._add_files(list(zip(files, rows, strict=True)), batch_size, on_skip or _refuse, lambda: None)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Drop images; KeyError for one that is not there."""
+        dropped = set(ids)
+        if unknown := sorted(dropped - self._places.keys()):
+            raise KeyError(f"the index has no {unknown[0]}")
+        if not dropped:
+            return
+        if self._storage is not None:
+            self._storage.remove(sorted(dropped))
+        kept = [place for place, row in enumerate(self.rows) if row.id not in dropped]
+        self._set([self.rows[place] for place in kept], self._require_embeddings("dropping any")[kept])
+
+    def update(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = 32,
+        on_skip: Skip | None = None,
+        on_start: Callable[[int], object] = lambda total: None,
+        on_done: Callable[[], object] = lambda: None,
+    ) -> Update:
+        """Bring the index of a folder up to date.
+
+        Files whose size and time of modification are as they were are not opened; of the others, those whose bytes
+        are as they were are not embedded again. Images are dropped whose files have gone, or cannot be read any more.
+
+        Args:
+            folder: Where the files are now; by default where they were when the index was built.
+            batch_size: Images per call of the metric.
+            on_skip: Called with a file that cannot be read, and why.
+            on_start: Called with the number of files to read.
+            on_done: Called after each of them.
+
+        Raises:
+            ValueError: The index was not built from a folder and none is given.
+            ImageError: The folder cannot be listed.
+        """
+        root = self.root if folder is None else Path(folder)
+        if root is None:
+            raise ValueError("this index was not built from a folder: say which one it is of.")
+        skipped: list[tuple[str, str]] = []
+
+        def skip(file: Path, reason: str) -> None:
+            skipped.append((str(file), reason))
+            if on_skip is not None:
+                on_skip(file, reason)
+
+        here = {row.id: (file, row) for file, row in _named(list_images_below(root), root)}
+        new = [here[name] for name in here if name not in self._places]
+        touched = [here[name] for name in here if name in self._places and not self._is_as_it_was(*here[name])]
+        on_start(len(new) + len(touched))
+        again: list[tuple[Path, Row]] = []
+        for file, row in touched:
+            stamped = _stamped(file, row)
+            known = self.rows[self._places[row.id]]
+            if stamped is not None and stamped.digest == known.digest:
+                place = self._places[row.id]
+                self._write([stamped], self._require_embeddings("updating it")[place : place + 1])
+                on_done()
+            else:
+                again.append((file, row))
+        self._add_files([*new, *again], batch_size, skip, on_done)
+        bad = {name for name, _ in skipped}
+        vanished = [name for name in self._places if name not in here]
+        broken = [row.id for file, row in again if str(file) in bad]
+        self.remove([*vanished, *broken])
+        return Update(
+            added=[row.id for file, row in new if str(file) not in bad],
+            changed=[row.id for file, row in again if str(file) not in bad],
+            dropped=[*vanished, *broken],
+            unchanged=len(here) - len(new) - len(again),
+            skipped=skipped,
+        )
+
+    @overload
+    def search(self, query: str | os.PathLike[str], k: int = 10) -> Hits: ...
+    @overload
+    def search(self, query: Tensor, k: int = 10) -> Hits | list[Hits]: ...
+    @overload
+    def search(self, query: Sequence[Any], k: int = 10) -> list[Hits]: ...
+    def search(self, query: Any, k: int = 10) -> Hits | list[Hits]:
+        """Find the nearest images.
+
+        Args:
+            query: A file or Pillow image, an image (3, H, W) or an embedding (D,): its hits. Several, as a list or
+                with a dimension more: a list of hits.
+            k: How many.
+
+        Raises:
+            ImageError: A query cannot be read.
+            ValueError: The index is empty, k is below 1, or more than there are images.
+        """
+        embeddings = self._require_embeddings("searching")
+        if not 1 <= k <= len(self):
+            raise ValueError(f"k must be between 1 and the {len(self)} images of the index, got {k}.")
+        units, single = self._queries(query)
+        found = [nearest(part, embeddings, k, squared=True) for part in units.split(256)]
+        hits = []
+        for halves, places in ((d, r) for part in found for d, r in zip(*part, strict=True)):
+            rows = [self.rows[place] for place in places.tolist()]
+            halves = halves.cpu()
+            hits.append(
+                Hits(
+                    ids=[row.id for row in rows],
+                    labels=[row.label for row in rows],
+                    paths=[row.path for row in rows],
+                    distances=halves if self.squared else halves.sqrt(),
+                    similarities=1 - halves,
+                )
+            )
+        return hits[0] if single else hits
+
+    # How it is done
+
+    def _queries(self, query: Any) -> tuple[Tensor, bool]:
+        """Return unit embeddings (Q, D), and whether one query was given and not a list of them."""
+        if isinstance(query, Tensor):
+            single = query.dim() in (1, 3)
+            batch = query[None] if single else query
+            if batch.dim() == 4:
+                return self._embed(batch, 32), single
+            return self._units(batch, []), single
+        single = isinstance(query, str | os.PathLike) or not isinstance(query, Sequence)
+        images = [self.metric.preprocess(item) for item in ([query] if single else query)]
+        if not images:
+            raise ValueError("there are no queries.")
+        return self._embed(torch.stack(images), 32), single
+
+    def _embed(self, images: Tensor, batch_size: int) -> Tensor:
+        with torch.inference_mode():
+            parts = [self.metric.embed(part.to(self.metric.device)) for part in images.split(batch_size)]
+            return self._units(torch.cat(parts), [])
+
+    def _units(self, embeddings: Tensor, rows: Sequence[Row]) -> Tensor:
+        if embeddings.dim() != 2 or not embeddings.is_floating_point():
+            raise ValueError(
+                f"got a {embeddings.dtype} tensor of shape {tuple(embeddings.shape)}, expected images (N, 3, H, W) or "
+                "embeddings (N, D)"
+            )
+        if self._parts and embeddings.shape[1] != self._parts[0].shape[1]:
+            raise ValueError(f"embeddings must have {self._parts[0].shape[1]} numbers, got {embeddings.shape[1]}.")
+        finite = embeddings.isfinite().all(dim=1) & (embeddings != 0).any(dim=1)
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            which = f" ({rows[place].id})" if rows else ""
+            raise ValueError(f"embedding {place}{which} is zero or not finite: it has no direction.")
+        return normalize(embeddings)
+
+    def _add_files(
+        self, files: Sequence[tuple[Path, Row]], batch_size: int, on_skip: Skip, on_done: Callable[[], object]
+    ) -> int:
+        added = 0
+        for start in range(0, len(files), _BLOCK):
+            block = files[start : start + _BLOCK]
+            stamped = {file: _stamped(file, row) for file, row in block}  # before they are read: a later change shows
+            rows: list[Row] = []
+            units: list[Tensor] = []
+            with FileEmbeddings(
+                self.metric, [file for file, _ in block], batch_size=batch_size, on_skip=on_skip, on_done=on_done
+            ) as embeddings:
+                for file, row in block:
+                    embedding = embeddings[file]
+                    if embedding is not None:
+                        rows.append(stamped[file] or row)
+                        units.append(embedding)
+            if rows:
+                self._write(rows, torch.stack(units))
+            added += len(rows)
+        return added
+
+    def _write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
+        """Keep rows on disk first, where the index has a place there, then in memory."""
+        embeddings = embeddings.to(device=self.metric.device, dtype=self.dtype)
+        if self._destination is not None:
+            self._create(*self._destination, embeddings.shape[1])
+            self._destination = None
+        if self._storage is not None:
+            self._storage.write(rows, embeddings)
+        fresh: list[int] = []
+        for number, row in enumerate(rows):
+            if row.id in self._places:
+                place = self._places[row.id]
+                self.rows[place] = row
+                self._require_embeddings("replacing any")[place] = embeddings[number]
+            else:
+                self._places[row.id] = len(self.rows)
+                self.rows.append(row)
+                fresh.append(number)
+        if fresh:
+            self._parts.append(embeddings[fresh])
+
+    def _set(self, rows: list[Row], embeddings: Tensor) -> None:
+        self.rows = rows
+        self._places = {row.id: place for place, row in enumerate(rows)}
+        self._parts = [embeddings] if rows else []
+
+    def _create(self, path: Path, format: str | None, dimension: int) -> None:
+        root = None if self.root is None else str(self.root)
+        about = {"metric": identity_of(self.metric), "dimension": dimension, "dtype": _DTYPES[self.dtype], "root": root}
+        self._storage = create_storage(path, about, format)
+
+    def _require_embeddings(self, doing: str) -> Tensor:
+        embeddings = self.embeddings
+        if embeddings is None:
+            raise ValueError(f"the index is empty: add images before {doing}.")
+        return embeddings
+
+    def _is_as_it_was(self, file: Path, row: Row) -> bool:
+        known = self.rows[self._places[row.id]]
+        try:
+            found = file.stat()
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (known.size, known.modified)
+
+
+def identity_of(metric: Embedder) -> dict[str, Any]:
+    """Name what embeddings mean nothing without: model, revision and preprocessing, JSON."""
+    if isinstance(metric, RobustPerceptualDistance):
+        encoder = metric.encoder
+        preprocessing = encoder.preprocessing.to_dict()
+        return {
+            "name": encoder.name,
+            "revision": encoder.revision,
+            "resize": encoder.resize,
+            "preprocessing": preprocessing,
+        }
+    described: dict[str, Any] = metric.describe()  # type: ignore[attr-defined]
+    return json.loads(json.dumps(described))  # type: ignore[no-any-return]
+
+
+def _described(identity: Any) -> str:
+    if not isinstance(identity, dict):
+        return repr(identity)
+    name = f"{identity.get('name')}@{identity.get('revision')}"
+    rest = {key: value for key, value in identity.items() if key not in ("name", "revision")}
+    return f"{name} {json.dumps(rest)}"
+
+
+def _named(files: Iterable[Path], root: Path) -> list[tuple[Path, Row]]:
+    """Call files by their paths from the root on, and label them by the first folder there."""
+    named = []
+    for file in files:
+        parts = file.relative_to(root).parts
+        named.append((file, Row("/".join(parts), label=parts[0] if len(parts) > 1 else None)))
+    return named
+
+
+def _rows(ids: Sequence[str], labels: Sequence[str | None] | None, count: int) -> list[Row]:
+    for what, given in (("ids", ids), ("labels", labels)):
+        if given is not None and len(given) != count:
+            raise ValueError(f"{what} must be one for each of {count} images, got {len(given)}.")
+    twice = [name for name, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise ValueError(f"the id {twice[0]!r} stands twice: give each image one of its own.")
+    return [Row(name, label) for name, label in zip(ids, labels or [None] * count, strict=True)]
+
+
+def _stamped(file: Path, row: Row) -> Row | None:
+    """Add what tells whether a file has changed; None where it cannot be read."""
+    try:
+        found = file.stat()
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return None
+    size, modified = found.st_size, found.st_mtime_ns
+    return row._replace(path=str(file.resolve()), size=size, modified=modified, digest=digest)
+
+
+def _refuse(file: Path, reason: str) -> None:
+    raise ImageError(reason if str(file) in reason else f"{file}: {reason}")

@@ -1,0 +1,329 @@
+"""An index: built, kept on disk in two ways, brought up to date, searched, and never another model's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from rclip_metric import ImageError, ImageIndex, RobustPerceptualDistance
+from rclip_metric.errors import MissingPackageError, StorageError
+from rclip_metric.retrieval import FileEmbeddings, find_duplicates
+from rclip_metric.retrieval.storage import Row
+from rclip_metric.train.metrics import EmbeddingMetric, load_metric
+
+from support.encoders import small_encoder
+from support.images import save_noise
+
+FORMATS = ("lance", "safetensors")
+
+
+@pytest.fixture(scope="module")
+def metric() -> RobustPerceptualDistance:
+    return RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images in two classes and one of none, and one that cannot be read."""
+    for number in range(6):
+        save_noise(tmp_path / "photos" / ("cats" if number % 2 else "dogs") / f"{number}.png", number)
+    save_noise(tmp_path / "photos" / "loose.png", 9)
+    (tmp_path / "photos" / "cats" / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "photos" / "cats" / "notes.txt").write_text("left out")
+    (tmp_path / "photos" / ".hidden").mkdir()
+    save_noise(tmp_path / "photos" / ".hidden" / "x.png", 10)
+    return tmp_path / "photos"
+
+
+IDS = ["cats/1.png", "cats/3.png", "cats/5.png", "dogs/0.png", "dogs/2.png", "dogs/4.png", "loose.png"]
+
+
+def built(folder: Path, metric: RobustPerceptualDistance, **settings) -> tuple[ImageIndex, list[str]]:
+    skipped: list[str] = []
+    index = ImageIndex.build(folder, metric, on_skip=lambda file, reason: skipped.append(file.name), **settings)
+    return index, skipped
+
+
+def test_a_tree_is_indexed_by_path_and_labelled_by_folder(folder, metric):
+    index, skipped = built(folder, metric)
+    assert index.ids == IDS and skipped == ["broken.jpg"]
+    assert [row.label for row in index.rows] == ["cats"] * 3 + ["dogs"] * 3 + [None]
+    first = folder / "cats" / "1.png"
+    stated = first.stat()
+    assert index.rows[0].path == str(first)
+    assert (index.rows[0].size, index.rows[0].modified) == (stated.st_size, stated.st_mtime_ns)
+    with FileEmbeddings(metric, [first], batch_size=1, on_skip=print) as embeddings:
+        torch.testing.assert_close(index.embeddings[0], embeddings[first], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_distances_are_the_metrics(folder, metric, dtype):
+    index, _ = built(folder, metric, dtype=dtype)
+    query = metric.preprocess(folder / "dogs" / "2.png")
+    hits = index.search(folder / "dogs" / "2.png", k=7)
+    assert hits.ids[0] == "dogs/2.png" and hits.labels[0] == "dogs" and sorted(hits.ids) == IDS
+    assert hits.distances[0] < 1e-3  # passes of another size round in another way
+    near = {torch.float32: 1e-5, torch.float16: 1e-3}[dtype]
+    for name, distance, similarity in zip(hits.ids, hits.distances, hits.similarities, strict=True):
+        image = metric.preprocess(folder / name)
+        torch.testing.assert_close(distance, metric(query[None], image[None])[0], atol=near, rtol=0)
+        torch.testing.assert_close(similarity, 1 - distance**2, atol=1e-6, rtol=0)
+    squared = ImageIndex(RobustPerceptualDistance(metric.encoder, squared=True))
+    squared.add(index.embeddings.float(), ids=index.ids)
+    torch.testing.assert_close(squared.search(query, k=7).distances, hits.distances**2, atol=near, rtol=0)
+
+
+def test_queries_come_as_files_images_embeddings_and_lists(folder, metric):
+    index, _ = built(folder, metric)
+    files = [folder / "dogs" / "2.png", folder / "loose.png"]
+    images = torch.stack([metric.preprocess(file) for file in files])
+    embeddings = metric.embed(images)
+    for queries in (files, images, embeddings, [Image.open(file) for file in files]):
+        assert [hits.ids[0] for hits in index.search(queries, k=2)] == ["dogs/2.png", "loose.png"]
+    for query in (files[1], str(files[1]), images[1], embeddings[1], Image.open(files[1])):
+        assert index.search(query, k=1).ids == ["loose.png"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_kept_is_what_comes_back(folder, metric, tmp_path, kind, dtype):
+    index, _ = built(folder, metric, dtype=dtype)
+    index.save(tmp_path / "kept", format=kind)
+    again = ImageIndex.open(tmp_path / "kept", metric)
+    assert again.rows == index.rows and again.dtype == dtype and again.root == folder
+    assert torch.equal(again.embeddings, index.embeddings)
+    again.add(torch.eye(16)[:2], ids=["it's new", "cats/1.png"], labels=["a", None])
+    again.remove(["loose.png", "dogs/0.png"])
+    third = ImageIndex.open(tmp_path / "kept", metric)
+    assert sorted(third.ids) == sorted({*IDS, "it's new"} - {"loose.png", "dogs/0.png"})
+    assert torch.equal(third.search(torch.eye(16)[1], k=1).distances, torch.zeros(1))
+    assert third.search(torch.eye(16)[1], k=1).ids == ["cats/1.png"]
+    assert third.rows[third.ids.index("it's new")] == Row("it's new", "a")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_another_model_is_told_and_both_are_named(folder, metric, tmp_path, kind):
+    built(folder, metric)[0].save(tmp_path / "kept", format=kind)
+    other = RobustPerceptualDistance(small_encoder(spread=True, name="second", revision="2", seed=1))
+    with pytest.raises(
+        StorageError, match=r"holds embeddings of first@1 .*, and this is second@2 .*: open it with that"
+    ):
+        ImageIndex.open(tmp_path / "kept", other)
+    squashed = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1", resize="squash"))
+    with pytest.raises(StorageError, match="holds embeddings of first@1"):
+        ImageIndex.open(tmp_path / "kept", squashed)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_update_reads_what_changed_and_nothing_else(folder, metric, tmp_path, kind, monkeypatch):
+    index, _ = built(folder, metric)
+    index.save(tmp_path / "kept", format=kind)
+    save_noise(folder / "dogs" / "new.png", 20)
+    save_noise(folder / "dogs" / "2.png", 21)
+    (folder / "dogs" / "4.png").unlink()
+    (folder / "dogs" / "0.png").write_bytes(b"no image any more")
+    os.utime(folder / "cats" / "1.png")  # touched, the bytes are the same
+    read: list[str] = []
+    preprocess = metric.preprocess
+    monkeypatch.setattr(metric, "preprocess", lambda file: read.append(Path(file).name) or preprocess(file))
+    found = ImageIndex.open(tmp_path / "kept", metric).update()
+    assert sorted(read) == ["0.png", "2.png", "broken.jpg", "new.png"]
+    assert (found.added, found.changed, found.dropped) == (
+        ["dogs/new.png"],
+        ["dogs/2.png"],
+        ["dogs/4.png", "dogs/0.png"],
+    )
+    assert [Path(file).name for file, _ in found.skipped] == ["broken.jpg", "0.png"]
+    assert found.unchanged == 4
+    read.clear()
+    again = ImageIndex.open(tmp_path / "kept", metric)
+    assert again.update().unchanged == 6 and read == ["broken.jpg", "0.png"]
+    fresh, _ = built(folder, metric)
+    assert sorted(again.rows) == sorted(fresh.rows)
+    for name in fresh.ids:
+        ours, theirs = (i.embeddings[i.ids.index(name)] for i in (again, fresh))
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_a_folder_that_moved_is_the_same_index(folder, metric, tmp_path):
+    index, _ = built(folder, metric)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ImageError, match="cannot list"):
+        index.update()
+    assert index.update(tmp_path / "elsewhere").unchanged == 7 and len(index) == 7
+
+
+ADDER = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from rclip_metric import ImageIndex, RobustPerceptualDistance
+from support.encoders import small_encoder
+metric = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1"))
+index = ImageIndex.open({path!r}, metric)
+print("open", flush=True)
+sys.stdin.readline()
+for number in range(10_000):
+    index.add(torch.eye(16)[number % 16][None], ids=[{name!r} + str(number)])
+    print(number, flush=True)
+    if number == {stop}:
+        break
+"""
+
+
+def adder(path: Path, name: str, stop: int) -> subprocess.Popen[str]:
+    code = ADDER.format(tests=str(Path(__file__).parents[1]), path=str(path), name=name, stop=stop)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_two_processes_add_at_once_and_one_is_killed(metric, tmp_path, kind):
+    index = ImageIndex(metric)
+    index.add(torch.eye(16), ids=[f"old{number}" for number in range(16)])
+    index.save(tmp_path / "kept", format=kind)
+    done, killed = adder(tmp_path / "kept", "done", 12), adder(tmp_path / "kept", "killed", -1)
+    try:
+        for process in (done, killed):
+            assert process.stdout.readline() == "open\n"
+        for process in (done, killed):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for _ in range(6):
+            last = int(killed.stdout.readline())
+        killed.send_signal(signal.SIGKILL)
+        assert done.wait(60) == 0
+    finally:
+        for process in (done, killed):
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+    ids = set(ImageIndex.open(tmp_path / "kept", metric).ids)
+    assert ids >= {f"old{n}" for n in range(16)} | {f"done{n}" for n in range(13)} | {
+        f"killed{n}" for n in range(last + 1)
+    }
+    assert ImageIndex.open(tmp_path / "kept", metric).search(torch.eye(16)[3], k=1).distances.item() == 0
+
+
+def test_building_writes_as_it_goes(folder, metric, tmp_path, monkeypatch):
+    monkeypatch.setattr("rclip_metric.retrieval.index._BLOCK", 2)
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        ImageIndex.build(folder, metric, path=tmp_path / "kept")
+    kept = ImageIndex.open(tmp_path / "kept", metric)
+    assert kept.ids == ["cats/1.png"] or kept.ids == ["cats/1.png", "cats/3.png"]
+    found = kept.update()
+    assert sorted(kept.ids) == IDS and [Path(file).name for file, _ in found.skipped] == ["broken.jpg"]
+
+
+def test_a_refresh_opens_no_file_that_is_as_it_was(metric, tmp_path, monkeypatch):
+    """So that it takes as long as listing them."""
+    many = tmp_path / "many"
+    save_noise(many / "0.png", 0, (8, 8))
+    for number in range(1, 300):
+        os.link(many / "0.png", many / f"{number}.png")
+    index = ImageIndex.build(many, metric)
+    assert index.update().unchanged == 300
+    opened: list[object] = []
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args: opened.append(self) or original(self, *args))
+    assert index.update().unchanged == 300 and opened == []
+    os.utime(many / "0.png")  # and all of its links
+    assert index.update().unchanged == 300 and len(opened) == 300
+
+
+def test_any_metric_that_embeds(folder, tmp_path):
+    colours = EmbeddingMetric(lambda images: images.mean((2, 3)), 8, name="mean colour")
+    for name in ("red", "lime", "maroon"):
+        Image.new("RGB", (20, 20), name).save(tmp_path / f"{name}.png")
+    index = ImageIndex.build(tmp_path, colours, on_skip=lambda *_: None)
+    assert index.search(tmp_path / "red.png", k=2).ids == ["maroon.png", "red.png"]  # the same direction
+    index.save(tmp_path / "kept")
+    assert len(ImageIndex.open(tmp_path / "kept", colours)) == len(index)
+    with pytest.raises(ValueError, match="l2 gives no embeddings"):
+        ImageIndex(load_metric("l2"))
+
+
+def test_without_lancedb_there_is_the_other_format_and_one_sentence(folder, metric, tmp_path, monkeypatch):
+    index, _ = built(folder, metric)
+    index.save(tmp_path / "lance")
+    assert (tmp_path / "lance" / "images.lance").is_dir()
+    monkeypatch.setattr("rclip_metric.retrieval.storage.lance_is_installed", lambda: False)
+    with pytest.raises(MissingPackageError, match=r'pip install "rclip-metric\[index\]"'):
+        ImageIndex.open(tmp_path / "lance", metric)
+    index.save(tmp_path / "files")
+    assert (tmp_path / "files" / "index.json").is_file()
+    assert ImageIndex.open(tmp_path / "files", metric).ids == IDS
+
+
+def test_bad_input_is_one_sentence(folder, metric, tmp_path):
+    index = ImageIndex(metric)
+    with pytest.raises(ValueError, match="the index is empty: add images before searching"):
+        index.search(torch.eye(16)[0])
+    with pytest.raises(ValueError, match="the index is empty"):
+        index.save(tmp_path / "nothing")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="there are no images below"):
+        ImageIndex.build(tmp_path / "none", metric)
+    index.add(torch.eye(16)[:3], ids=["a", "b", "c"])
+    with pytest.raises(ValueError, match="k must be between 1 and the 3 images of the index, got 4"):
+        index.search(torch.eye(16)[0], k=4)
+    with pytest.raises(ValueError, match="embeddings must have 16 numbers, got 8"):
+        index.add(torch.eye(8), ids=list("abcdefgh"))
+    for bad in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match=r"embedding 1 \(e\) is zero or not finite"):
+            index.add(torch.tensor([[1.0] * 16, [bad] * 16]), ids=["d", "e"])
+    with pytest.raises(ValueError, match="the id 'd' stands twice"):
+        index.add(torch.eye(16)[:2], ids=["d", "d"])
+    with pytest.raises(ValueError, match="ids must be one for each of 2 images, got 1"):
+        index.add(torch.eye(16)[:2], ids=["d"])
+    with pytest.raises(KeyError, match="the index has no x"):
+        index.remove(["a", "x"])
+    assert index.ids == ["a", "b", "c"]
+    with pytest.raises(StorageError, match="does not exist: make one with"):
+        ImageIndex.open(tmp_path / "nowhere", metric)
+    with pytest.raises(StorageError, match="is there already"):
+        index.save(folder)
+
+
+def test_damaged_files_are_told(folder, metric, tmp_path):
+    index, _ = built(folder, metric)
+    index.save(tmp_path / "kept", format="safetensors")
+    [part] = (tmp_path / "kept").glob("part-*")
+    whole = part.read_bytes()
+    for damage in (whole[:-5], b"", whole.replace(b"cats", b'"ts"', 1)):
+        part.write_bytes(damage)
+        with pytest.raises(StorageError, match="missing or damaged"):
+            ImageIndex.open(tmp_path / "kept", metric)
+    part.unlink()
+    with pytest.raises(StorageError, match="missing or damaged"):
+        ImageIndex.open(tmp_path / "kept", metric)
+    listed = tmp_path / "kept" / "index.json"
+    good = json.loads(listed.read_text())
+    for text in ("{", "[]", "{}", json.dumps({**good, "parts": ["../x"]}), json.dumps({**good, "dtype": "int8"})):
+        listed.write_text(text)
+        with pytest.raises(StorageError, match="is damaged"):
+            ImageIndex.open(tmp_path / "kept", metric)
+
+
+def test_duplicates_are_near_to_what_stays(metric, tmp_path):
+    index = ImageIndex(metric)
+    angles = torch.tensor([0.0, 0.1, 0.2, 1.0, 1.0, 2.0])
+    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+    index.add(embeddings, ids=list("abcdef"))
+    sizes = {"a": 10, "b": 5, "c": 20, "d": 7, "e": 7, "f": 1}
+    index.rows = [row._replace(size=sizes[row.id], digest="same" if row.id in "de" else row.id) for row in index.rows]
+    # The distance of two unit vectors at an angle is sqrt(1 - cos(angle)): 0.0707 for 0.1, 0.1412 for 0.2.
+    groups = find_duplicates(index, 0.1)
+    assert [(g.keep.id, [row.id for row, _ in g.others], g.identical) for g in groups] == [
+        ("d", ["e"], True),
+        ("c", ["b"], False),  # and not a, which is near to b and not to c
+    ]
+    assert groups[1].others[0][1] == pytest.approx((1 - torch.cos(torch.tensor(0.1))).sqrt().item(), abs=1e-6)
+    assert [[row.id for row, _ in g.others] for g in find_duplicates(index, 0.15)] == [["e"], ["b", "a"]]
