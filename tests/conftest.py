@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compute without oneDNN in the tests' own processes, as torch does where it was built without it",
     )
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=6.0,
+        help="how long each test of tests/robustness tries damaged input, at least (default: %(default)s)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,3 +94,9 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the photographs, and there is no {folder}: set RCLIP_PHOTOS")
     return folder
+
+
+@pytest.fixture
+def fuzz_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a test of damaged input goes on."""
+    return float(request.config.getoption("--fuzz-seconds"))

@@ -14,6 +14,7 @@ from rclip_metric.retrieval.embeddings import (
 )
 from rclip_metric.retrieval.index import Hits, ImageIndex, Update
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
+from rclip_metric.retrieval.storage import Row, is_index, open_storage
 
 __all__ = [
     "DuplicateGroup",
@@ -21,13 +22,16 @@ __all__ = [
     "Hits",
     "ImageIndex",
     "Pairing",
+    "Row",
     "Summary",
     "Update",
     "all_pairs",
     "distances",
     "find_duplicates",
     "identity",
+    "is_index",
     "nearest",
+    "open_storage",
     "pair_by_name",
     "pairs_within",
     "settings",

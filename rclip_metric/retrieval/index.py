@@ -97,6 +97,8 @@ class ImageIndex:
 
     Attributes:
         rows: What is known of each image, in the order of `embeddings`.
+        root: The folder that it was built from, None if there is none.
+        source: By what the metric can be had again, where that was said.
 
     Example:
         >>> import tempfile
@@ -124,6 +126,7 @@ class ImageIndex:
         self.dtype = dtype
         self.rows: list[Row] = []
         self.root: Path | None = None
+        self.source: str | None = None
         self._places: dict[str, int] = {}
         self._parts: list[Tensor] = []  # of the embeddings, in the order of the rows
         self._storage: Storage | None = None
@@ -137,8 +140,10 @@ class ImageIndex:
         *,
         path: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
+        source: str | None = None,
         batch_size: int = 32,
         on_skip: Skip | None = None,
+        on_start: Callable[[int], object] = lambda total: None,
         on_done: Callable[[], object] = lambda: None,
     ) -> ImageIndex:
         """Index all images below a folder.
@@ -150,8 +155,10 @@ class ImageIndex:
             folder: A tree of images.
             metric, dtype: As for the constructor.
             path: Where to keep the index, written as it grows; None keeps it in memory.
+            source: By what the metric can be had again, for who opens the index: a name, a path or a Hub id.
             batch_size: Images per call of the metric.
             on_skip: Called with a file that cannot be read, and why; raises ImageError by default.
+            on_start: Called with the number of files.
             on_done: Called after each file.
 
         Raises:
@@ -164,10 +171,11 @@ class ImageIndex:
         files = list_images_below(root)
         if not files:
             raise ValueError(f"there are no images below {root}.")
-        index.root = root.resolve()
+        index.root, index.source = root.resolve(), source
         if path is not None:
             index._destination = Path(path), None
             require_free(Path(path))
+        on_start(len(files))
         index._add_files(_named(files, root), batch_size, on_skip or _refuse, on_done)
         return index
 
@@ -189,6 +197,7 @@ class ImageIndex:
             )
         index = cls(metric, dtype=getattr(torch, about["dtype"]))
         index.root = None if about.get("root") is None else Path(about["root"])
+        index.source = about.get("source")
         index._storage = storage
         rows, embeddings = storage.read()
         index._set(rows, embeddings.to(metric.device))
@@ -466,7 +475,8 @@ class ImageIndex:
 
     def _create(self, path: Path, format: str | None, dimension: int) -> None:
         root = None if self.root is None else str(self.root)
-        about = {"metric": identity_of(self.metric), "dimension": dimension, "dtype": _DTYPES[self.dtype], "root": root}
+        about = {"metric": identity_of(self.metric), "source": self.source, "root": root}
+        about |= {"dimension": dimension, "dtype": _DTYPES[self.dtype]}
         self._storage = create_storage(path, about, format)
 
     def _require_embeddings(self, doing: str) -> Tensor:

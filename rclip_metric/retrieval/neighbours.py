@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rclip_metric.distance import distance_between
 
-# Rows whose products are in memory at a time: what they take for 64 queries, 16 MB, stays in a processor's cache.
-_ROWS = 2**16
+# Rows that are widened to float32 and multiplied at a time: in a processor's cache, or enough for a GPU.
+_ROWS, _GPU_ROWS = 2**12, 2**17
 # Products of float32 vectors are wrong in the seventh digit: a few candidates more than were asked for are compared
 # by their differences, which are not.
 _MORE = 8
@@ -82,14 +82,15 @@ def pairs_within(embeddings: Tensor, below: float, *, squared: bool = False) -> 
         raise ValueError(f"the distance must be a positive number, got {below}")
     lowest = 1 - (below if squared else below**2) - _SURELY
     found, apart = [], []
+    step = _rows_at_a_time(embeddings)
     with torch.inference_mode():
         for start in range(0, len(embeddings), _QUERIES):
             wide = embeddings[start : start + _QUERIES].float()
-            for first in range(start, len(embeddings), _ROWS):
-                products = wide @ embeddings[first : first + _ROWS].float().T
+            for first in range(start, len(embeddings), step):
+                products = wide @ embeddings[first : first + step].float().T
                 pairs = (products >= lowest).nonzero() + torch.tensor([start, first], device=products.device)
                 pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-                for part in pairs.split(_ROWS):
+                for part in pairs.split(step):
                     distances = distance_between(*embeddings[part.T], squared)
                     near = distances < below
                     found.append(part[near])
@@ -106,11 +107,16 @@ def _candidates(queries: Tensor, embeddings: Tensor, count: int) -> Tensor:
     wide = queries.float()
     scores = wide.new_full((len(queries), count), -torch.inf)
     rows = torch.zeros_like(scores, dtype=torch.int64)
-    for start in range(0, len(embeddings), _ROWS):
-        chunk = embeddings[start : start + _ROWS]
+    start = 0
+    for chunk in embeddings.split(_rows_at_a_time(embeddings)):
         products = wide @ chunk.float().T  # (Q, chunk)
         found = products.topk(min(count, len(chunk)), dim=1)
         both = torch.cat([scores, found.values], dim=1)
         scores, places = both.topk(count, dim=1)
         rows = torch.cat([rows, found.indices + start], dim=1).gather(1, places)
+        start += len(chunk)
     return rows
+
+
+def _rows_at_a_time(embeddings: Tensor) -> int:
+    return _ROWS if embeddings.device.type == "cpu" else _GPU_ROWS

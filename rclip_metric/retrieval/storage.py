@@ -97,10 +97,15 @@ def open_storage(path: Path) -> Storage:
     """
     if (path / LANCE_FOLDER).is_dir():
         return _lance()(path)
-    if (path / PartFiles.INDEX).is_file():
+    if is_index(path):
         return PartFiles(path)
     what = "is no index" if path.exists() else "does not exist"
     raise StorageError(f"{path} {what}: make one with `rclip-metric index build FOLDER {path}`.")
+
+
+def is_index(path: Path) -> bool:
+    """Return whether a folder holds an index, of either kind."""
+    return (path / LANCE_FOLDER).is_dir() or (path / PartFiles.INDEX).is_file()
 
 
 LANCE_FOLDER = "images.lance"

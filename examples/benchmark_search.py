@@ -1,0 +1,127 @@
+"""How long exact search takes, beside numpy, FAISS and LanceDB, and beside reading the memory once.
+
+    python examples/benchmark_search.py --rows 1000000 --out results/benchmark_search.json
+
+All search the same unit embeddings for the same batch of queries, in turn; FAISS and LanceDB are left out where they
+are not installed. Times are medians, in processor time of all threads and in wall time; they are compared by ratios,
+which the load of a machine moves less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rclip_metric.distance import normalize
+from rclip_metric.retrieval import nearest
+from rclip_metric.train.runs.machine import device_record
+
+Search = Callable[[], np.ndarray[Any, Any]]
+
+
+def contestants(embeddings: torch.Tensor, queries: torch.Tensor, k: int, folder: Path) -> dict[str, Search]:
+    """Return what searches, each giving rows (Q, k), and what only reads."""
+    values = embeddings.numpy()
+    found: dict[str, Search] = {
+        "read once": lambda: np.asarray(np.frombuffer(values.data, dtype=np.int64).sum()),
+        "ours": lambda: nearest(queries, embeddings, k)[1].numpy(),
+    }
+
+    def by_numpy() -> np.ndarray[Any, Any]:
+        scores = queries.numpy() @ values.astype(np.float32).T
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
+        return np.take_along_axis(best, order, axis=1)
+
+    found["numpy"] = by_numpy
+    if find_spec("faiss"):
+        import faiss
+
+        flat = faiss.IndexScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        if values.dtype == np.float32:
+            flat = faiss.IndexFlatIP(values.shape[1])
+        for part in embeddings.split(2**16):
+            flat.add(part.float().numpy())
+        found["FAISS, exact"] = lambda: flat.search(queries.numpy(), k)[1]
+    if find_spec("lancedb"):
+        import lancedb
+        import pyarrow as pa
+
+        flattened = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        table = lancedb.connect(folder).create_table(
+            "all", pa.table({"embedding": flattened, "row": range(len(values))})
+        )
+
+        def by_lance() -> np.ndarray[Any, Any]:
+            rows = []
+            for query in queries.numpy():
+                hits = table.search(query).distance_type("dot").select(["row", "_distance"]).limit(k).to_arrow()
+                rows.append(hits["row"].to_numpy())
+            return np.stack(rows)
+
+        found["LanceDB, flat scan"] = by_lance
+    return found
+
+
+def main() -> dict[str, Any]:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=640)
+    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    embeddings = torch.empty(args.rows, args.dimension, dtype=dtype)
+    for part in embeddings.split(2**14):
+        part.copy_(normalize(torch.randn(part.shape, generator=generator)))
+    queries = normalize(torch.randn(args.queries, args.dimension, generator=generator)).to(dtype).float()
+    with tempfile.TemporaryDirectory() as folder:
+        searches = contestants(embeddings, queries, args.k, Path(folder))
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
+        rows = {name: search() for name, search in searches.items()}  # warm
+        load = os.getloadavg()[0]
+        for _ in range(args.repeats):
+            for name, search in searches.items():
+                wall, processor = time.perf_counter(), time.process_time()
+                search()
+                times[name].append((time.process_time() - processor, time.perf_counter() - wall))
+    exact = rows["ours"]
+    measured = {
+        name: {
+            "processor_s": statistics.median(t[0] for t in taken),
+            "wall_s": statistics.median(t[1] for t in taken),
+            "same_rows": None if name == "read once" else float((rows[name] == exact).mean()),
+        }
+        for name, taken in times.items()
+    }
+    for entry in measured.values():
+        for kind in ("processor_s", "wall_s"):
+            entry[f"{kind}_over_reading"] = entry[kind] / measured["read once"][kind]  # type: ignore[operator]
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    machine = {**device_record(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    record = {"settings": settings, "machine": machine, "load": load, "torch": torch.__version__, "results": measured}
+    for name, entry in measured.items():
+        print(f"{name:20} {entry['processor_s']:8.3f} s processor {entry['wall_s']:8.3f} s wall")
+    if args.out:
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    main()
