@@ -82,7 +82,7 @@ class PublishedStep:
             loss = fare(self.encoder(images + perturbation), target).mean()
             (gradient,) = torch.autograd.grad(loss, perturbation)
             with torch.no_grad():
-                velocity = (config.inner_momentum * velocity + gradient.sign()).sign()
+                velocity = (config.inner_momentum_factor * velocity + gradient.sign()).sign()
                 perturbation = perturbation + config.inner_step_size * velocity
                 perturbation = perturbation.clamp(-config.eps, config.eps)
                 perturbation = (images + perturbation).clamp(0, 1) - images

@@ -16,7 +16,7 @@ from support.programs import load_example
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_training.py"
 SMALL = ConvNeXtArchitecture(image_size=64, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), projection=16)
-CONFIG = FinetuneConfig(inner_steps=4, inner_momentum=0.0, batch_size=6)
+CONFIG = FinetuneConfig(inner_steps=4, batch_size=6, drop_path=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,12 @@ class ConvNeXtTower(nn.Module):
 
     Attributes:
         checkpointing: See `Encoder.checkpointing`.
+        branch_factors: (N, blocks), what each block adds is multiplied with this for each image of the batch, as
+            stochastic depth does in training; None, the default, for 1. Not saved.
     """
 
     checkpointing: bool = False
+    branch_factors: Tensor | None = None
 
     def __init__(self, architecture: ConvNeXtArchitecture) -> None:
         """Build with random weights."""
@@ -131,11 +134,13 @@ class ConvNeXtTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed normalised pixels (N, 3, S, S), S >= 32, as (N, D)."""
         features = self.trunk.stem(pixels)
+        factors = None if self.branch_factors is None else iter(self.branch_factors.unbind(1))
         stages: Any = self.trunk.stages
         for stage in stages:
             features = stage.downsample(features)
             for block in stage.blocks:
-                features = _run(self, block, features)
+                run = block if factors is None else partial(block, factor=next(factors))
+                features = _run(self, run, features)
         embedding = self.trunk.head(features.mean((2, 3)))  # (N, widths[-1])
         return embedding if self.projection is None else self.projection(embedding)
 

@@ -129,11 +129,14 @@ class ConvNeXtBlock(nn.Module):
         self.mlp = _mlp(width, 4 * width, nn.GELU())
         self.gamma = nn.Parameter(torch.full((width,), 1e-6))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
+    def forward(self, features: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Map (N, C, H, W) to the same shape; what is added is multiplied with `factor` (N,)."""
         pixels = self.conv_dw(features).permute(0, 2, 3, 1)  # (N, H, W, C)
         mapped = self.mlp(self.norm(pixels)).permute(0, 3, 1, 2)
-        return mapped.mul(self.gamma.reshape(1, -1, 1, 1)) + features
+        branch = mapped.mul(self.gamma.reshape(1, -1, 1, 1))
+        if factor is not None:
+            branch = branch * factor.view(-1, 1, 1, 1)
+        return branch + features
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -19,10 +19,13 @@ def pgd(
     *,
     noise: Tensor,
     momentum: float = 0.9,
+    accumulate: bool = False,
+    clamp_start: bool = False,
 ) -> Tensor:
     """Raise a per-sample loss by fixed steps with momentum on the normalised gradient, from a random start.
 
-    v <- momentum * v + ascent(gradient); point <- project(point + step_size * ascent(v)).
+    v <- ascent(momentum * v + ascent(gradient)); point <- project(point + step_size * v), as FARE's authors have it.
+    For l_inf v is then the sign of the gradient wherever that is not zero: nothing is left of the steps before it.
 
     Args:
         loss_fn: images (N, 3, H, W) -> losses (N,).
@@ -32,6 +35,8 @@ def pgd(
         step_size: length of one (1/255 in the paper).
         noise: the random start, as `LpBall.sample` takes it.
         momentum: 0.9 in the paper.
+        accumulate: keep the velocity's length, v <- momentum * v + ascent(gradient), and step along ascent(v).
+        clamp_start: begin inside the box; as published the first gradient is taken at values below 0 and above 1, too.
 
     Returns:
         The last point, detached (N, 3, H, W).
@@ -45,12 +50,14 @@ def pgd(
         True
     """
     images = images.detach()
-    point = ball.sample(images, noise)
+    point = ball.sample(images, noise, box=clamp_start)
     velocity = torch.zeros_like(images)
     for _ in range(steps):
         with torch.enable_grad():
             variable = point.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss_fn(variable).sum(), variable)
         velocity = momentum * velocity + ball.ascent(gradient)
-        point = ball.project(point + step_size * ball.ascent(velocity), images)
+        direction = ball.ascent(velocity)
+        point = ball.project(point + step_size * direction, images)
+        velocity = velocity if accumulate else direction
     return point.detach()

@@ -78,16 +78,19 @@ class LpBall:
         chosen = size >= bar
         return gradient.sign() * (chosen / chosen.sum(1, keepdim=True)).view_as(gradient)
 
-    def sample(self, centre: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, centre: Tensor, noise: Tensor, box: bool = True) -> Tensor:
         """Turn noise shaped like `centre`, uniform on [-1, 1] (l_inf) or normal (l_2, l_1), into a random point.
 
         l_inf: uniform in the ball. l_2: on the sphere, in a uniform direction. l_1: the projection of normal noise.
+        Without `box` l_inf and l_2 points may leave [0, 1].
         """
-        if self.norm == "linf":
-            return self.project(centre + noise * self.eps, centre)
         if self.norm == "l1":
             return self.project(centre + noise, centre)
-        return self.project(centre + noise * (self.eps / self.norms(noise).clamp(min=_TINY)).to(noise.dtype), centre)
+        if self.norm == "linf":
+            point = centre + noise * self.eps
+        else:
+            point = centre + noise * (self.eps / self.norms(noise).clamp(min=_TINY)).to(noise.dtype)
+        return self.project(point, centre) if box else point
 
     def start(self, centre: Tensor, seeds: Sequence[int]) -> Tensor:
         """Draw a start per sample from a seed per sample, as APGD has it: independent of the batch a sample is in.

@@ -364,3 +364,47 @@ def test_bad_balls_are_refused():
         LpBall("l2", math.inf)
     assert str(LpBall("linf", 0.25 / 255)) == "linf 0.25/255" and str(LpBall("linf", 0.01)) == "linf 2.55/255"
     assert str(LpBall("linf", 4 / 255)) == "linf 4/255" and str(LpBall("l2", 0.857)) == "l2 0.857"
+
+
+@pytest.mark.parametrize("ball", [LpBall("linf", 0.3), LpBall("l2", 0.5)], ids=str)
+def test_pgd_is_the_published_loop(ball):
+    """RobustVLM 7de10ee, train/pgd_train.py, in its own terms: a perturbation, normalised twice, and clamped twice."""
+    images = torch.rand(3, 3, 6, 5, generator=seeded(1))
+    loss = bumpy(torch.randn(images.shape, generator=seeded(2)))
+    noise = torch.rand(images.shape, generator=seeded(3)) * 2 - 1
+
+    def unit(values):
+        if ball.norm == "linf":
+            return values.sign()
+        return values / values.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+    move = noise * ball.eps if ball.norm == "linf" else unit(noise) * ball.eps
+    velocity = torch.zeros_like(images)
+    for _ in range(10):
+        move = move.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(images + move, torch.arange(3)).mean(), move)
+        velocity = unit(0.9 * velocity + unit(gradient))
+        move = move.detach() + ball.eps / 4 * velocity
+        if ball.norm == "linf":
+            move = move.clamp(-ball.eps, ball.eps)
+        else:
+            move = move * (ball.eps / move.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(max=1)
+        move = (images + move).clamp(0, 1) - images
+
+    def found(**how):
+        whole = lambda points: loss(points, torch.arange(3))  # noqa: E731
+        return pgd(whole, images, ball, 10, ball.eps / 4, noise=noise, **how)
+
+    torch.testing.assert_close(found(), images + move, atol=1e-5, rtol=0)
+    if ball.norm == "linf":  # no step remembers another: momentum changes nothing
+        assert torch.equal(found(momentum=0.0), found())
+    others = [found(accumulate=True), found(clamp_start=True)]
+    assert all(not torch.allclose(other, images + move, atol=1e-4) for other in others)
+    assert all(ball.violation(other, images) <= allowed(ball) for other in others)
+
+
+def test_a_start_in_the_ball_alone_may_leave_the_box():
+    white, noise = torch.ones(2, 3, 4, 4), torch.rand(2, 3, 4, 4, generator=seeded(4)) * 2 - 1
+    ball = LpBall("linf", 0.1)
+    assert ball.sample(white, noise, box=False).amax() > 1.09 and ball.sample(white, noise).amax() == 1
+    torch.testing.assert_close(ball.sample(white, noise, box=False), 1 + 0.1 * noise)

@@ -17,7 +17,15 @@ from rclip_metric.train.finetuning.adversarial import (
     FinetuneConfig,
     NonFiniteLoss,
 )
-from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh, start_noise, start_seed
+from rclip_metric.train.finetuning.adversarial.inner import (
+    attacked_copy,
+    branch_factors,
+    refresh,
+    skip_seed,
+    skipped_blocks,
+    start_noise,
+    start_seed,
+)
 from rclip_metric.train.runs.seeds import seeded
 
 from support.encoders import CONVNEXT, small_encoder
@@ -237,3 +245,40 @@ def test_a_loss_without_its_classes_is_refused():
             dataclasses.replace(CONFIG, **wrong)
     with pytest.raises(ValueError, match="leave clean_weight"):
         dataclasses.replace(CONFIG, loss="lore", clean_weight=0.5)
+
+
+def test_an_update_leaves_out_blocks_as_timm_does_in_train_mode():
+    timm = pytest.importorskip("timm")
+    published = timm.create_model("convnext_atto", depths=(2, 1, 3, 1), drop_path_rate=0.1)
+    chances = [getattr(block.drop_path, "drop_prob", 0.0) for stage in published.stages for block in stage.blocks]
+    factors = branch_factors(7, 0.1, range(20_000))
+    torch.testing.assert_close((factors == 0).float().mean(0), torch.tensor(chances), atol=0.005, rtol=0)
+    torch.testing.assert_close(factors.amax(0), 1 / (1 - torch.tensor(chances)))  # what is left is divided by 1 - p
+    # Of a block, what it adds is multiplied, and what came in is not.
+    encoder = small()
+    block, features = encoder.tower.trunk.stages[0].blocks[0], torch.randn(3, 8, 4, 4, generator=seeded(1))
+    torch.nn.init.ones_(block.gamma)
+    moved = block(features) - features
+    factor = torch.tensor([0.0, 1.0, 1.25])
+    torch.testing.assert_close(block(features, factor) - features, moved * factor.view(-1, 1, 1, 1))
+
+
+def test_blocks_are_left_out_in_the_update_alone_and_by_the_image():
+    config = dataclasses.replace(CONFIG, drop_path=0.6, eps=0.0)
+    steps = [stepper(config, shift=0.05), stepper(config, shift=0.05, chunk_size=2)]
+    images = pictures()
+    results = [step(images, range(6), None, 0, measure=True) for step in steps]
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-4)  # whatever the split
+    whole = stepper(dataclasses.replace(config, drop_path=0.0), shift=0.05)(images, range(6), None, 0, measure=True)
+    assert results[0].loss != pytest.approx(whole.loss, rel=1e-3)
+    assert results[0].clean_cosine == pytest.approx(whole.clean_cosine, abs=1e-6)  # measured with every block
+    assert steps[0].encoder.tower.branch_factors is None
+    # The second pass over an image, of the clean one, leaves out other blocks than the first.
+    with skipped_blocks(steps[0].encoder, 0.6, [skip_seed(0, 0, 3, turn) for turn in (0, 1)]):
+        rows = steps[0].encoder.tower.branch_factors
+        assert rows.shape == (2, 4) and not torch.equal(rows[0], rows[1])
+    vit = small(VIT)
+    with skipped_blocks(vit, 0.6, [0]):
+        assert not hasattr(vit.tower, "branch_factors")
+    with pytest.raises(ValueError, match="drop_path"):
+        dataclasses.replace(CONFIG, drop_path=1.0)

@@ -287,11 +287,22 @@ def test_every_recipe_is_a_config_and_names_its_base():
             assert (config.loss == recipe.command and config.augmentation is None) or name == "r-lite-f"
             if name == "r-lite-f":  # ours, for an hour on two cores
                 continue
-            assert config.inner_steps == 10 and config.inner_momentum == 0.9
+            assert config.inner_steps == 10 and config.inner_momentum_factor == 0.9
             if not name.startswith("tiny"):
                 eps = 2 / 255 if "2-vit" in name else 4 / 255
                 published = FinetuneConfig(loss=config.loss, prompts=config.prompts, eps=eps)
+                if recipe.base != "clip-convnext-b":  # a ViT has no blocks to leave out
+                    published = dataclasses.replace(published, drop_path=0.0)
                 assert config == published  # the defaults are the paper's
+
+
+def test_the_defaults_are_the_published_loop_and_our_own_recipes_say_what_they_were_trained_with():
+    looked_at = ("inner_momentum", "inner_start", "full_first_step", "drop_path")
+    assert [getattr(FinetuneConfig(), name) for name in looked_at] == ["published", "ball", True, 0.1]
+    for name in ("tiny", "tiny-tecoa", "r-lite-f"):
+        settings = read_recipe(name).settings
+        assert [settings[name] for name in looked_at] == ["accumulated", "box", False, 0.0]
+    assert read_recipe("r-lite-f").settings["inner_momentum_factor"] == 0.0
 
 
 def test_settings_come_from_recipe_file_and_options_in_this_order(scenes, tmp_path, capsys):

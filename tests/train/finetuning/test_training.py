@@ -49,7 +49,11 @@ def test_the_text_tower_reads_up_to_the_end_token():
 
 
 def test_schedule_rises_and_falls_as_a_half_cosine():
+    late = cosine_schedule(100, 10, full_first_step=True)
+    # The published loop asks its schedule for step n + 1 after step n: step 0 runs at the optimiser's own rate.
+    assert [late(step) for step in range(4)] == pytest.approx([1.0, 0.2, 0.3, 0.4])
     factor = cosine_schedule(100, 10)
+    assert [late(step) for step in range(1, 100)] == [factor(step) for step in range(1, 100)]
     assert factor(0) == pytest.approx(0.1) and factor(9) == 1.0
     assert factor(55) == pytest.approx(0.5) and factor(99) < 0.001
 

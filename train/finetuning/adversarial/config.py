@@ -16,7 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-cli
 
 _NOT_NEGATIVE = (
     "image_size", "warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps", "inner_step_size",
-    "inner_momentum", "clip_gradient", "rho",
+    "inner_momentum_factor", "clip_gradient", "rho",
 )  # fmt: skip
 
 
@@ -51,6 +51,9 @@ class FinetuneConfig:
     seed: int = setting(0, "seed of the order of the images and of the random starts")
     steps: int = setting(20_000, "optimiser steps")
     warmup_steps: int = setting(1_400, "steps over which the learning rate rises from 0, linearly")
+    full_first_step: bool = setting(
+        True, "take the first step at the peak learning rate: the published schedule acts after each step"
+    )
     batch_size: int = setting(128, "images per step, over all processes together")
     learning_rate: float = setting(1e-5, "peak learning rate of AdamW; it falls to 0 along half a cosine")
     weight_decay: float = setting(1e-4, "weight decay of AdamW")
@@ -64,7 +67,22 @@ class FinetuneConfig:
     attack: str = setting("pgd", "inner maximiser", choices=("pgd", "apgd"))
     inner_steps: int = setting(10, "gradient steps of the attack")
     inner_step_size: float = setting(1 / 255, "length of a PGD step, on images in [0, 1]", pixels=True)
-    inner_momentum: float = setting(0.9, "momentum of the PGD steps")
+    inner_momentum: str = setting(
+        "published",
+        "velocity of the PGD steps: published (normalised again after each step: for l_inf the gradient's sign) or "
+        "accumulated",
+        choices=("published", "accumulated"),
+    )
+    inner_momentum_factor: float = setting(0.9, "share of the velocity that is left at the next PGD step")
+    inner_start: str = setting(
+        "ball",
+        "where the random start of PGD is: in the ball (as published) or in ball and box",
+        choices=("ball", "box"),
+    )
+    drop_path: float = setting(
+        0.1,
+        "share of images that the last block of a ConvNeXt leaves out in an update; 0 for the first, linear between",
+    )
     crop_scale: float = setting(1.0, "smallest share of an image's area that a random crop keeps (1: no crops)")
     flip: bool = setting(False, "mirror half of the images, at random")
     mixup: float = setting(0.0, "share of the images that are mixed with another of their batch, by a random weight")
@@ -101,6 +119,8 @@ class FinetuneConfig:
                 f"size_steps must give each of the sizes a step and be at most steps ({self.steps}), or 0 without "
                 f"sizes; it is {self.size_steps} for the sizes {_listed(self.sizes)}"
             )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be at least 0 and below 1, and it is {self.drop_path}")
         for name in ("clean_weight", "mixup", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], and it is {getattr(self, name)}")

@@ -122,7 +122,7 @@ class Finetuning:
             Interrupted: after SIGTERM or SIGINT, when the state is saved.
         """
         config, run = self.config, self.run
-        schedule = cosine_schedule(config.steps, config.warmup_steps)
+        schedule = cosine_schedule(config.steps, config.warmup_steps, config.full_first_step)
         log = TrainingLog(
             self.out,
             total=config.steps,

@@ -23,7 +23,14 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.pgd import pgd
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
-from rclip_metric.train.finetuning.adversarial.inner import attacked_copy, refresh, start_noise, start_seed
+from rclip_metric.train.finetuning.adversarial.inner import (
+    attacked_copy,
+    refresh,
+    skip_seed,
+    skipped_blocks,
+    start_noise,
+    start_seed,
+)
 from rclip_metric.train.finetuning.adversarial.objectives import Embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 
@@ -83,8 +90,8 @@ class AdversarialStep:
     """The step of one run: `step(images, keys, labels, number)` attacks and updates.
 
     Args:
-        encoder: phi, on its device, float32; trained in place, always in eval mode (its towers have no dropout, and
-            batch statistics would depend on the batch).
+        encoder: phi, on its device, float32; trained in place, always in eval mode (batch statistics would depend on
+            the batch; of what train mode does, a ConvNeXt's skipped blocks are drawn here: see `skipped_blocks`).
         original: phi_orig; frozen.
         optimizer: over the encoder's parameters.
         config: what is computed.
@@ -220,9 +227,14 @@ class AdversarialStep:
         points = torch.cat([attacked, images]) if config.needs_clean else attacked
         if not len(images):  # a process without images takes part in the exchange of gradients all the same
             points = images.new_zeros(1, *images.shape[1:])
+            keys = [0]
+        seeds = [skip_seed(config.seed, number, key, turn) for turn in range(len(points) // len(keys)) for key in keys]
         waits = self.team.count > 1 and not last
         with self._module.no_sync() if waits else contextlib.nullcontext():
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            with (
+                skipped_blocks(self.encoder, config.drop_path, seeds),
+                torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16),
+            ):
                 embedding = self._module(points)
             embedding = embedding.float()
             if not len(images):
@@ -277,7 +289,9 @@ class AdversarialStep:
             config.inner_steps,
             size,
             noise=noise,
-            momentum=config.inner_momentum,
+            momentum=config.inner_momentum_factor,
+            accumulate=config.inner_momentum == "accumulated",
+            clamp_start=config.inner_start == "box",
         )
 
     def state(self) -> dict[str, Any]:
