@@ -101,7 +101,8 @@ def apgd(
                 points = first.project(start[left].detach(), centre)
             else:
                 points = centre if drawn is None else first.start(centre, [drawn[index] for index in left.tolist()])
-            problem = _Problem(loss_fn, left, centre, succeeded, confirm, threshold, chunk_size)
+            given = larger_eps or (restart == 0 and start is not None)
+            problem = _Problem(loss_fn, left, centre, succeeded, confirm, threshold, chunk_size, given)
             return (_larger_eps if larger_eps else _single)(problem, points, ball, steps)
 
         result = _continued(result, attempt, images)
@@ -183,6 +184,7 @@ class _Problem(NamedTuple):
     confirm: Judge | None
     threshold: float
     chunk_size: int | None
+    given: bool = False  # the start is no random point: l_1 steps begin as sparse as it is
 
 
 def _check(images: Tensor, steps: int, restarts: int, start: Tensor | None) -> None:
@@ -250,6 +252,8 @@ def _single(problem: _Problem, points: Tensor, ball: LpBall, steps: int) -> Atta
     zero, nonfinite = torch.zeros_like(best.success), torch.zeros_like(best.success)
     evaluations = gradients = 0
     schedule = (Sparsity if ball.norm == "l1" else Halving)(total, steps, ball.eps, problem.threshold, device)
+    if isinstance(schedule, Sparsity) and problem.given:
+        schedule.begin(points - problem.centre)
 
     # What follows is of the samples that are still in the batch; `alive` holds their rows.
     alive = torch.arange(total, device=device)

@@ -74,9 +74,10 @@ class Halving:
 class Sparsity:
     """Step sizes and shares of pixels for l_1 (Croce & Hein 2021, section 4).
 
-    The first steps move 20 % of the values. After every 4 % of the steps the share becomes two thirds of that of
-    the best perturbation; a sample whose best perturbation got sparser by 5 % starts again with the full step, eps,
-    from its best point, and the others divide their step by 1.5, down to eps / 10.
+    The first steps move 20 % of the values or, where a start was given, two thirds of those that it moved. After every
+    4 % of the steps the share becomes two thirds of that of the best perturbation; a sample whose best perturbation got
+    sparser by 5 % starts again with the full step, eps, from its best point, and the others divide their step by 1.5,
+    down to eps / 10.
     """
 
     def __init__(self, count: int, steps: int, eps: float, threshold: float, device: torch.device) -> None:
@@ -86,6 +87,11 @@ class Sparsity:
         self.share = torch.full((count,), 0.2, device=device)
         self._moved = torch.full((count,), torch.inf, device=device)  # number of values moved at the last review
 
+    def begin(self, delta: Tensor) -> None:
+        """Take in the perturbations (n, 3, H, W) that were given as the start."""
+        self._moved = _moved(delta)
+        self.share = self._moved / delta[0].numel() / 1.5
+
     def due(self, step: int) -> bool:
         """Say whether this iteration is a review, which needs the best perturbations."""
         return step > 0 and step % self.period == 0
@@ -94,7 +100,7 @@ class Sparsity:
         """At a review, take in the best perturbations (n, 3, H, W) and say who goes back to them (n,), else None."""
         if delta is None:
             return None
-        moved = (delta.abs() > 1e-6).flatten(1).sum(1).to(self.size.dtype)  # values moved by more than rounding
+        moved = _moved(delta)
         total = delta[0].numel()
         previous = torch.where(self._moved.isinf(), torch.full_like(moved, total), self._moved)
         sparser = moved < 0.95 * previous
@@ -106,3 +112,8 @@ class Sparsity:
     def keep(self, rows: Tensor) -> None:
         """Go on with these samples only."""
         self.size, self.share, self._moved = (tensor[rows] for tensor in (self.size, self.share, self._moved))
+
+
+def _moved(delta: Tensor) -> Tensor:
+    """Count the values of each perturbation (n, 3, H, W) that moved by more than rounding: (n,), float32."""
+    return (delta.abs() > 1e-6).flatten(1).sum(1).float()

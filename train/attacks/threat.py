@@ -65,18 +65,20 @@ class LpBall:
         """Find the direction of steepest ascent with unit norm.
 
         l_inf: the sign. l_2: the normalised gradient. l_1: the signs of the largest values, a `share` (N,) of them
-        (default: the largest alone), divided by their number, as in Croce & Hein 2021.
+        (default: the largest alone), divided by their number, as in Croce & Hein 2021; a part of a value counts as a
+        value, and values of zero as none, as in AutoAttack (a392200).
         """
         if self.norm == "linf":
             return gradient.sign()
         if self.norm == "l2":
             return gradient / self.norms(gradient).clamp(min=_TINY).to(gradient.dtype)
         size = gradient.abs().flatten(1)
-        count = torch.ones(len(size), device=size.device) if share is None else share * size.shape[1]
-        rank = count.long().clamp(1, size.shape[1]) - 1
-        bar = size.sort(1, descending=True).values.gather(1, rank[:, None])  # (N, 1)
-        chosen = size >= bar
-        return gradient.sign() * (chosen / chosen.sum(1, keepdim=True)).view_as(gradient)
+        length = size.shape[1]
+        share = torch.zeros(len(size), device=size.device) if share is None else share
+        below = ((1 - share) * length).clamp(0, length - 1).long()  # in float32: which side an integer falls on counts
+        bar = size.sort(1).values.gather(1, below[:, None])  # (N, 1)
+        chosen = (size >= bar) & (size > 0)
+        return gradient.sign() * (chosen / chosen.sum(1, keepdim=True).clamp(min=1)).view_as(gradient)
 
     def sample(self, centre: Tensor, noise: Tensor, box: bool = True) -> Tensor:
         """Turn noise shaped like `centre`, uniform on [-1, 1] (l_inf) or normal (l_2, l_1), into a random point.
