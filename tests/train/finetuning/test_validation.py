@@ -12,7 +12,8 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.images import open_image
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import read_nights
-from rclip_metric.train.finetuning.adversarial import Validator, held_out
+from rclip_metric.train.finetuning.adversarial import FinetuneConfig, Validator, held_out
+from rclip_metric.train.runs.config import configured, read_recipe
 from rclip_metric.train.runs.seeds import sample_seed
 
 from support.encoders import small_encoder
@@ -69,18 +70,21 @@ def test_the_numbers_of_a_linear_encoder_are_the_formula():
     assert found["clean_cosine"] == pytest.approx(sum(signs) / 7)
 
 
-def test_the_numbers_are_those_of_a_plain_transcription(pair, images):
+@pytest.mark.parametrize("own", [False, True], ids=["published", "as tiny was trained"])
+def test_the_numbers_are_those_of_a_plain_transcription(pair, images, own):
     original, moved = pair
-    found = Validator(images, original, BALL, steps=3, step_size=1 / 255, seed=5, batch_size=2)(moved)
+    options = configured(FinetuneConfig, None, read_recipe("tiny").settings).pgd_options if own else None
+    found = Validator(images, original, BALL, steps=3, pgd_options=options, seed=5, batch_size=2)(moved)
     clean, adversarial, loss = [], [], []
     for place, x in enumerate(images):
         noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(sample_seed(5, f"validation {place}")))
         target = original(x[None]).detach()
-        z, velocity = (x + (2 * noise - 1) * 4 / 255).clamp(0, 1), torch.zeros_like(x)
+        z, velocity = x + (2 * noise - 1) * 4 / 255, torch.zeros_like(x)
+        z = z.clamp(0, 1) if own else z
         for _ in range(3):
             z = z.detach().requires_grad_(True)
             (slope,) = torch.autograd.grad((moved(z[None]) - target).square().sum(), z)
-            velocity = 0.9 * velocity + slope.sign()
+            velocity = 0.9 * velocity + slope.sign() if own else (0.9 * velocity + slope.sign()).sign()
             z = torch.clamp(z.detach() + velocity.sign() / 255, x - 4 / 255, x + 4 / 255).clamp(0, 1)
         clean.append(F.cosine_similarity(moved(x[None]), target))
         adversarial.append(F.cosine_similarity(moved(z[None]), target))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.augmentation import Augmentation
@@ -142,6 +142,12 @@ class FinetuneConfig:
     def ball(self) -> LpBall:
         """What the attack may reach once eps has grown to its full size."""
         return LpBall("l2" if self.norm == "l2" else "linf", self.eps)
+
+    @property
+    def pgd_options(self) -> dict[str, Any]:
+        """What `pgd` is told of its velocity and its start."""
+        accumulate, clamp_start = self.inner_momentum == "accumulated", self.inner_start == "box"
+        return {"momentum": self.inner_momentum_factor, "accumulate": accumulate, "clamp_start": clamp_start}
 
     @property
     def augmentation(self) -> Augmentation | None:

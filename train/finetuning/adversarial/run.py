@@ -148,6 +148,7 @@ def _validator(
         config.ball,
         steps=config.inner_steps,
         step_size=config.inner_step_size,
+        pgd_options=config.pgd_options,
         seed=config.seed,
         nights=nights,
         nights_limit=run.validation_triplets,

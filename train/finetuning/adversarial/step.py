@@ -289,9 +289,7 @@ class AdversarialStep:
             config.inner_steps,
             size,
             noise=noise,
-            momentum=config.inner_momentum_factor,
-            accumulate=config.inner_momentum == "accumulated",
-            clamp_start=config.inner_start == "box",
+            **config.pgd_options,
         )
 
     def state(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class Validator:
         *,
         steps: int = 10,
         step_size: float = 1 / 255,
+        pgd_options: Mapping[str, Any] | None = None,
         seed: int = 0,
         nights: Path | None = None,
         nights_limit: int | None = 200,
@@ -67,6 +69,7 @@ class Validator:
             ball: the threat model of both attacks.
             steps: of PGD.
             step_size: of PGD, in the scale of [0, 1] images.
+            pgd_options: more for `pgd`, as `FinetuneConfig.pgd_options` gives it.
             seed: with an image's place or a triplet's key it makes the random start.
             nights: folder of a NIGHTS-format set.
             nights_limit: triplets of its val split, from the first; None for all.
@@ -86,7 +89,7 @@ class Validator:
                 f"and has {batch_size}, {nights_limit}, {steps} and {nights_steps}"
             )
         self.images, self.ball, self.steps, self.step_size, self.seed = images, ball, steps, step_size, seed
-        self.batch_size = batch_size
+        self.batch_size, self.pgd_options = batch_size, dict(pgd_options or {})
         self.targets: Tensor | None = None  # (N, D)
         if images is not None:
             device = next(original.parameters()).device
@@ -125,7 +128,7 @@ class Validator:
                 return fare(encoder(points).float(), target)
 
             noise = self._noise(part, first).to(device)
-            attacked = pgd(loss, images, self.ball, self.steps, self.step_size, noise=noise)
+            attacked = pgd(loss, images, self.ball, self.steps, self.step_size, noise=noise, **self.pgd_options)
             with torch.no_grad():
                 clean, adversarial = encoder(images).float(), encoder(attacked).float()
                 totals[0] += torch.cosine_similarity(clean, target).sum().item()
