@@ -40,6 +40,7 @@ class ViTArchitecture:
         activation: "gelu", or "quick_gelu" (x * sigmoid(1.702 x)), with which OpenAI's weights were trained.
         norm_eps: eps of every LayerNorm: 1e-5 in OpenCLIP, 1e-6 in DINO and DINOv2.
         pre_norm: A LayerNorm before the first block (CLIP).
+        pre_norm_eps: eps of that one; None, the default, for `norm_eps`.
         patch_bias: The patch embedding has a bias (not in CLIP).
         layer_scale: Each branch is scaled per channel (DINOv2).
         projection: Size of the embedding after a linear map without bias; None embeds as the normed class
@@ -61,6 +62,7 @@ class ViTArchitecture:
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     norm_eps: float = 1e-5
     pre_norm: bool = True
+    pre_norm_eps: float | None = field(default=None, metadata={"left_out": True})
     patch_bias: bool = False
     layer_scale: bool = False
     projection: int | None = None
@@ -71,6 +73,10 @@ class ViTArchitecture:
             require_positive_int(name, getattr(self, name))
         _require_projection(self.projection)
         _require_positive_number("norm_eps", self.norm_eps)
+        if self.pre_norm_eps is not None:
+            _require_positive_number("pre_norm_eps", self.pre_norm_eps)
+            if not self.pre_norm:
+                raise ValueError(f"pre_norm_eps needs pre_norm, got {self.pre_norm_eps!r} without it.")
         _require_positive_number("mlp_ratio", self.mlp_ratio)
         for name in ("pre_norm", "patch_bias", "layer_scale"):
             if type(getattr(self, name)) is not bool:
@@ -292,6 +298,8 @@ def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
     values: dict[str, Any] = {"kind": architecture.kind}
     for entry in fields(architecture):
         value = getattr(architecture, entry.name)
+        if value is None and entry.metadata.get("left_out"):  # earlier versions do not know the field
+            continue
         if value is not None and entry.metadata.get("json"):
             value = json.loads(value)
         values[entry.name] = list(value) if isinstance(value, tuple) else value

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +23,14 @@ class ViTTrunk(nn.Module):
         """Build with random weights."""
         super().__init__()
         width, patch = architecture.width, architecture.patch_size
-        norm = partial(nn.LayerNorm, width, eps=architecture.norm_eps)
         convolution = nn.Conv2d(3, width, patch, stride=patch, bias=architecture.patch_bias)
         self.patch_embed = nn.Sequential(OrderedDict(proj=convolution, flatten=nn.Flatten(2)))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (architecture.image_size // patch) ** 2, width))
-        self.norm_pre = norm() if architecture.pre_norm else nn.Identity()
+        first_eps = architecture.pre_norm_eps or architecture.norm_eps
+        self.norm_pre = nn.LayerNorm(width, eps=first_eps) if architecture.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(ViTBlock(architecture) for _ in range(architecture.depth)))
-        self.norm = norm()
+        self.norm = nn.LayerNorm(width, eps=architecture.norm_eps)
         _draw(self.pos_embed)
         nn.init.normal_(self.cls_token, std=1e-6)
         self.apply(lambda module: _initialise(module, nn.Linear))

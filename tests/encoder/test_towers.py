@@ -240,6 +240,14 @@ def test_adapter_in_place_of_the_last_qkv_is_used() -> None:
         torch.testing.assert_close(result, tower(pixels()), atol=1e-5, rtol=1e-5)
 
 
+def test_the_norm_before_the_blocks_may_have_an_eps_of_its_own() -> None:
+    architecture = replace(CLIP_VIT, norm_eps=0.25, pre_norm_eps=0.5)
+    norms = {n: m.eps for n, m in build_tower(architecture).named_modules() if isinstance(m, nn.LayerNorm)}
+    assert norms.pop("trunk.norm_pre") == 0.5 and set(norms.values()) == {0.25}
+    assert architecture_from_dict(architecture_to_dict(architecture)) == architecture
+    assert "pre_norm_eps" not in architecture_to_dict(CLIP_VIT)  # what earlier versions read stays as it was
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_norm_eps_and_activation_reach_every_layer(name: str) -> None:
     architecture = replace(ARCHITECTURES[name], norm_eps=0.25)  # type: ignore[arg-type]
@@ -364,6 +372,8 @@ def test_architecture_survives_json(architecture: Architecture) -> None:
         ("clip", {"layer_scale": 1}, "layer_scale must"),
         ("clip", {"activation": "relu"}, "activation must"),
         ("clip", {"norm_eps": "1e-5"}, "norm_eps must"),
+        ("clip", {"pre_norm_eps": 0}, "pre_norm_eps must"),
+        ("clip", {"pre_norm_eps": 1e-5, "pre_norm": False}, "pre_norm_eps needs pre_norm"),
         ("clip", {"mlp_ratio": -1.0}, "mlp_ratio must"),
         ("clip", {"projection": 0}, "projection must"),
         ("convnext", {"patch_size": 4}, "Unknown convnext field patch_size"),

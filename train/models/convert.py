@@ -328,7 +328,8 @@ def _notes(kind: str, base: _Base, files: list[dict[str, str]], facts: dict[str,
     if kind == "lora":
         text += f" The adapter (r {facts['lora']['rank']}, scale {facts['lora']['scale']:g}) is merged."
     if kind == "lora" and isinstance(base.spec.architecture, ViTArchitecture):
-        text += " It was trained inside a DINO-style ViT: LayerNorm eps 1e-6 and GELU; patch bias zero."
+        text += " It was trained inside a DINO-style ViT: LayerNorm eps 1e-6, 1e-5 before the blocks, and GELU; "
+        text += "patch bias zero."
     return text
 
 
