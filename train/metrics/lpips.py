@@ -7,6 +7,12 @@ The features y_l of a classifier's layers l, each scaled to unit length over its
 So the distance is ||e(x) - e(z)||^2 with e = sqrt(w_lc / (H_l W_l)) y_lc over all places, which spares an attack from
 running the network on the options again at every step.
 
+Images are in [0, 1] here and brought to [-1, 1] first, `normalize=True` of the published classes. So are they in the
+paper's evaluation of R-LPIPS (perceptual-metrics 962995f, `lpips_clf` and `odd_one_out_clf`) and, by its data loaders,
+in R-LPIPS' own training and 2AFC scores (7275b43, lpips/trainer.py: its l_inf radius of 8/255 is 4/255 of [0, 1]).
+R-LPIPS' comparison of distances under attack (evaluate_lpips_robustness.py) gives the network [0, 1] as it is, which
+decides otherwise: no such number can be compared with ours.
+
 Of the PyPI package `lpips` only the files of w are used. Its code has NaN gradients where the squares of features
 underflow, and builds whole classifiers through an argument that torchvision has deprecated.
 """

@@ -199,7 +199,8 @@ def _same_protocol(record: Mapping[str, Any], task: str, column: str) -> bool:
     if task == "bapps":
         attacked = [part["robust"] and part["robust"]["samples"] for part in parts.values()]
         asked = column == "clean" or set(attacked) == {BAPPS_ATTACKED}
-        return data.get("protocol") == "majority" and parts.keys() == BAPPS_SPLITS and asked
+        resized = data.get("protocol") == "majority" and data.get("interpolation") == "bilinear"
+        return resized and parts.keys() == BAPPS_SPLITS and asked
     return column == "clean" or not data.get("attacked")
 
 

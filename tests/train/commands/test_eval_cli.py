@@ -95,13 +95,14 @@ def test_every_kind_is_attacked_in_proportion(tmp_path):
     assert nights_data(tmp_path).settings() == nights_data(tmp_path, limit=60).settings()
 
 
-def test_bapps_has_two_protocols(scenes, tmp_path, capsys):
+def test_bapps_has_a_majority_and_soft_protocols(scenes, tmp_path, capsys):
     arguments = ["eval", "bapps", "--data", str(scenes / "bapps"), *FAST, "--out", str(tmp_path)]
     assert main([*arguments, "--norm", "linf", "--steps", "2", "--attacked", "1"]) == 0
-    assert main([*arguments, "--protocol", "soft", "--attack", "none"]) == 0
+    assert main([*arguments, "--protocol", "lpips", "--attack", "none"]) == 0
     assert "human" in capsys.readouterr().out
-    soft, majority = sorted(load_results([tmp_path]), key=lambda r: r["data"]["protocol"], reverse=True)
-    assert (soft["data"]["protocol"], majority["data"]["protocol"]) == ("soft", "majority")
+    soft, majority = sorted(load_results([tmp_path]), key=lambda r: r["data"]["protocol"])
+    assert majority["data"]["interpolation"] == "bilinear"
+    assert (soft["data"]["protocol"], majority["data"]["protocol"]) == ("lpips", "majority")
     assert majority["clean"]["samples"] == 18 and majority["robust"]["samples"] == 6 and len(majority["splits"]) == 6
     assert majority["model"]["resize"] == "squash" and majority["settings"]["macro"]
     assert soft["human"]["accuracy"] <= soft["human"]["ceiling"]

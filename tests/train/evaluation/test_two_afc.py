@@ -1,18 +1,24 @@
 """2AFC evaluation: the rule, the attack, the protocols and the records."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, resize
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.scenes import write_bapps
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, default_chunk_size
 from rclip_metric.train.evaluation.results.outcome import unpack
+from rclip_metric.train.evaluation.run import evaluate as evaluate_task
+from rclip_metric.train.evaluation.tasks import bapps_data
 from rclip_metric.train.evaluation.tasks.two_afc import (
     TwoAfcData,
     decision,
@@ -264,3 +270,56 @@ def test_settings_are_checked():
     assert default_chunk_size(torch.device("cpu"), 224) == 8 and default_chunk_size(torch.device("cuda"), 224) == 64
     here = torch.device("cpu")
     assert resolved_precision("auto", here) == ("bfloat16" if bfloat16_is_fast(here) else "float32")
+
+
+@pytest.fixture(scope="module")
+def bapps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bapps")
+    write_bapps(folder, per_split=2, quiet=True)
+    shutil.rmtree(folder / "2afc" / "val" / "cnn" / "judge")  # one triplet of cnn, two of every other split
+    (folder / "2afc" / "val" / "cnn" / "judge").mkdir()
+    np.save(folder / "2afc" / "val" / "cnn" / "judge" / "000000.npy", np.array([0.8]))
+    for part in ("ref", "p0", "p1"):
+        (folder / "2afc" / "val" / "cnn" / part / "000001.png").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(("protocol", "side"), [("majority", 32), ("lpips", 64), ("dreamsim", 224)])
+def test_bapps_is_resized_as_published(bapps, protocol, side):
+    """torchvision's Resize, bilinear by default (LPIPS 082bb24, perceptual-metrics 962995f), bicubic in DreamSim."""
+    mode = InterpolationMode.BICUBIC if protocol == "dreamsim" else InterpolationMode.BILINEAR
+    data = bapps_data(bapps, protocol=protocol)
+    image = Image.open(data.triplets[0].reference)
+    expected = pil_to_tensor(resize(image, [side, side], interpolation=mode)) / 255
+    found = data.reader(EmbeddingMetric(brightness, 32, name="brightness"))(data.triplets[0].reference)
+    torch.testing.assert_close(found, expected)
+
+
+def test_bapps_averages_over_splits_for_lpips_and_over_triplets_for_dreamsim(bapps):
+    metric = EmbeddingMetric(brightness, 32, name="brightness")
+    for protocol in ("lpips", "dreamsim"):
+        [record] = evaluate_task(metric, bapps_data(bapps, protocol=protocol), quiet=True)
+        scores: dict[str, list[float]] = {}
+        for row in unpack(record):
+            scores.setdefault(row.split, []).append(row.clean)
+        assert [len(part) for part in scores.values()] == [1, 2, 2, 2, 2, 2]
+        means = [sum(part) / len(part) for part in scores.values()]
+        everyone = [score for part in scores.values() for score in part]
+        expected = sum(means) / 6 if protocol == "lpips" else sum(everyone) / 11
+        assert record["clean"]["accuracy"] == pytest.approx(100 * expected, abs=1e-3)
+        assert record["data"]["protocol"] == protocol
+
+
+def test_what_was_computed_before_is_found_by_its_name(bapps):
+    """Records of majority and soft votes with bicubic resizing keep their settings, and so their fingerprints."""
+    old = bapps_data(bapps, protocol="majority-bicubic")
+    assert "interpolation" not in old.settings() and old.protocol == "majority"
+    assert old.settings() | {"interpolation": "bilinear"} == bapps_data(bapps).settings()
+    assert bapps_data(bapps, protocol="soft").settings()["protocol"] == "soft"
+    metric = EmbeddingMetric(brightness, 32, name="brightness")
+    assert old.reader(metric) == metric.preprocess
+    with pytest.raises(ValueError, match="protocol must be one of majority, lpips"):
+        bapps_data(bapps, protocol="mos")
+    del metric.image_size
+    with pytest.raises(ValueError, match="brightness does not say which images it takes"):
+        bapps_data(bapps).reader(metric)

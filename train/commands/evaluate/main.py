@@ -17,8 +17,8 @@ from rclip_metric.train.commands.evaluate.options import balls_of, build_parser
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
     "nights": {"split": "test", "min-votes": 6, "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100},
-    "bapps": {"protocol": "majority", "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100,
-              "attacked": "1000 per split"},
+    "bapps": {"protocol": "majority", "interpolation": "bilinear", "attack": "apgd", "norm": "linf l2",
+              "eps": "4/255 3", "steps": 100, "attacked": "1000 per split"},
     "things": {"attack": "none"},
     "cue-conflict": {"attack": "none"},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,

@@ -69,10 +69,12 @@ def _nights_options(parser: argparse.ArgumentParser) -> None:
 def _bapps_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
-        choices=("majority", "soft"),
+        choices=("majority", "lpips", "dreamsim", "majority-bicubic", "soft"),
         default="majority",
-        help="majority: right is what most people chose, images straight to the model's size (this paper); soft: the "
-        "share of people agreed with, images at 64 px (LPIPS, DreamSim). Default: %(default)s",
+        help="majority: right is what most people chose, images straight to the model's size, bilinear (this paper); "
+        "lpips: the share of people agreed with, images at 64 px, bilinear, a mean over splits; dreamsim: the same at "
+        "224 px, bicubic, over triplets; majority-bicubic, soft: majority and lpips with bicubic resizing, as earlier "
+        "versions had them. Default: %(default)s",
     )
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all six")
     parser.add_argument(

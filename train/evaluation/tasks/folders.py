@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rclip_metric.train.data.cue_conflict import conflict_triplets, read_conflicts
@@ -14,8 +14,44 @@ from rclip_metric.train.evaluation.results.labels import CONSTRUCTION, PEOPLE, S
 from rclip_metric.train.evaluation.tasks import odd_one_out, two_afc
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData
-from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, first_of_each_split, loader_at
+from rclip_metric.train.evaluation.tasks.two_afc import (
+    Interpolation,
+    TwoAfcData,
+    at_equal_steps,
+    first_of_each_split,
+    loader_at,
+)
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, published_as
+
+
+@dataclass(frozen=True)
+class BappsProtocol:
+    """How BAPPS is judged.
+
+    Attributes:
+        score: "majority", or a soft score's name in records.
+        side: of the square that images are squashed to before the metric sees them; None for the metric's own.
+        interpolation: by which Pillow does that.
+        macro: average over splits rather than over triplets.
+    """
+
+    score: str
+    side: int | None
+    interpolation: Interpolation
+    macro: bool = True
+
+
+BAPPS_PROTOCOLS = {
+    # The R-CLIP paper: perceptual-metrics 962995f, utils_perceptual_data.py, at 224 pixels, the size of its models.
+    "majority": BappsProtocol("majority", None, "bilinear"),
+    # LPIPS 082bb24: data/dataset/twoafc_dataset.py, and a mean over what test_dataset_model.py prints for each split.
+    "lpips": BappsProtocol("lpips", 64, "bilinear"),
+    # DreamSim: evaluation/eval_datasets.py, whose own default is bicubic, and one mean over all triplets.
+    "dreamsim": BappsProtocol("dreamsim", 224, "bicubic", macro=False),
+    # What this package did before it had the three above; its records say `majority` and `soft`, and no interpolation.
+    "majority-bicubic": BappsProtocol("majority", None, "bicubic"),
+    "soft": BappsProtocol("soft", 64, "bicubic"),
+}
 
 
 def nights_data(
@@ -78,7 +114,7 @@ def bapps_data(
     Args:
         folder: with 2afc/val.
         splits: default all six.
-        protocol: "majority", or "soft" (images at 64 pixels, as LPIPS reports it).
+        protocol: one of `BAPPS_PROTOCOLS`.
         attacked: triplets of each split that attacks are run on.
         limit: only the first ones of each split.
         name: of the set (default: the folder's, "scenes-bapps" for the scenes').
@@ -102,9 +138,14 @@ def bapps_data(
     own, judges = _own(folder, folder / "bapps.json", "scenes-bapps")
     chosen = frozenset(triplet.key for triplet in first_of_each_split(triplets, attacked))
     split = None if splits is None else "+".join(sorted(splits))
-    load = loader_at(64) if protocol == "soft" else None
+    if protocol not in BAPPS_PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(BAPPS_PROTOCOLS)}, not {protocol!r}")
+    how = BAPPS_PROTOCOLS[protocol]
+    load = None if how.side is None else loader_at(how.side, how.interpolation)
+    resized = how.interpolation if load is None and how.interpolation == "bilinear" else None
     known = published_as("bapps", len(triplets), two_afc.digest_of(triplets), split, stated=published)
-    return TwoAfcData(name or own, split, triplets, protocol, True, chosen, load, limit, known, judges=judges)
+    data = TwoAfcData(name or own, split, triplets, how.score, how.macro, chosen, load, limit, known, judges=judges)
+    return replace(data, interpolation=resized)
 
 
 def things_data(

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rclip_metric.images import Preprocessing, open_image, preprocess_pil
@@ -22,7 +23,8 @@ from rclip_metric.train.evaluation.results.labels import PEOPLE
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 
-PROTOCOLS = ("majority", "soft")
+PROTOCOLS = ("majority", "soft", "lpips", "dreamsim")
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class TwoAfcData(Task[TripletFiles]):
         name: its own, e.g. the folder's.
         split: what was read.
         triplets: in a fixed order.
-        protocol: "majority" (right is what most people chose) or "soft" (the share of people that the metric agrees
-            with; BAPPS as LPIPS and DreamSim report it). A soft tie counts one half.
+        protocol: "majority" (right is what most people chose), or a soft one, whose score is the share of people that
+            the metric agrees with and in which a tie counts one half: "lpips", "dreamsim" (`BAPPS_PROTOCOLS`), "soft".
         macro: average over splits rather than over triplets.
         attacked: keys of the triplets that are attacked; None for all.
         load: path -> (3, S, S); None for the metric's own `preprocess`.
@@ -42,6 +44,8 @@ class TwoAfcData(Task[TripletFiles]):
         published: the published set that these data are (`published_as`), whose numbers may stand beside the results.
         attack_limit: how many were asked to be attacked, None for as many as the set's protocol has.
         judges: who said which option is right, in words.
+        interpolation: how images are squashed to the metric's own size, where `load` does not say; None for what the
+            metric itself does.
 
     Example:
         >>> triplet = TripletFiles("1", Path("x.png"), Path("left.png"), Path("right.png"), share=1.0, split="test")
@@ -62,6 +66,7 @@ class TwoAfcData(Task[TripletFiles]):
     published: str | None = None
     attack_limit: int | None = None
     judges: str = PEOPLE
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -93,11 +98,14 @@ class TwoAfcData(Task[TripletFiles]):
         return {**about, **self._asked(), "digest": digest_of(self.triplets), "published": self.published}
 
     def _asked(self) -> dict[str, Any]:
-        """Tell the results of a part under attack from those of all, in their names as well."""
-        return {} if self.attack_limit is None else {"attacked": self.attack_limit}
+        """Tell apart what another filter resized, and a part under attack, this in the results' names as well."""
+        attacked = {} if self.attack_limit is None else {"attacked": self.attack_limit}
+        return attacked | ({"interpolation": self.interpolation} if self.interpolation else {})
 
     def reader(self, metric: Metric) -> Callable[[Path], Tensor]:
         """Choose the set's own, or the metric's."""
+        if self.load is None and self.interpolation is not None:
+            return loader_at(_side_of(metric), self.interpolation)
         return self.load or metric.preprocess
 
     def part(self, sample: TripletFiles) -> str:
@@ -127,7 +135,7 @@ class TwoAfcData(Task[TripletFiles]):
 
     def human(self, rows: Sequence[SampleRow]) -> dict[str, Any] | None:
         """Score, softly, one more person, p^2 + (1 - p)^2 (LPIPS), and give the highest that any metric can reach."""
-        if self.protocol != "soft":
+        if self.protocol == "majority":
             return None
         read, parts = {row["key"] for row in rows}, dict[str, list[float]]()
         for triplet in self.triplets:
@@ -176,9 +184,28 @@ def files_of(triplet: TripletFiles) -> tuple[Path, Path, Path]:
     return triplet.reference, triplet.left, triplet.right
 
 
-def loader_at(size: int) -> Callable[[Path], Tensor]:
-    """Make a reader that squashes images to a size of its own: LPIPS judges BAPPS at 64 pixels."""
-    return lambda path: preprocess_pil(open_image(path), Preprocessing("squash", size, size), "squash")
+def loader_at(size: int, interpolation: Interpolation = "bicubic") -> Callable[[Path], Tensor]:
+    """Make a reader that squashes images to a size of its own, by Pillow: LPIPS judges BAPPS at 64 pixels."""
+    if interpolation == "bicubic":
+        return lambda path: preprocess_pil(open_image(path), Preprocessing("squash", size, size), "squash")
+    unchanged = Preprocessing("squash", size, size)
+
+    def load(path: Path) -> Tensor:
+        image = open_image(path).resize((size, size), Image.Resampling.BILINEAR)
+        return preprocess_pil(image, unchanged, "squash")
+
+    return load
+
+
+def _side_of(metric: Metric) -> int:
+    """Find the side of the images that a metric takes."""
+    side = getattr(metric, "image_size", None)
+    if type(side) is not int:
+        raise ValueError(
+            f"{metric.name} does not say which images it takes: give it an image_size in pixels, or choose a protocol "
+            "that leaves the resizing to it (eval bapps --protocol majority-bicubic)"
+        )
+    return side
 
 
 def decision(label: Tensor, loss: str = "ce") -> DecisionRule:

@@ -49,6 +49,7 @@ def bapps(robust_per_split: int = 1000, protocol: str = "majority", per_split: i
         for i in range(per_split)
     ]
     data: dict[str, Any] = {"name": "2afc", "split": None, "protocol": protocol, "unreadable": [], "published": "bapps"}
+    data |= {"interpolation": "bilinear"}
     settings = {"task": "2afc", "model": R_CLIP_F, "data": data, "threat": LINF, "effort": Effort(1.0), **changes}
     return record(rows, averaging=Averaging(macro=True, resamples=100), **settings)
 
@@ -188,7 +189,8 @@ def test_paper_on_other_data():
     whole = bapps()
     assert reported(whole, "clean") == numbers["bapps"]["clean"] == 74.0
     assert reported(whole, "robust") == numbers["bapps"]["linf"] == 19.0
-    assert reported({**whole, "data": {**whole["data"], "protocol": "soft"}}, "clean") is None
+    for change in ({"protocol": "lpips"}, {"interpolation": None}):  # the paper resized bilinearly
+        assert reported({**whole, "data": {**whole["data"], **change}}, "clean") is None
     fewer = bapps(robust_per_split=500, per_split=1000)["splits"]
     fewer = {split: {**whole["splits"][split], "robust": fewer[split]["robust"]} for split in fewer}
     assert reported({**whole, "splits": fewer}, "clean") == 74.0
