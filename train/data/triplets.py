@@ -185,9 +185,36 @@ def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[Tripl
 
 
 def _read_bapps_split(root: Path, split: str) -> list[TripletFiles]:
+    stems, names = matched_files(root, split, ("ref", "p0", "p1"), "judge")
+    # 0.1 ms each, threads make it 0.4
+    shares = [read_share(root / split / "judge" / name, "who prefer p1") for name in names["judge"]]
+    images = [[root / split / part / name for name in names[part]] for part in ("ref", "p0", "p1")]
+    return [
+        TripletFiles(f"{split}/{stem}", reference, left, right, share, split)
+        for stem, reference, left, right, share in zip(stems, *images, shares, strict=True)
+    ]
+
+
+def matched_files(
+    root: Path, split: str, images: Sequence[str], numbers: str
+) -> tuple[list[str], Mapping[str, list[str]]]:
+    """List the files of a split of BAPPS that belong together: those with the same stem in each of its folders.
+
+    Args:
+        root: holds the split's folder.
+        split: its name.
+        images: folders of images in it.
+        numbers: the folder of .npy files in it.
+
+    Returns:
+        The stems, sorted, and for each folder the file of each of them.
+
+    Raises:
+        ValueError: naming the folder that is missing or empty, or the file that has no counterpart.
+    """
     names: dict[str, list[str]] = {}
-    for part in ("ref", "p0", "p1", "judge"):
-        suffixes = {".npy"} if part == "judge" else SUFFIXES
+    for part in (*images, numbers):
+        suffixes = {".npy"} if part == numbers else SUFFIXES
         if not (root / split / part).is_dir():
             raise ValueError(
                 f"BAPPS split {split!r} lacks the folder {root / split / part}: unpack it, or leave the split out"
@@ -196,7 +223,8 @@ def _read_bapps_split(root: Path, split: str) -> list[TripletFiles]:
         names[part] = sorted(name for name in files if os.path.splitext(name)[1].lower() in suffixes)
     stems = {part: [os.path.splitext(name)[0] for name in files] for part, files in names.items()}
     if not any(stems.values()):
-        raise ValueError(f"BAPPS split {split!r} is empty: {root / split}/ref, p0, p1 and judge hold no files")
+        folders = f"{', '.join(images)} and {numbers}"
+        raise ValueError(f"BAPPS split {split!r} is empty: {root / split}/{folders} hold no files")
     everything = sorted(set().union(*stems.values()))
     for part, found in stems.items():
         if len(found) > len(set(found)):
@@ -209,24 +237,19 @@ def _read_bapps_split(root: Path, split: str) -> list[TripletFiles]:
                 f"BAPPS split {split!r}: {root / split / part} has {len(found)} files, and none for {gone[0]!r}, "
                 f"which {root / split / other} holds (files missing there: {len(gone)}): download the set again"
             )
-    shares = [_read_share(root / split / "judge" / name) for name in names["judge"]]  # 0.1 ms each, threads make it 0.4
-    images = [[root / split / part / name for name in names[part]] for part in ("ref", "p0", "p1")]
-    return [
-        TripletFiles(f"{split}/{stem}", reference, left, right, share, split)
-        for stem, reference, left, right, share in zip(everything, *images, shares, strict=True)
-    ]
+    return everything, names
 
 
-def _read_share(path: Path) -> float:
-    """Read the one number in a .npy file, a share in [0, 1]."""
+def read_share(path: Path, people: str) -> float:
+    """Read the one number in a .npy file, the share in [0, 1] of people who do something; ValueError for any other."""
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:  # a pickle is a ValueError, an empty file an EOFError
         raise ValueError(f"cannot read {path} ({' '.join(str(error).split())}): download it again") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or values.size != 1:
         described = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
-        raise ValueError(f"{path} holds {described}, expected one number, the share of people who prefer p1")
+        raise ValueError(f"{path} holds {described}, expected one number, the share of people {people}")
     share = float(values.reshape(()))
     if not 0.0 <= share <= 1.0:  # also NaN
-        raise ValueError(f"{path} holds {share}, expected the share of people who prefer p1, in [0, 1]")
+        raise ValueError(f"{path} holds {share}, expected the share of people {people}, in [0, 1]")
     return share

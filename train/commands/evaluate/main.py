@@ -19,6 +19,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "nights": {"split": "test", "min-votes": 6, "attack": "apgd", "norm": "linf l2", "eps": "4/255 3", "steps": 100},
     "bapps": {"protocol": "majority", "interpolation": "bilinear", "attack": "apgd", "norm": "linf l2",
               "eps": "4/255 3", "steps": 100, "attacked": "1000 per split"},
+    "jnd": {"protocol": "mAP", "interpolation": "bilinear", "side": 64, "attack": "none"},
     "things": {"attack": "none"},
     "cue-conflict": {"attack": "none"},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
@@ -131,6 +132,34 @@ def _bapps(options: argparse.Namespace) -> None:
     settings = {"protocol": options.protocol, "attacked": options.attacked, "limit": options.limit}
     settings |= {"name": options.name, "published": options.published}
     _two_afc(options, bapps_data(options.data, options.splits, **settings), "squash")
+
+
+def _jnd(options: argparse.Namespace) -> None:
+    from rclip_metric.train.evaluation import Session
+    from rclip_metric.train.evaluation.run import evaluate
+    from rclip_metric.train.evaluation.tasks.jnd import jnd_data, jnd_table
+    from rclip_metric.train.metrics.registry import load_metric
+    from rclip_metric.train.runs.distributed import join
+
+    _needs(options, "data")
+    data = jnd_data(options.data, options.splits, limit=options.limit, name=options.name)
+    if options.check:
+        return _checked(data.paths(), options)
+    _needs(options, "model")
+    team = join(options.device)
+    session = Session(options.out, options.overwrite, team, options.quiet)
+    records = []
+    for name in options.model:
+        metric = load_metric(name, device=str(team.device), resize="squash")
+        run = _run_settings(options, metric, team)
+        if session.out is None:
+            records += evaluate(metric, data, run=run, team=team, quiet=options.quiet)
+        else:
+            records.append(session.single(session.out / data.file_name(metric), data, metric, run))
+    if team.rank == 0:
+        print(jnd_table(records))
+    if broken := list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"])):
+        raise ValueError(f"{len(broken)} pairs could not be read and were left out; the first: {broken[0]}")
 
 
 def _things(options: argparse.Namespace) -> None:
@@ -319,6 +348,7 @@ def _say(line: str) -> None:
 TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "nights": _nights,
     "bapps": _bapps,
+    "jnd": _jnd,
     "things": _things,
     "zeroshot": _zeroshot,
     "cue-conflict": _cue_conflict,

@@ -47,6 +47,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     sanity = "can the robust accuracy be trusted: the paper's checks, with a verdict"
     add("nights", "2AFC in the NIGHTS format", _nights_options, judged, people, attack, **raw)
     add("bapps", "2AFC in the BAPPS format", _bapps_options, judged, people, attack, **raw)
+    add("jnd", "just noticeable differences: mAP on the other half of BAPPS", _jnd_options, judged, **raw)
     add("things", "odd-one-out in the THINGS format", _things_options, judged, people, no_attack, **raw)
     add("zeroshot", "zero-shot classification of a folder per class", _zeroshot_options, judged, _name_options(), **raw)
     add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
@@ -84,6 +85,11 @@ def _bapps_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="triplets that are attacked, the first of each split (default: %(default)s)",
     )
+
+
+def _jnd_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: traditional and cnn")
+    parser.add_argument("--name", help="of the data set, for tables (default: the folder's)")
 
 
 def _things_options(parser: argparse.ArgumentParser) -> None:

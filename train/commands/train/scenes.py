@@ -23,6 +23,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="NIGHTS-format triplets: train,val,test (default 1000,400,1200)",
     )
     parser.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
+    parser.add_argument(
+        "--jnd", type=positive, metavar="N", help="also N pairs per split in the format of BAPPS' JND part"
+    )
     parser.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
     parser.add_argument("--grounds", type=positive, metavar="N", help="also N images of each ground colour, in folders")
     parser.add_argument("--pairs", type=positive, metavar="N", help="also N images of each object and ground colour")
@@ -38,7 +41,13 @@ def _counts(text: str) -> tuple[int, int, int]:
 
 def _run(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
-    from rclip_metric.train.data.scenes.formats import write_bapps, write_grounds, write_pairs, write_things
+    from rclip_metric.train.data.scenes.formats import (
+        write_bapps,
+        write_grounds,
+        write_jnd,
+        write_pairs,
+        write_things,
+    )
 
     record = write_scenes(options.out, configured(ScenesConfig, options), quiet=options.quiet)
     seed, quiet = record["seed"], options.quiet
@@ -46,6 +55,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.bapps:
         write_bapps(options.out / "bapps", seed=seed, per_split=options.bapps, quiet=quiet)
         print(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
+    if options.jnd:
+        write_jnd(options.out / "bapps", seed=seed, per_split=options.jnd, quiet=quiet)
+        print(f"{options.out / 'bapps'}: {options.jnd} pairs in each of two splits of the JND part")
     if options.grounds:
         write_grounds(options.out / "grounds", seed=seed, per_class=options.grounds, quiet=quiet)
         print(f"{options.out / 'grounds'}: {options.grounds} images of each ground colour")

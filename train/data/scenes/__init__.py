@@ -12,7 +12,7 @@ from rclip_metric.train.data.scenes.draw import (
     sample_triplet,
     write_scenes,
 )
-from rclip_metric.train.data.scenes.formats import write_bapps, write_grounds, write_pairs, write_things
+from rclip_metric.train.data.scenes.formats import write_bapps, write_grounds, write_jnd, write_pairs, write_things
 
 __all__ = [
     "SIZE",
@@ -26,6 +26,7 @@ __all__ = [
     "sample_triplet",
     "write_bapps",
     "write_grounds",
+    "write_jnd",
     "write_pairs",
     "write_scenes",
     "write_things",

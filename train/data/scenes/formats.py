@@ -1,4 +1,4 @@
-"""Procedural scenes in the formats of BAPPS, THINGS and class folders: evaluations run where the real sets are not.
+"""Procedural scenes in the formats of BAPPS (2AFC and JND), THINGS and class folders: evaluations run where the real sets are not.
 
 The order of the distortions, and which image of three is the odd one, are known by construction; what the
 simulated people answer differs from that at a known rate. Everything is a function of the seed and its index,
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from rclip_metric.train.data.jnd import JND_SPLITS
 from rclip_metric.train.data.scenes import draw as scenes
 from rclip_metric.train.data.scenes.draw import (
     BACKGROUNDS,
@@ -39,6 +40,7 @@ from rclip_metric.train.runs.files import write_json
 VERSION = 1  # raised, as `scenes.VERSION`, whenever the same seed would give other files
 BAPPS_SIZE = 256  # pixels; BAPPS, too, is stored so, enlarged from 64
 PEOPLE = 5  # that judge a triplet of BAPPS
+JND_PEOPLE = 3  # that judge a pair
 LABEL_NOISE = 0.05  # share of odd-one-out answers that are wrong
 FAMILY = 3  # concepts that share what makes them alike
 
@@ -182,6 +184,50 @@ def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool
             table.writerow([f"{split}/{index:06d}", comparison.kind, *strengths])
     partial.replace(folder / "2afc")
     write_json(folder / "bapps.json", record)
+    return record
+
+
+def write_jnd(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool = False) -> dict[str, Any]:
+    """Write pairs in the format of BAPPS' JND part below `folder`, and return the record that is saved as `jnd.json`.
+
+    - `jnd/val/<split>/{p0,p1}/NNNNNN.png`, 256x256, enlarged from 64x64: a scene and a distortion of it, whose strength
+      is uniform in [0, 0.5];
+    - `jnd/val/<split>/same/NNNNNN.npy`: float64 (1,), the share of three people who call them the same, each with the
+      probability 1 / (1 + exp(20 (strength - 0.15))): 95 % at 0, a half at 0.15, one in a thousand at 0.5.
+
+    Raises:
+        ValueError: if `folder` holds a set of other settings or from elsewhere, or `per_split` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = write_jnd(Path(folder), per_split=1, quiet=True)
+        ...     images = len(list(Path(folder).rglob("*.png")))
+        >>> images, record["people"]
+        (4, 3)
+    """
+    if per_split < 1:
+        raise ValueError(f"got {per_split} pairs per split, expected 1 or more")
+    record = _record(seed=seed, per_split=per_split, size=BAPPS_SIZE, people=JND_PEOPLE)
+    if written(folder / "jnd.json", record):
+        return record
+    partial = begin(folder / "jnd", "jnd.json")
+    places = [(split, index) for split in JND_SPLITS for index in range(per_split)]
+    for split, index in tqdm(places, desc="JND", unit="pair", disable=True if quiet else None):
+        rng = generator(seed, f"jnd {split}", index)
+        reference = Image.fromarray(render(sample_scene(rng)))
+        kinds = DISTORTIONS[split]
+        kind, strength = sorted(kinds)[rng.integers(len(kinds))], rng.uniform(0, 0.5)
+        same = rng.binomial(JND_PEOPLE, 1 / (1 + math.exp(20 * (strength - 0.15)))) / JND_PEOPLE
+        root = partial / "val" / split
+        for part, image in (("p0", reference), ("p1", kinds[kind](reference, strength, rng))):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            larger = image.resize((BAPPS_SIZE, BAPPS_SIZE), Image.Resampling.BICUBIC)
+            larger.save(root / part / f"{index:06d}.png", compress_level=1)
+        (root / "same").mkdir(parents=True, exist_ok=True)
+        np.save(root / "same" / f"{index:06d}.npy", np.array([same]))
+    partial.replace(folder / "jnd")
+    write_json(folder / "jnd.json", record)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict_data, nights_data, things_data
+from rclip_metric.train.evaluation.tasks.jnd import JndData, average_precision, jnd_data
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
 from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance, direct_attack, direct_record
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
@@ -9,6 +10,7 @@ from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAtta
 
 __all__ = [
     "CueConflictData",
+    "JndData",
     "OddOneOutData",
     "SelfDistance",
     "TwoAfcData",
@@ -16,6 +18,7 @@ __all__ = [
     "ZeroShotAttack",
     "ZeroShotData",
     "at_equal_steps",
+    "average_precision",
     "bapps_data",
     "cue_conflict_data",
     "direct_attack",
@@ -24,6 +27,7 @@ __all__ = [
     "evaluate_odd_one_out",
     "evaluate_two_afc",
     "evaluate_zero_shot",
+    "jnd_data",
     "nights_data",
     "things_data",
 ]
