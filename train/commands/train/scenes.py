@@ -23,9 +23,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="NIGHTS-format triplets: train,val,test (default 1000,400,1200)",
     )
     parser.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
-    parser.add_argument(
-        "--jnd", type=positive, metavar="N", help="also N pairs per split in the format of BAPPS' JND part"
-    )
+    parser.add_argument("--jnd", type=positive, metavar="N", help="also N pairs per split in BAPPS' JND format")
     parser.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
     parser.add_argument("--grounds", type=positive, metavar="N", help="also N images of each ground colour, in folders")
     parser.add_argument("--pairs", type=positive, metavar="N", help="also N images of each object and ground colour")

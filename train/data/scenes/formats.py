@@ -1,4 +1,4 @@
-"""Procedural scenes in the formats of BAPPS (2AFC and JND), THINGS and class folders: evaluations run where the real sets are not.
+"""Procedural scenes in the formats of BAPPS, THINGS and class folders: evaluations run where the real sets are not.
 
 The order of the distortions, and which image of three is the odd one, are known by construction; what the
 simulated people answer differs from that at a known rate. Everything is a function of the seed and its index,

@@ -78,12 +78,8 @@ class JndData(Task[JndPair]):
 
     def file_name(self, metric: Metric) -> str:
         """Name the file of a metric's record."""
-        about = {
-            "model": metric.describe(),
-            "data": {"name": self.name, "protocol": "jnd"},
-            "threat": {"attack": "none"},
-        }
-        return result_name({**about, "settings": {"limit": self.limit}})
+        about = {"model": metric.describe(), "data": {"name": self.name, "protocol": "jnd"}}
+        return result_name({**about, "threat": {"attack": "none"}, "settings": {"limit": self.limit}})
 
     def judge(self, block: Sequence[JndPair], images: ImageSet, on: Evaluation) -> dict[str, Any]:
         """Measure the distances of a block: `COLUMNS`, and seconds."""
