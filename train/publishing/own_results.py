@@ -130,6 +130,8 @@ def _whole(record: Record) -> bool:
     data, settings = record["data"], record["settings"]
     whole = not data["unreadable"] and settings.get("limit") is None and data.get("split") in (None, "test")
     usual = _usual(data, "protocol") and _usual(settings, "precision")
+    if _task(record) == "bapps":
+        usual = usual and data.get("interpolation") == "bilinear"
     # BAPPS is squashed in the paper, whatever the encoder's own preprocessing.
     return whole and usual and (_usual(record["model"], "resize") or _task(record).endswith("bapps"))
 

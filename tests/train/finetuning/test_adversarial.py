@@ -240,7 +240,16 @@ def test_multipliers_do_not_depend_on_the_length_of_embeddings():
 def test_a_loss_without_its_classes_is_refused():
     with pytest.raises(ValueError, match="needs the embeddings"):
         stepper(dataclasses.replace(CONFIG, loss="tecoa"))
-    for wrong in ({"clean_weight": 2.0}, {"steps": 0}, {"learning_rate": 0.0}, {"loss": "mse"}, {"eps": -1.0}):
+    for wrong in (
+        {"clean_weight": 2.0},
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"loss": "mse"},
+        {"eps": -1.0},
+        {"inner_momentum": "nesterov"},
+        {"inner_start": "sphere"},
+        {"norm": "l1"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             dataclasses.replace(CONFIG, **wrong)
     with pytest.raises(ValueError, match="leave clean_weight"):

@@ -557,7 +557,7 @@ def test_only_results_in_the_papers_setting_are_reported():
     model = {"name": "mine", "revision": None, "resize": "published"}
     nights = {"name": "nights", "split": "test", "protocol": "2afc"}
     things = {"name": "things"}
-    bapps = {"name": "bapps", "protocol": "majority"}
+    bapps = {"name": "bapps", "protocol": "majority", "interpolation": "bilinear"}
     squashed = {**model, "resize": "squash"}
     records = [
         result(model, data=nights, robust=55),
@@ -573,6 +573,7 @@ def test_only_results_in_the_papers_setting_are_reported():
         result(model, right=51, data=things, task="odd-one-out", threat=CLEAN),
         result(squashed, right=74, data=bapps),  # 100 attacked samples of the split, and the paper has 1000
         result(model, right=9, data={**bapps, "protocol": "soft"}),
+        result(squashed, right=10, data={**bapps, "interpolation": None}),  # as earlier versions resized it
         result(model, right=62, robust=23, data={"name": "imagenet"}, task="zero-shot", threat={
             "attack": "apgd-ce+apgd-t", "norm": "linf", "eps": 2 / 255, "steps": 100, "restarts": 1, "targets": 9}),
     ]  # fmt: skip

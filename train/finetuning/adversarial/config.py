@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from rclip_metric.train.attacks.threat import LpBall
@@ -124,8 +124,10 @@ class FinetuneConfig:
         for name in ("clean_weight", "mixup", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], and it is {getattr(self, name)}")
-        if self.loss not in OBJECTIVES:
-            raise ValueError(f"loss must be one of {', '.join(OBJECTIVES)}, and it is {self.loss!r}")
+        for field in fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{field.name} must be one of {', '.join(choices)}, and it is {value!r}")
         self.objective.check(self)
 
     @property
