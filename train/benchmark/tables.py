@@ -5,16 +5,33 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import SHARE, JsonObject, is_judged, ranked, timed
-from rclip_metric.train.evaluation.results.leaderboard import AccuracyCell, plain_markdown
+from rclip_metric.train.benchmark.page.reading import Board, JsonObject
+from rclip_metric.train.benchmark.page.table import (
+    Column,
+    certified_columns,
+    columns,
+    score_columns,
+    speed_columns,
+)
+from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
-TextColumn = tuple[str, Callable[[JsonObject], str]]
 _NOTHING = "-"
+# How a cell of a kind of column is written.
+_TEXTS: dict[str, Callable[[Any], str]] = {
+    "accuracy": attrgetter("text"),
+    "accuracy alone": attrgetter("accuracy"),
+    "certified": attrgetter("text"),
+    "speed": lambda cell: f"{rate:,.0f}" if (rate := cell["pairs_per_second"]) >= 100 else f"{rate:.3g}",
+    "memory": lambda found: f"{found['float32']:.0f}" if "float32" in found else _NOTHING,
+    "count": lambda number: f"{number / 1e6:.3g} M" if number else "0",
+    "words": str,
+}
 
 
 def write_board(board: JsonObject, out: Path, *, page: bool) -> None:
@@ -42,115 +59,45 @@ def markdown(board: JsonObject) -> str:
         <BLANKLINE>
         - ssim: there is no GPU
     """
-    parts = [_glance(board)] if len(board["data"]) > 1 else []
-    for data in board["data"]:
-        rows = [metric for metric in ranked(board, data) if data["id"] in metric["results"]]
-        attacks = sorted({threat["words"] for threat in board["threats"]})
-        told = data.get("intervals") or "95 % bootstrap intervals"  # a board of before they could differ has none
+    read = Board(board)
+    parts = [_glance(read)] if len(read.data) > 1 else []
+    for data in read.data:
+        rows = [metric for metric in read.ranked(data) if data["id"] in metric["results"]]
+        attacks = sorted({threat["words"] for threat in read.threats if threat["words"]})
+        told = data["intervals"] or "95 % bootstrap intervals"  # a board of before they could differ has none
         caption = f"{data['label']}, {data['samples']} samples; percent, with {told}."
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
-        caption += f" {data['note']}" if data.get("note") and not is_judged(data) else ""
-        parts.append(_drawn(rows, _columns(board, data), caption))
-    failed = [f"- {metric['label']}: {sentence}" for metric in board["metrics"] for sentence in metric["failures"]]
+        caption += f" {data['note']}" if data["note"] and not data["judged"] else ""
+        parts.append(_drawn(rows, columns(read, data), caption))
+    failed = [f"- {metric['label']}: {said}" for metric in read.metrics for said in metric["failures"] or ()]
     if failed:
         parts.append("\n".join(["Not measured:", "", *failed]))
     return "\n\n".join(parts)
 
 
-def _glance(board: JsonObject) -> str:
+def _glance(board: Board) -> str:
     """Draw what every metric reached on every data set, in the order of the first one's table; numbers alone."""
-    columns: list[TextColumn] = []
-    for data in board["data"]:
-        columns += [(f"{data['id']} {title}", show) for title, show in _scores(board, data, attrgetter("accuracy"))]
+    shown: list[Column] = []
+    for data in board.data:
+        for column in score_columns(board, data):
+            shown.append(replace(column, kind="accuracy alone", title=f"{data['id']} {column.title}"))
     caption = "All sets at a glance, in the order of the first: percent; intervals and numbers of samples are below."
-    return _drawn(ranked(board, board["data"][0]), columns + _speeds(board), caption)
+    return _drawn(board.ranked(board.data[0]), shown + speed_columns(board), caption)
 
 
-def _drawn(rows: Sequence[JsonObject], columns: Sequence[TextColumn], caption: str) -> str:
+def _drawn(rows: Sequence[JsonObject], columns: Sequence[Column], caption: str) -> str:
     """Draw a table of the columns in which any row has something to show, and what is said below it."""
-    columns = [column for column in columns if any(column[1](metric) != _NOTHING for metric in rows)]
-    head = ["metric", *(title for title, _ in columns)]
-    lines = ["| " + " | ".join(map(plain_markdown, head)) + " |", "|---|" + "---:|" * len(columns)]
-    for metric in rows:
-        cells = [show(metric) for _, show in columns]
-        lines.append("| " + " | ".join(map(plain_markdown, [_name(metric), *cells])) + " |")
-    return "\n".join([*lines, "", plain_markdown(caption)])
+    cells = {column.title: [_text(column, metric) for metric in rows] for column in columns}
+    cells = {title: texts for title, texts in cells.items() if set(texts) - {_NOTHING}}
+    names = [metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "") for metric in rows]
+    lines = [["metric", *cells], *map(list, zip(names, *cells.values(), strict=True))]
+    head, *drawn = ["| " + " | ".join(map(plain_markdown, line)) + " |" for line in lines]
+    return "\n".join([head, "|---|" + "---:|" * len(cells), *drawn, "", plain_markdown(caption)])
 
 
-def _name(metric: JsonObject) -> str:
-    return metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "")
-
-
-def _columns(board: JsonObject, data: JsonObject) -> list[TextColumn]:
-    """List heading and cell of every column in which a metric may have something to show."""
-    columns = _scores(board, data)
-    proven = [m["results"][data["id"]]["certified"] for m in board["metrics"] if data["id"] in m["results"]]
-    if points := next((found["points"] for found in proven if found), None):  # the others are in the CSV
-        title = f"certified l2 {points[0]['eps_text']}"
-        columns.append(_score(title, data, "certified", _first_proven))
-    columns += _speeds(board)
-    if timed(board):
-        columns.append(("MB", lambda metric: _memory(metric)))
-    columns.append(("parameters", lambda metric: _millions(metric["parameters"])))
-    columns.append(("licence", lambda metric: metric["licence"] or "?"))
-    return columns
-
-
-def _first_proven(result: JsonObject) -> Any:
-    return result["certified"] and result["certified"]["points"][0]
-
-
-def _scores(
-    board: JsonObject, data: JsonObject, text: Callable[[AccuracyCell], str] = attrgetter("text")
-) -> list[TextColumn]:
-    """List the columns of scores: clean, or the share for shape, and under every threat."""
-    columns = [_score("clean" if is_judged(data) else SHARE, data, "clean", itemgetter("clean"), text)]
-    for threat in board["threats"]:
-        name = threat["id"]
-        columns.append(_score(name, data, name, lambda result, name=name: result["robust"].get(name), text))  # type: ignore[misc]
-    return columns
-
-
-def _score(
-    title: str,
-    data: JsonObject,
-    name: str,
-    find: Callable[[JsonObject], Any],
-    text: Callable[[AccuracyCell], str] = attrgetter("text"),
-) -> TextColumn:
-    """Make a column of what `find` takes out of a metric's result; `name` is that of the paper's number."""
-
-    def show(metric: JsonObject) -> str:
-        result = metric["results"].get(data["id"])
-        return text(AccuracyCell(find(result), result["samples"], result["paper"].get(name))) if result else _NOTHING
-
-    return title, show
-
-
-def _speeds(board: JsonObject) -> list[TextColumn]:
-    """List the columns of pairs per second, of every type of number and batch size that was timed."""
-    columns: list[TextColumn] = []
-    for precision, size in timed(board):
-        short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
-        columns.append((f"pairs/s {short}, batch {size}", lambda m, p=precision, b=size: _speed(m, p, b)))  # type: ignore[misc]
-    return columns
-
-
-def _speed(metric: JsonObject, precision: str, size: str) -> str:
-    cell = ((metric["timing"] or {}).get(precision) or {}).get(size)
-    if not cell:
-        return _NOTHING
-    rate = cell["pairs_per_second"]
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def _memory(metric: JsonObject) -> str:
-    cells = (metric["timing"] or {}).get("float32") or {}
-    return f"{cells['memory_mb']:.0f}" if cells.get("memory_mb") is not None else _NOTHING
-
-
-def _millions(parameters: int | None) -> str:
-    return _NOTHING if parameters is None else "0" if parameters == 0 else f"{parameters / 1e6:.3g} M"
+def _text(column: Column, metric: JsonObject) -> str:
+    found = column.find(metric)
+    return _TEXTS[column.kind](found) if found is not None else "?" if column.kind == "words" else _NOTHING
 
 
 def as_csv(board: JsonObject) -> str:
@@ -158,17 +105,16 @@ def as_csv(board: JsonObject) -> str:
 
     Columns are "clean", a ball, "certified l2 ...", and "share for shape, %".
     """
+    read = Board(board)
+    shown = {data["id"]: score_columns(read, data) + certified_columns(read, data) for data in read.data}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", "label", "revision", "data", "column", "percent", "low", "high", "samples", "paper"])
-    first = {data["id"]: "clean" if is_judged(data) else SHARE for data in board["data"]}
-    for metric in board["metrics"]:
-        for data, result in metric["results"].items():
-            cells = {first[data]: result["clean"], **result["robust"]}
-            for point in (result["certified"] or {"points": []})["points"]:
-                cells[f"certified l2 {point['eps_text']}"] = point
-            for column, found in cells.items():
-                own = [metric["id"], metric["label"], metric["revision"], data, column]
-                numbers = [found["accuracy"], *found["interval_95"], found["samples"], result["paper"].get(column)]
-                writer.writerow([*own, *numbers])
+    for metric in read.metrics:
+        for data in metric["results"]:
+            for column in shown[data]:
+                if cell := column.find(metric):
+                    own = [metric["id"], metric["label"], metric["revision"], data, column.title]
+                    numbers = [cell.summary["accuracy"], *cell.summary["interval_95"], cell.summary["samples"]]
+                    writer.writerow([*own, *numbers, cell.paper])
     return text.getvalue().rstrip("\n")

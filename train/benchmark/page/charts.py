@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rclip_metric.train.benchmark.page.reading import Look
+from rclip_metric.train.benchmark.page.words import short
 from rclip_metric.train.evaluation.results.curves import radius_axis
 
 try:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Place = tuple[float, float]
 # Each from the middle of a point on; with the colours of the style sheet, 35 looks that differ.
-_SHAPES = (
+SHAPES = (
     "m-3.5 0a3.5 3.5 0 1 0 7 0 3.5 3.5 0 1 0-7 0",
     "m-3-3h6v6h-6z",
     "m0-4l4 7h-8z",
@@ -42,16 +43,8 @@ LETTER = 10.5  # font size of all charts, in units of their viewBox
 LONGEST = 21  # letters of a label
 PANEL = (400.0, 340.0)
 BINS, TALL = 32, 56  # of a histogram: bins, and units of its peak
-DIRECTIONS = [
-    "east",
-    "southeast",
-    "northeast",
-    "west",
-    "northwest",
-    "southwest",
-    "north",
-    "south",
-]  # of labels, best first
+# Of labels, the best first.
+DIRECTIONS = ["east", "southeast", "northeast", "west", "northwest", "southwest", "north", "south"]
 WIDE = 6  # a ratio of the largest to the smallest radius beyond which the axis is logarithmic
 
 
@@ -75,20 +68,6 @@ class Line:
     look: Look
     points: Sequence[tuple[float, float, float, float]]
     certified: Sequence[tuple[float, float]] = ()
-
-
-def symbols() -> Markup:
-    """Draw the shapes, once per page."""
-    shapes = (
-        f'<symbol id="s{n}" viewBox="-6 -6 12 12"><path d="M0 0{shape}"/></symbol>' for n, shape in enumerate(_SHAPES)
-    )
-    return Markup(f'<svg class="say" aria-hidden="true">{"".join(shapes)}</svg>')
-
-
-def short(value: float) -> str:
-    """Write a coordinate with one decimal, in as few characters as possible."""
-    text = f"{value:.1f}".removesuffix(".0")
-    return "0" if text == "-0" else text
 
 
 def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float, float]:
@@ -350,7 +329,7 @@ class _Svg(RendererBase):
         if gid.endswith(" b"):  # a band is the one marker of its collection
             super().draw_markers(gc, marker_path, marker_trans, path, trans, rgbFace)
         elif gid:
-            shape = _SHAPES[self.chart.members[int(gid.split()[0])][0].shape]
+            shape = SHAPES[self.chart.members[int(gid.split()[0])][0].shape]
             places = np.asarray(path.transformed(trans + self.down).vertices)
             self._add(gid, '<path class="g" d="{d}"/>', d="".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in places))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from rclip_metric.train.benchmark.page import charts
-from rclip_metric.train.benchmark.page.examples import example_section
-from rclip_metric.train.benchmark.page.panels import distance_section, radius_section, scatter_section
-from rclip_metric.train.benchmark.page.papers import paper_section, settings_section
-from rclip_metric.train.benchmark.page.reading import JsonObject, measured_sets, whole_board
-from rclip_metric.train.benchmark.page.summary import facts, summary
-from rclip_metric.train.benchmark.page.table import table_section
-from rclip_metric.train.benchmark.page.words import joined, norm_name
+from rclip_metric.train.benchmark.page import charts, words
+from rclip_metric.train.benchmark.page.examples import example_section, is_coarse
+from rclip_metric.train.benchmark.page.panels import CHANCE, distance_section, radius_section, scatter_section
+from rclip_metric.train.benchmark.page.papers import paper_section
+from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
+from rclip_metric.train.benchmark.page.summary import summary
+from rclip_metric.train.benchmark.page.table import glance, table
 from rclip_metric.train.html import render
 
 __all__ = ["page"]
@@ -27,26 +27,27 @@ def page(board: JsonObject) -> str:
     Raises:
         ValueError: for an image that is no data: URI, and would have to be loaded.
     """
-    board = whole_board(board)
+    read = Board(board)
     sections = {
-        "Table": table_section(board),
-        "Clean and robust": scatter_section(board),
-        "Radius": radius_section(board),
-        "Distances": distance_section(board),
-        "Examples": example_section(board),
-        "Papers": paper_section(board),
-        "Settings": settings_section(board),
+        "Table": read.per_set(partial(table, read)),
+        "Clean and robust": scatter_section(read),
+        "Radius": radius_section(read),
+        "Distances": distance_section(read),
+        "Examples": example_section(read),
+        "Papers": paper_section(read),
+        "Settings": True,
     }
     return render(
         "page.html",
         Path(__file__).parent / "templates",
-        title=str(board["title"] or "Perceptual metrics under attack"),
-        summary=summary(board),
-        facts=facts(board),
-        sets=[data["id"] for data in measured_sets(board)],
+        title=str(read.title or "Perceptual metrics under attack"),
+        board=read,
+        summary=summary(read),
+        glance=glance(read) if len(read.sets()) > 1 else None,
         sections={name.split()[0].lower(): (name, found) for name, found in sections.items() if found},
-        symbols=charts.symbols(),
-        joined=joined,
-        norm=norm_name,
-        short=charts.short,
+        shapes=charts.SHAPES,
+        chance=CHANCE,
+        interval=interval,
+        is_coarse=is_coarse,
+        words=words,
     )

@@ -1,18 +1,28 @@
-"""What there is of a board: results, intervals, the order of the metrics."""
+"""A board as the tables and the page read it: what is missing, null or no finite number is None or empty."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
+
+from rclip_metric.train.benchmark.page.words import ball_name
+from rclip_metric.train.evaluation.results.labels import PEOPLE
 
 JsonObject = Mapping[str, Any]
 SHARE = "share for shape, %"
 OWN = ("ours", "yours")  # kinds that are marked; what is left are baselines
 COLOURS, SHAPES = 7, 5  # of the style sheet and of the charts: 35 looks that differ
-_LISTS = {"data": "id", "threats": "id", "metrics": "id", "examples": "key", "paper": "label"}
 Part = TypeVar("Part")
+
+
+class Found(dict[str, Any]):
+    """An object of JSON, in which whatever it does not say is None."""
+
+    def __missing__(self, key: str) -> None:
+        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,110 +43,113 @@ class Look:
         return self.index % SHAPES
 
 
-def whole_board(board: JsonObject) -> dict[str, Any]:
-    """Complete a board: empty parts for missing ones, data sets and threats that only results name, and looks."""
-    whole: dict[str, Any] = dict.fromkeys(("title", "made", "command", "cores"))
-    whole |= {key: board.get(key) or {} for key in ("settings", "versions", "device")}
-    whole |= {key: [{name: "?", **entry} for entry in board.get(key) or ()] for key, name in _LISTS.items()}
-    whole |= {key: board.get(key) for key in ("title", "made", "command", "cores")}
-    for n, metric in enumerate(whole["metrics"]):
-        for key in ("results", "sweep", "direct", "timing"):
-            metric[key] = {name: found for name, found in (metric.get(key) or {}).items() if found}
-        metric |= {key: metric.get(key) for key in ("failures", "image_size", "kind")}
-        metric["label"] = str(metric.get("label") or metric["id"])
-        metric["look"] = Look(n, metric.get("kind") in OWN)
-    results = [result for metric in whole["metrics"] for result in metric["results"].values()]
-    for key, lists in (
-        ("data", [metric[part] for metric in whole["metrics"] for part in ("results", "sweep")]),
-        ("threats", [result.get("robust") or () for result in results] + [m["direct"] for m in whole["metrics"]]),
-    ):
-        names = dict.fromkeys(name for names in lists for name in names)
-        whole[key] += [{"id": name} for name in names if name not in {entry["id"] for entry in whole[key]}]
-    return whole
+class Board:
+    """What `board.py` wrote, with the data sets and threats that only results name, and what every entry is called.
+
+    A data set has a `label`, its `judges` and whether it is `judged`: where shape and texture are in conflict, no
+    option is right. A threat has a `ball`, as HTML. A metric has a `label` and a `look`.
+    """
+
+    def __init__(self, board: JsonObject) -> None:
+        """Read the board, which stays as it is."""
+        said = json.loads(json.dumps(board), object_hook=Found, parse_constant=lambda name: None)
+        self.title, self.made, self.command, self.cores = (said[key] for key in ("title", "made", "command", "cores"))
+        self.settings, self.versions, self.device = (said[key] or Found() for key in ("settings", "versions", "device"))
+        names = {"data": "id", "threats": "id", "metrics": "id", "examples": "key", "paper": "label"}
+        parts = [[Found({name: "?"} | entry) for entry in said[key] or ()] for key, name in names.items()]
+        self.data, self.threats, self.metrics, self.examples, self.paper = parts
+        for n, metric in enumerate(self.metrics):
+            for key in ("results", "sweep", "direct", "timing"):
+                metric[key] = {name: found for name, found in (metric[key] or {}).items() if found}
+            metric |= {"label": str(metric["label"] or metric["id"]), "look": Look(n, metric["kind"] in OWN)}
+        results = [result for metric in self.metrics for result in metric["results"].values()]
+        for result in results:
+            result |= {key: result[key] or {} for key in ("robust", "paper", "certified")}
+        measured = [metric[part] for metric in self.metrics for part in ("results", "sweep")]
+        tried = [result["robust"] for result in results] + [metric["direct"] for metric in self.metrics]
+        for entries, named in ((self.data, measured), (self.threats, tried)):
+            known = {entry["id"] for entry in entries}
+            entries += [Found(id=name) for name in dict.fromkeys(chain(*named)) if name not in known]
+        for data in self.data:
+            data |= {"label": str(data["label"] or data["id"]), "judges": str(data["judges"] or PEOPLE)}
+            data["judged"] = data["task"] != "cue-conflict"
+        for threat in self.threats:
+            threat["ball"] = ball_name(threat)
+
+    def sets(self) -> list[Found]:
+        """List the data sets that any metric was measured on, all of them if there are no numbers yet."""
+        return [data for data in self.data if any(data["id"] in m["results"] for m in self.metrics)] or self.data
+
+    def tried(self, data: JsonObject) -> list[Found]:
+        """List the threats that any metric was measured under on a data set."""
+        return [threat for threat in self.threats if any(score(metric, data, threat) for metric in self.metrics)]
+
+    def ranked(self, data: JsonObject | None = None) -> list[Found]:
+        """Rank the metrics by robustness under the first threat, then clean; by default on the first data set."""
+        data = data or next(iter(self.sets()), Found())
+        first = [*self.tried(data)[:1], None]
+
+        def rank(metric: JsonObject) -> tuple[Any, ...]:
+            scores = [score(metric, data, threat) for threat in first]
+            return (*(-found["accuracy"] if found else 1.0 for found in scores), metric["label"])
+
+        return sorted(self.metrics, key=rank)
+
+    def kinds(self) -> dict[str, int]:
+        """Count the metrics that are ours, yours, and others."""
+        kinds = [metric["kind"] if metric["kind"] in OWN else "others" for metric in self.metrics]
+        return {kind: kinds.count(kind) for kind in (*OWN, "others") if kind in kinds}
+
+    def holds(self) -> dict[str, bool]:
+        """Say of each part of a benchmark whether there is any of it."""
+        return {
+            "attacks": bool(self.threats),
+            "certified accuracy": any(found["certified"] for m in self.metrics for found in m["results"].values()),
+            "speed and memory": any(metric["timing"] for metric in self.metrics),
+            "accuracy against the radius": any(metric["sweep"] for metric in self.metrics),
+            "direct attacks": any(metric["direct"] for metric in self.metrics),
+            "example triplets": bool(self.examples),
+        }
+
+    def per_set(self, draw: Callable[[Found], Part]) -> list[tuple[str | None, Part]]:
+        """Draw each data set, under its name where there are several; empty where nothing is drawn of any."""
+        sets = self.sets() or [Found(id=None, label="no data yet", judged=True)]
+        parts = [draw(data) for data in sets]
+        names = [data["label"] for data in sets] if len(sets) > 1 else [None]
+        return list(zip(names, parts, strict=True)) if any(parts) else []
 
 
-def result_of(metric: JsonObject, data: JsonObject) -> JsonObject:
-    """Find what a metric reached on a data set; empty where it was not measured."""
-    return metric["results"].get(data["id"]) or {}
+def at(found: Any, *keys: str) -> Any:
+    """Find what is within objects, one in another; None where any of them is missing."""
+    for key in keys:
+        found = (found or {}).get(key)
+    return found
 
 
-def score_of(metric: JsonObject, data: JsonObject, threat: JsonObject | None = None) -> JsonObject | None:
+def score(metric: JsonObject, data: JsonObject, threat: JsonObject | None = None) -> Found | None:
     """Find the summary of a metric on a data set, clean or under a threat; None where it was not measured."""
-    result = result_of(metric, data)
-    found = result.get("clean") if threat is None else (result.get("robust") or {}).get(threat["id"])
-    return found if found and known(found.get("accuracy")) is not None else None
+    result = metric["results"].get(data["id"])
+    found: Found | None = at(result, "clean") if threat is None else at(result, "robust", threat["id"])
+    return found if found and found["accuracy"] is not None else None
 
 
-def certified_points(metric: JsonObject, data: JsonObject) -> list[JsonObject]:
-    """List the certified points of a metric on a data set, rising."""
-    points = (result_of(metric, data).get("certified") or {}).get("points") or ()
-    return sorted((point for point in points if known(point.get("accuracy")) is not None), key=lambda p: p["eps"])
+def certified(metric: JsonObject, data: JsonObject) -> list[Found]:
+    """List what is certified of a metric on a data set, by rising radius."""
+    points = at(metric["results"], data["id"], "certified", "points") or []
+    return sorted((point for point in points if point["accuracy"] is not None), key=lambda point: point["eps"])
 
 
-def measured_sets(board: JsonObject) -> list[JsonObject]:
-    """List the data sets that any metric was measured on, all of them if there are no numbers yet."""
-    return [data for data in board["data"] if any(result_of(m, data) for m in board["metrics"])] or board["data"]
+def numbers(values: Any) -> list[float]:
+    """Keep the numbers of a list."""
+    return [number for number in values or () if number is not None]
 
 
-def data_name(data: JsonObject) -> str:
-    """Name a data set by its label."""
-    return str(data.get("label") or data["id"])
+def rows(table: Any, width: int) -> list[list[float]]:
+    """Keep the rows of numbers, rising."""
+    return sorted(row for row in map(numbers, table or ()) if len(row) == width)
 
 
-def is_judged(data: JsonObject) -> bool:
-    """Say whether anybody said which option is right: where shape and texture are in conflict, neither is."""
-    return data.get("task") != "cue-conflict"
-
-
-def tried_threats(board: JsonObject, data: JsonObject) -> list[JsonObject]:
-    """List the threats that any metric was measured under on a data set."""
-    return [t for t in board["threats"] if any(score_of(metric, data, t) for metric in board["metrics"])]
-
-
-def ranked(board: JsonObject, data: JsonObject | None = None) -> list[JsonObject]:
-    """Rank the metrics by robustness under the first threat, then clean; by default on the first data set."""
-    data = data or next(iter(measured_sets(board)), {"id": None})
-    first = [*tried_threats(board, data)[:1], None]
-
-    def rank(metric: JsonObject) -> tuple[Any, ...]:
-        scores = [score_of(metric, data, threat) for threat in first]
-        return (*(-score["accuracy"] if score else 1.0 for score in scores), metric["label"])
-
-    return sorted(board["metrics"], key=rank)
-
-
-def known(value: Any) -> float | None:
-    """Keep a finite number; None for anything else."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
-def numbers_of(values: Any) -> list[float]:
-    """Keep the finite numbers of a list."""
-    return [number for number in map(known, values or ()) if number is not None]
-
-
-def rows_of(table: Any, width: int) -> list[tuple[float, ...]]:
-    """Keep the rows of finite numbers, rising."""
-    return sorted(numbers for row in table or () if len(numbers := tuple(numbers_of(row))) == width)
-
-
-def interval_of(summary: JsonObject) -> tuple[float, float] | None:
+def interval(summary: JsonObject) -> tuple[float, float] | None:
     """Read the bounds of a summary: of an accuracy, or of a number of pairs per second."""
-    bounds = numbers_of(summary.get("interval_95") or (summary.get("low"), summary.get("high")))
+    bounds = numbers(summary["interval_95"] or (summary["low"], summary["high"]))
     return (bounds[0], bounds[1]) if len(bounds) == 2 else None
-
-
-def per_set(board: JsonObject, draw: Callable[[JsonObject], Part]) -> list[tuple[str | None, Part]]:
-    """Draw each data set, under its name where there are several; empty where nothing is drawn of any."""
-    sets = measured_sets(board) or [{"id": None, "label": "no data yet"}]
-    parts = [draw(data) for data in sets]
-    names = [data_name(data) for data in sets] if len(sets) > 1 else [None]
-    return list(zip(names, parts, strict=True)) if any(parts) else []
-
-
-def timed(board: JsonObject) -> list[tuple[str, str]]:
-    """List types of number and batch sizes that any metric was timed with, float32 first."""
-    times = [(metric.get("timing") or {}) for metric in board["metrics"]]
-    found = {(kind, size) for time in times for kind, cells in time.items() for size in cells or () if size.isdecimal()}
-    return sorted(found, key=lambda cell: (cell[0] != "float32", cell[0], int(cell[1])))
