@@ -14,11 +14,12 @@ from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
 from rclip_metric.train.benchmark.settings import BenchmarkSettings
 from rclip_metric.train.evaluation.certificates.lipschitz import certified_curve
 from rclip_metric.train.evaluation.results.bootstrap import summary
-from rclip_metric.train.evaluation.results.labels import SCENES, Record, Threat, data_label, interval_label, named
+from rclip_metric.train.evaluation.results.labels import SCENES, Record, data_label, interval_label, named
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import short_revision
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, files_of
+from rclip_metric.train.metrics.base import Facts
 from rclip_metric.train.metrics.paper import REPORTED, reported
 from rclip_metric.train.metrics.registry import BASELINES
 from rclip_metric.train.runs.machine import device_record, versions
@@ -87,36 +88,34 @@ def _threat(ball: LpBall, settings: BenchmarkSettings) -> dict[str, Any]:
 
 
 def _metric(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, Any]:
-    facts, about = entry.facts, entry.about
+    facts, about = entry.facts or Facts(), entry.about
     label = named({**about, "revision": None}) if about else entry.name
     return {
         "id": entry.name,
-        "label": (facts and facts.label) or label,
+        "label": facts.label or label,
         "revision": short_revision(about.get("revision")) or None,
         "kind": entry.kind,
         "similarity": about.get("similarity"),
         "image_size": entry.image_size,
-        "parameters": facts and facts.parameters,
-        "licence": facts and facts.licence,
-        "source": facts and facts.source,
+        "parameters": facts.parameters,
+        "licence": facts.licence,
+        "source": facts.source,
         "failures": entry.failures,
         "timing": entry.timing,
         "results": {name: _result(records) for name, records in entry.records.items()},
         "sweep": _sweep(entry, sets),
-        "direct": {
-            f"{found['threat']['norm']} {found['threat']['eps_text']}": {
-                "distances": found["distances"],
-                "others": found["others"],
-            }
-            for found in entry.direct
-        },
+        "direct": {_ball(found): {key: found[key] for key in ("distances", "others")} for found in entry.direct},
     }
+
+
+def _ball(record: Mapping[str, Any]) -> str:
+    return f"{record['threat']['norm']} {record['threat']['eps_text']}"
 
 
 def _result(records: Sequence[Record]) -> dict[str, Any]:
     """Gather one metric on one data set: the clean summary, one per ball, and what is certified."""
     first = records[0]
-    robust = {threat.ball: record for record in records if (threat := Threat.of(record)) and _attacked(record)}
+    robust = {_ball(record): record for record in records if _attacked(record)}
     proven = [record for record in records if record["threat"]["attack"] == "certified"]
     numbers = {"clean": reported(first, "clean")} | {ball: reported(r, "robust") for ball, r in robust.items()}
     return {
@@ -139,16 +138,14 @@ def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _certified(records: Sequence[Record]) -> dict[str, Any]:
-    points = [
-        {"eps": record["threat"]["eps"], "eps_text": record["threat"]["eps_text"], **_summary(record["robust"])}
-        for record in sorted(records, key=lambda record: record["threat"]["eps"])
-    ]
+    points = []
+    for record in sorted(records, key=lambda record: record["threat"]["eps"]):
+        points.append({key: record["threat"][key] for key in ("eps", "eps_text")} | _summary(record["robust"]))
     return {"points": points, **certified_curve(records[0])}
 
 
 def _sweep(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:
     """Collect accuracy against the radius on the swept samples: (eps, percent, low, high), the clean accuracy at 0."""
-    swept = {(record["threat"]["norm"], record["threat"]["eps"]): record["robust"] for record in entry.sweep}
     name = next((name for name, records in entry.records.items() if any(map(_attacked, records))), None)
     if name is None:
         return {}
@@ -167,8 +164,8 @@ def _sweep(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, dict[str, 
         )
         points = curves.setdefault(norm, [_point(0.0, clean)])
         points.append(_point(record["threat"]["eps"], robust))
-    for (norm, eps), robust in swept.items():
-        curves[norm].append(_point(eps, robust))
+    for record in entry.sweep:
+        curves[record["threat"]["norm"]].append(_point(record["threat"]["eps"], record["robust"]))
     return {name: {norm: sorted(points) for norm, points in curves.items()}}
 
 
@@ -181,22 +178,15 @@ def _examples(
 ) -> list[dict[str, Any]]:
     """List triplets, each with what every metric made of it; the images are of the metric that has them largest."""
     shown: dict[str, dict[str, Any]] = {}
-    first = first_triplets(sets)
+    first, own = first_triplets(sets), ("attacked", "perturbation", "before", "after")
     for entry in sorted(entries, key=lambda entry: -(entry.image_size or 0)):
         for found in entry.examples:
             if "failed" in found:
                 continue  # told among the samples that could not be read
-            own = ("attacked", "perturbation", "before", "after")
-            triplet = shown.setdefault(
-                found["key"],
-                {
-                    **{key: value for key, value in found.items() if key not in (*own, "right_before", "right_after")},
-                    "data": first,
-                    "threat": str(settings.balls[0]),
-                    "metrics": {},
-                },
-            )
-            triplet["metrics"][entry.name] = {key: found[key] for key in own}
+            other = (*own, "right_before", "right_after")
+            about = {key: value for key, value in found.items() if key not in other}
+            about |= {"data": first, "threat": str(settings.balls[0]), "metrics": {}}
+            shown.setdefault(found["key"], about)["metrics"][entry.name] = {key: found[key] for key in own}
     return list(shown.values())
 
 
