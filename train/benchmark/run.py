@@ -180,8 +180,8 @@ class _Run:
             entry.direct += [] if found_direct is None else [found_direct]
         if settings.examples and settings.balls:
             path = settings.out / "examples" / f"{stem}__{data.name}.json"
-            shown = self._guarded(entry, "examples", lambda: self._examples(path, metric, data))
-            entry.examples = [] if shown is None else shown["examples"]
+            shown = self._guarded(entry, "examples", lambda: self._examples(path, metric, data)["examples"])
+            entry.examples = shown or []
 
     def _direct(self, metric: Metric, data: TwoAfcData, ball: LpBall, stem: str) -> dict[str, Any]:
         words = str(ball).replace(" ", "-").replace("/", "_")
@@ -211,18 +211,14 @@ class _Run:
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
             names = [entry.name for entry in built]
-            asked: dict[str, Any] = {"device": str(self.team.device), "image_size": self.settings.image_size}
-            asked["precisions"] = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
-
-            def measure(_: Path) -> dict[str, Any]:
-                sizes = TimingSettings(asked["device"], image_size=asked["image_size"])
-                found = time_metrics(names, sizes, precisions=asked["precisions"], quiet=self.settings.quiet)
-                return {"metrics": found}
-
+            sizes = TimingSettings(str(self.team.device), image_size=self.settings.image_size)
+            precisions = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
+            about: dict[str, Any] = {"device": sizes.device, "image_size": sizes.image_size, "precisions": precisions}
+            about |= {"metrics": names, "versions": versions()}
+            measure = partial(time_metrics, names, sizes, precisions=precisions, quiet=self.settings.quiet)
             # One run for all of them, or ratios would compare different hours of the machine.
-            about = {**asked, "metrics": names, "versions": versions()}
             path = self.settings.out / "timing.json"
-            found = kept(path, about, measure, overwrite=True)
+            found = kept(path, about, lambda _: {"metrics": measure()}, overwrite=True)
             if any("failed" in timing for timing in found["metrics"].values()):
                 path.unlink()  # what failed is tried again when the same command is given again
             for entry in built:
@@ -254,14 +250,11 @@ class _Run:
 
 
 def _kind(name: str, metric: Metric) -> str:
-    if isinstance(metric, EncoderMetric):
-        return "ours" if _adversarially_trained(name) else "baseline"
-    return "baseline" if is_baseline(name) else "yours"
-
-
-def _adversarially_trained(name: str) -> bool:
+    """Tell what was adversarially fine-tuned from what was not, and both from what a user brought."""
+    if not isinstance(metric, EncoderMetric):
+        return "baseline" if is_baseline(name) else "yours"
     if name.startswith(("open_clip:", "timm:")):
-        return False
+        return "baseline"
     plain = name.removesuffix(RANDOM)
     training = (get_spec(plain) if plain in model_names() else locate(plain).spec).training
-    return bool(training and training.get("eps"))
+    return "ours" if training and training.get("eps") else "baseline"
