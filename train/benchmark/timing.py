@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 from tqdm import tqdm
@@ -63,24 +64,21 @@ def time_metrics(
         )
     # Ascending: what a larger batch leaves behind in the allocator is not a smaller one's.
     settings = replace(settings, batch_sizes=tuple(sorted(set(settings.batch_sizes))))
-    contestants = [(name, precision) for name in dict.fromkeys(names) for precision in dict.fromkeys(precisions)]
+    contestants = list(product(dict.fromkeys(names), dict.fromkeys(precisions)))
+    turns = [turn for number in range(rounds) for turn in contestants[:: -1 if number % 2 else 1]]
     visits: dict[tuple[str, str], list[Visit]] = {contestant: [] for contestant in contestants}
     failed: dict[tuple[str, str], str] = {}
-    with tqdm(total=rounds * len(contestants), desc="timing", disable=True if quiet else None) as bar:
-        for number in range(rounds):
-            for contestant in contestants[:: -1 if number % 2 else 1]:
-                if contestant not in failed:
-                    found = in_a_fresh_process(*contestant, settings)
-                    if isinstance(found, str):
-                        failed[contestant] = found
-                    else:
-                        visits[contestant].append(found)
-                bar.update()
+    for name, precision in tqdm(turns, desc="timing", disable=True if quiet else None):
+        if (name, precision) not in failed:
+            found = in_a_fresh_process(name, precision, settings)
+            if isinstance(found, str):
+                failed[name, precision] = found
+            else:
+                visits[name, precision].append(found)
     entries = {}
     for name in dict.fromkeys(names):
-        own = {precision: visits[name, precision] for precision in dict.fromkeys(precisions)}
-        lost = {precision: failed[name, precision] for precision in precisions if (name, precision) in failed}
-        entries[name] = _entry(own, lost)
+        own = {precision: found for (other, precision), found in visits.items() if other == name}
+        entries[name] = _entry(own, {precision: why for (other, precision), why in failed.items() if other == name})
     return entries
 
 
