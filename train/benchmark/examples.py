@@ -120,9 +120,7 @@ def _before_and_after(
             "after": after[i].tolist(),
             "right_before": not bool(wrong[i]),
             "right_after": not bool(wrong_after[i]),
-            "reference": _file_uri(triplet.reference),
-            "left": _file_uri(triplet.left),
-            "right": _file_uri(triplet.right),
+            **{side: _uri(open_image(getattr(triplet, side)), exact=False) for side in ("reference", "left", "right")},
             "attacked": _tensor_uri(final[i].cpu(), exact=False),
             "perturbation": _tensor_uri(perturbation, exact=True),
             "amplification": factor,
@@ -137,11 +135,6 @@ def _amplified(delta: Tensor, ball: LpBall) -> tuple[Tensor, float | None]:
         return torch.full_like(delta, 0.5), None
     largest = ball.eps if ball.norm == "linf" else largest
     return (0.5 + delta / (2 * largest)).clamp(0, 1), 1 / (2 * largest)
-
-
-def _file_uri(path: Path) -> str:
-    """Encode an image file."""
-    return _uri(open_image(path), exact=False)
 
 
 def _tensor_uri(image: Tensor, exact: bool) -> str:
