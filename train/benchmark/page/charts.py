@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib as SVG whose colours, lines and letters are the style sheet's business."""
+"""Charts as SVG, laid out by matplotlib; colours, lines and letters are the style sheet's business."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -17,11 +17,8 @@ from rclip_metric.train.evaluation.results.curves import radius_axis
 
 try:
     import textalloc
-    from matplotlib.backend_bases import RendererBase
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.path import Path
-    from matplotlib.transforms import Affine2D
 except ImportError as error:
     raise ValueError(
         'the page needs matplotlib and textalloc, which are in an extra: pip install "rclip-metric[benchmark]"'
@@ -29,6 +26,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 Place = tuple[float, float]
 # Each from the middle of a point on; with the colours of the style sheet, 35 looks that differ.
@@ -40,6 +38,7 @@ SHAPES = (
     "m0 4l4-7h-8z",
 )
 LETTER = 10.5  # font size of all charts, in units of their viewBox
+DESCENT = 2.52  # from the bottom of a label to the line that its letters stand on
 LONGEST = 21  # letters of a label
 PANEL = (400.0, 340.0)
 BINS, TALL = 32, 56  # of a histogram: bins, and units of its peak
@@ -66,8 +65,8 @@ class Line:
 
     label: str
     look: Look
-    points: Sequence[tuple[float, float, float, float]]
-    certified: Sequence[tuple[float, float]] = ()
+    points: Sequence[Sequence[float]]
+    certified: Sequence[Sequence[float]] = ()
 
 
 def percent_domain(values: Sequence[float], margin: float = 2.0) -> tuple[float, float]:
@@ -87,10 +86,7 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         x_words, y_words: what the axes are, the word that tells them apart first; where they are equal is dotted.
     """
     points = sorted(points, key=lambda point: point.y)  # the lower labels, with the least room, are placed first
-    chart = _Chart(PANEL, (34.0, 20.0, PANEL[0] - 104, PANEL[1] - 36), x_words, y_words)
-    chart.figure.text(
-        (PANEL[0] - 104) / PANEL[0], 1 - 11 / PANEL[1], "better \N{NORTH EAST ARROW}", ha="right", gid="q"
-    )
+    chart = _Chart(PANEL, (34.0, 20.0, PANEL[0] - 104, PANEL[1] - 36))
     domains = []
     for axis in ("x", "y"):
         values = [v for p in points for v in (getattr(p, axis), *(getattr(p, f"{axis}_interval") or ()))]
@@ -101,39 +97,18 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         domains.append((low, high))
     equal = max(low for low, _ in domains), min(high for _, high in domains)
     if equal[0] < equal[1]:
-        chart.axes.plot(equal, equal, gid="eq")
-    for n, point in enumerate(points):
+        chart.equal.append(_line("", chart.places(equal, equal)))
+    middles = chart.places([point.x for point in points], [point.y for point in points])
+    for point, middle, (leader, label) in zip(points, middles, chart.labels(points, middles), strict=True):
+        drawn = []
+        if point.x_interval:
+            drawn.append(_line("w", chart.places(point.x_interval, [point.y] * 2)))
+        if point.y_interval:
+            drawn.append(_line("w", chart.places([point.x] * 2, point.y_interval)))
         told = f"{point.label}: {point.x:.1f} {x_words.split()[0]}, {point.y:.1f} {y_words.split()[0]}"
-        chart.member(n, point.look, told)
-        for interval in (point.x_interval, point.y_interval):
-            if interval:
-                across = interval if interval is point.x_interval else (point.x, point.x)
-                up = interval if interval is point.y_interval else (point.y, point.y)
-                chart.axes.plot(across, up, gid=f"{n} w")
-        chart.axes.plot([point.x], [point.y], "o", gid=f"{n} g")
-    middles = chart.axes.transData.transform([(point.x, point.y) for point in points])
-    room = chart.layer((36.0, 20.0, PANEL[0] - 2, PANEL[1] - 36))  # right of the area too, where most points are
-    _, leaders, _, _ = textalloc.allocate(
-        room,
-        x := middles[:, 0],
-        y := middles[:, 1],
-        [shortened(point.label) for point in points],
-        x_scatter=x,
-        y_scatter=y,
-        textsize=LETTER,
-        fontweight=["bold" if point.look.filled else "normal" for point in points],
-        direction=DIRECTIONS,
-        margin=0.007,
-        min_distance=0.019,
-        draw_lines=False,
-        va="bottom",
-        parse_math=False,
-    )
-    for n, (text, leader) in enumerate(zip(room.texts, leaders, strict=True)):
-        text.set_gid(f"{n}")
-        if leader and math.dist(*zip(*leader[:2], strict=True)) >= 13:  # else it is right beside it
-            room.plot(*leader[:2], gid=f"{n} l")
-    return chart.svg(f"{y_words} against {x_words}, {len(points)} metrics")
+        chart.member(point.look, told, *drawn, _marks(point.look, [middle]), leader, label)
+    better = _text(PANEL[0] - 104, 11, "better \N{NORTH EAST ARROW}", "right")
+    return chart.svg(x_words, y_words, better)
 
 
 def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | None = None) -> Markup:
@@ -150,33 +125,30 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
     radii = sorted({point[0] for line in lines for point in line.points})
     proven = [radius for line in lines for radius, percent in line.certified if percent > 0]
     radii = radii if any(radii) else [0.0, max(proven, default=0.0) or 1.0]
-    chart = _Chart((width, height), (38.0, 20.0, right, bottom), x_words, y_words)
-    if radius_axis(chart.axes, radii, WIDE):
-        chart.x_words.set_text(f"{x_words}, log scale")
+    chart = _Chart((width, height), (38.0, 20.0, right, bottom))
+    bent = radius_axis(chart.axes, radii, WIDE)
     chart.axes.set(xlim=(0, radii[-1]), ylim=(0, 100), yticks=range(0, 101, 20))
-    places = [float(x) for x, _ in chart.axes.transData.transform([(radius, 0) for radius in radii])]
-    shown = list(_apart(places, 24.0))
-    chart.axes.set_xticks([radii[n] for n in shown], [f"{radii[n]:.3g}" for n in shown])
+    chart.axes.set_xticks([radii[n] for n in _apart([x for x, _ in chart.places(radii, [0] * len(radii))], 24.0)])
     if chance is not None:
-        chart.axes.axhline(chance, gid="eq")
-    layer, ends = chart.layer((0.0, 0.0, width, height)), []
-    for n, line in enumerate(lines):
-        told = ", ".join(f"{point[1]:.1f} at {point[0]:.3g}" for point in line.points)
-        chart.member(n, line.look, ": ".join(filter(None, [line.label, told])))
-        dashes = [place for place in line.certified if place[0] <= radii[-1]]
+        chart.equal.append(_line("", chart.places([0, radii[-1]], [chance] * 2)))
+    dashes = [[place for place in line.certified if place[0] <= radii[-1]] for line in lines]
+    lasts = [line.points[-1][:2] if line.points else dash[-1] for line, dash in zip(lines, dashes, strict=True)]
+    ends = chart.places(*zip(*lasts, strict=True))
+    levels = spread([end[1] for end in ends], LETTER + 2, (20.0, height - 6))
+    for line, label, dash, end, level in zip(lines, labels, dashes, ends, levels, strict=True):
+        drawn = []
         if line.points:
             x, y, low, high = zip(*line.points, strict=True)
-            chart.axes.fill_between(x, low, high, gid=f"{n} b")
-            chart.axes.plot(x, y, "o-", gid=f"{n} c")
-        if len(dashes) > 1:
-            chart.axes.plot(*zip(*dashes, strict=True), gid=f"{n} c d")
-        ends.append(chart.axes.transData.transform(line.points[-1][:2] if line.points else dashes[-1]))
-    levels = spread([height - end[1] for end in ends], LETTER + 2, (20.0, height - 6))
-    for n, (label, end, level) in enumerate(zip(labels, ends, levels, strict=True)):
-        if abs(height - level - end[1]) > 3 or end[0] < right - 1:
-            layer.plot((end[0], right + 6, right + 14), (end[1], end[1], height - level), gid=f"{n} l")
-        layer.text(right + 17, height - level - 3.6, label, gid=f"{n}", parse_math=False)
-    return chart.svg(f"{y_words} against {x_words}, {len(lines)} metrics")
+            drawn.append(_line("b", chart.places([*x, *x[::-1]], [*low, *high[::-1]])))
+            drawn += [_line("c", chart.places(x, y)), _marks(line.look, chart.places(x, y))]
+        if len(dash) > 1:
+            drawn.append(_line("c d", chart.places(*zip(*dash, strict=True))))
+        if abs(level - end[1]) > 3 or end[0] < right - 1:
+            drawn.append(_line("l", [end, (right + 6, end[1]), (right + 14, level)]))
+        told = ", ".join(f"{point[1]:.1f} at {point[0]:.3g}" for point in line.points)
+        told = ": ".join(filter(None, [line.label, told]))
+        chart.member(line.look, told, *drawn, _text(right + 17, level + 3.6, label))
+    return chart.svg(x_words, y_words, scale=", log scale" if bent else "")
 
 
 def histogram(values: Sequence[float], others: Sequence[float], top: float) -> Markup:
@@ -233,111 +205,98 @@ def _apart(places: Sequence[float], gap: float) -> Iterator[int]:
 
 
 class _Chart:
-    """A figure with axes in an area (left, top, right, bottom) of it, in units of the viewBox.
+    """A picture with axes in an area (left, top, right, bottom) of it, in units of its viewBox.
 
-    A gid tells what an artist is: "c" is drawn with that class of the style sheet, "3 c" in the group of the member 3.
-    What has none is left out.
+    Matplotlib says where numbers are; lines are drawn by their classes in the style sheet.
     """
 
-    def __init__(self, size: Place, area: Sequence[float], x_words: str, y_words: str) -> None:
-        self.size = size
-        self.members: dict[int, tuple[Look, str]] = {}
+    def __init__(self, size: Place, area: Sequence[float]) -> None:
+        self.size, self.area = size, area
         self.figure = Figure((size[0] / 72, size[1] / 72), dpi=72)
         FigureCanvasAgg(self.figure)
         self.axes = self._axes(area)
-        self.axes.grid(True)
-        self.axes.tick_params(length=0, pad=6, labelsize=LETTER)
-        self.axes.xaxis.set_gid("gr")
-        self.axes.yaxis.set_gid("gr")
-        self.figure.text(2 / size[0], 1 - 11 / size[1], y_words, gid="q")
-        self.x_words = self.figure.text(area[2] / size[0], 1 - (area[3] + 30) / size[1], x_words, ha="right", gid="q")
+        self.equal: list[Markup] = []
+        self.members: list[Markup] = []
 
     def _axes(self, area: Sequence[float]) -> Axes:
         (width, height), (left, top, right, bottom) = self.size, area
         box = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
-        return self.figure.add_axes(box, label=str(len(self.figure.axes)), frameon=False)
+        return self.figure.add_axes(box, label=str(len(self.figure.axes)))
 
-    def layer(self, area: Sequence[float]) -> Axes:
-        """Add axes above the others, in which a place is told as it is displayed: in units, from the bottom left."""
-        axes = self._axes(area)
-        axes.set(xlim=(area[0], area[2]), ylim=(self.size[1] - area[3], self.size[1] - area[1]))
-        axes.set_axis_off()
-        return axes
+    def places(self, x: ArrayLike, y: ArrayLike) -> list[Place]:
+        """Find where points are."""
+        return [(across, self.size[1] - up) for across, up in self.axes.transData.transform(np.column_stack([x, y]))]
 
-    def member(self, number: int, look: Look, words: str) -> None:
-        """Add what is drawn together, and shown alone where the mouse is at it."""
-        self.members[number] = look, words
+    def labels(self, points: Sequence[Point], middles: Sequence[Place]) -> list[tuple[Markup, Markup]]:
+        """Place the labels of points, each with a line that leads to it unless it is right beside its point."""
+        left, top, right, bottom = area = (36.0, 20.0, self.size[0] - 2, self.area[3])  # right of the axes too
+        room = self._axes(area)
+        room.set(xlim=(left, right), ylim=(bottom, top))
+        x, y = np.array(middles).T
+        _, leaders, _, _ = textalloc.allocate(
+            room,
+            x,
+            y,
+            [shortened(point.label) for point in points],
+            x_scatter=x,
+            y_scatter=y,
+            textsize=LETTER,
+            fontweight=["bold" if point.look.filled else "normal" for point in points],
+            direction=DIRECTIONS,
+            margin=0.007,
+            min_distance=0.019,
+            draw_lines=False,
+            va="bottom",
+            parse_math=False,
+        )
+        found = []
+        for text, leader in zip(room.texts, leaders, strict=True):
+            ends = list(zip(*leader[:2], strict=True)) if leader else []
+            line = _line("l", ends) if ends and math.dist(*ends) >= 13 else Markup("")
+            across, down = text.get_position()
+            found.append((line, _text(across, down - DESCENT, text.get_text(), text.get_horizontalalignment())))
+        return found
 
-    def svg(self, words: str) -> Markup:
-        """Draw the picture, with what it shows in words."""
-        drawn = _Svg(self)
-        self.figure.draw(drawn)
-        parts = []
-        for style, elements in drawn.parts.items():
-            if isinstance(style, str):
-                parts.append(Markup('<g class="{}">{}</g>').format(style, Markup("").join(elements)))
-        for number, (look, told) in self.members.items():
-            inner = Markup("").join(drawn.parts.get(number, []))
-            parts.append(Markup('<g class="p {}"><title>{}</title>{}</g>').format(look.style, told, inner))
+    def member(self, look: Look, told: str, *drawn: Markup) -> None:
+        """Add what is drawn together, told in words, and shown alone where the mouse is at it."""
+        self.members.append(_group(f"p {look.style}", Markup("<title>{}</title>").format(told), *drawn))
+
+    def svg(self, x_words: str, y_words: str, *more: Markup, scale: str = "") -> Markup:
+        """Draw the picture: the grid with its numbers, what the axes are, and the members."""
+        left, top, right, bottom = self.area
+        x, y = self.axes.get_xticks(), self.axes.get_yticks()
+        across = [place for place, _ in self.places(x, [self.axes.get_ylim()[0]] * len(x))]
+        down = [place for _, place in self.places([self.axes.get_xlim()[0]] * len(y), y)]
+        grid = [_line("", [(place, bottom), (place, top)]) for place in across]
+        grid += [_line("", [(left, place), (right, place)]) for place in down]
+        words = [_text(place, bottom + 14, f"{n:.3g}", "center") for place, n in zip(across, x, strict=True)]
+        words += [_text(left - 6, place + 3.99, f"{n:.3g}", "right") for place, n in zip(down, y, strict=True)]
+        words += [_text(2, 11, y_words), _text(right, bottom + 30, x_words + scale, "right"), *more]
+        shown = [_group(style, *part) for style, part in (("gr", grid), ("q", words), ("eq", self.equal)) if part]
+        told = f"{y_words} against {x_words}, {len(self.members)} metrics"
         box = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
-        return box.format(*map(short, self.size), words, Markup("").join(parts))
+        return box.format(*map(short, self.size), told, Markup("").join(shown + self.members))
 
 
-class _Svg(RendererBase):
-    """Collects what matplotlib draws as elements, by the member that they are of."""
+def _group(style: str, *drawn: Markup) -> Markup:
+    return Markup('<g class="{}">{}</g>').format(style, Markup("").join(drawn))
 
-    def __init__(self, chart: _Chart) -> None:
-        super().__init__()
-        self.chart = chart
-        self.parts: dict[int | str, list[Markup]] = {}
-        self.gids: list[str | None] = []
-        self.down = Affine2D().scale(1, -1).translate(0, chart.size[1])
 
-    def get_canvas_width_height(self) -> Place:
-        return self.chart.size
+def _text(x: float, y: float, words: str, align: str = "left") -> Markup:
+    anchor = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}[align]
+    return Markup('<text x="{}" y="{}"{}>{}</text>').format(short(x), short(y), Markup(anchor), words)
 
-    def open_group(self, s: str, gid: str | None = None) -> None:
-        self.gids.append(gid or (self.gids[-1] if self.gids else None))
 
-    def close_group(self, s: str) -> None:
-        self.gids.pop()
+def _marks(look: Look, places: Sequence[Place]) -> Markup:
+    steps = "".join(f"M{x:.0f} {y:.0f}{SHAPES[look.shape]}" for x, y in places)
+    return Markup('<path class="g" d="{}"/>').format(steps)
 
-    def _add(self, gid: str | None, markup: str, **values: Any) -> None:
-        """Keep an element: of a member, with its class, or among those of a class."""
-        number, _, style = (gid or "").partition(" ")
-        if gid:
-            values["style"] = Markup(' class="{}"').format(style) if style else ""
-            self.parts.setdefault(int(number) if number.isdigit() else gid, []).append(Markup(markup).format(**values))
 
-    def draw_path(self, gc: Any, path: Path, transform: Any, rgbFace: Any = None) -> None:
-        steps, last = [], (0, 0)
-        for place, code in path.transformed(transform + self.down).iter_segments(simplify=False, curves=False):
-            if code != Path.CLOSEPOLY:
-                here = round(place[0]), round(place[1])
-                across, down = here[0] - last[0], here[1] - last[1]
-                if code == Path.MOVETO:
-                    steps.append(f"M{here[0]} {here[1]}")
-                else:
-                    steps.append(f"h{across}" if not down else f"l{across} {down}" if across else f"v{down}")
-                last = here
-        self._add(self.gids[-1], '<path{style} d="{d}"/>', d="".join(steps))
-
-    def draw_markers(
-        self, gc: Any, marker_path: Path, marker_trans: Any, path: Path, trans: Any, rgbFace: Any = None
-    ) -> None:
-        gid = self.gids[-1] or ""
-        if gid.endswith(" b"):  # a band is the one marker of its collection
-            super().draw_markers(gc, marker_path, marker_trans, path, trans, rgbFace)
-        elif gid:
-            shape = SHAPES[self.chart.members[int(gid.split()[0])][0].shape]
-            places = np.asarray(path.transformed(trans + self.down).vertices)
-            self._add(gid, '<path class="g" d="{d}"/>', d="".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in places))
-
-    def draw_text(
-        self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, ismath: Any = False, mtext: Any = None
-    ) -> None:
-        anchor = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}[mtext.get_ha()]
-        at = mtext.get_transform().transform(mtext.get_unitless_position())[0]
-        gid = "q" if self.gids[-1] == "gr" else self.gids[-1]
-        text = '<text x="{x}" y="{y}"{anchor}>{s}</text>'
-        self._add(gid, text, x=short(at), y=short(y), anchor=Markup(anchor), s=s)
+def _line(style: str, places: Sequence[Place]) -> Markup:
+    """Draw a line from place to place, each rounded, in as few characters as possible."""
+    rounded = [(round(x), round(y)) for x, y in places]
+    steps = "M{} {}".format(*rounded[0])
+    for (x, y), (next_x, next_y) in pairwise(rounded):
+        across, down = next_x - x, next_y - y
+        steps += f"h{across}" if not down else f"l{across} {down}" if across else f"v{down}"
+    return Markup('<path{} d="{}"/>').format(Markup(' class="{}"').format(style) if style else "", steps)

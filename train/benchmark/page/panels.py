@@ -65,8 +65,8 @@ def distance_section(board: Board) -> dict[str, Any]:
             values, others = numbers(found["distances"]), numbers(found["others"])
             scale = statistics.median(others) if others else 0.0
             if values and scale > 0:
-                shares = ([value / scale for value in part] for part in (values, others))
-                ratios.setdefault(name, []).append((metric, *shares))
+                card = (metric, [value / scale for value in values], [value / scale for value in others])
+                ratios.setdefault(name, []).append(card)
     if not ratios:
         return {}
     every = [sorted(values) for cards in ratios.values() for _, *pair in cards for values in pair]

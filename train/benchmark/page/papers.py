@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from rclip_metric.train.benchmark.page.reading import Board, at, score
+from rclip_metric.train.benchmark.page.reading import Board, Found, at, score
 from rclip_metric.train.benchmark.page.words import norm_name
 
 PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
@@ -24,7 +24,7 @@ def paper_section(board: Board) -> dict[str, Any]:
     if not any(map(_filled, columns)):
         return {}
     for data in (data for data in board.sets() if data["judged"]):
-        near = []
+        near: list[Found] = []
         for norm, eps in PAPER_BALLS.items():
             threats = [threat for threat in board.tried(data) if threat["norm"] == norm]
             near += sorted(threats, key=lambda threat: abs((threat["eps"] or 0.0) - eps))[:1]
