@@ -1,4 +1,4 @@
-"""From embeddings to distances: the formula, in float32 and finite everywhere."""
+"""From embeddings to distances: the formula, in float32, and finite wherever the embeddings are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _SHORTEST_SQUARED = 1e-24
 def normalize(embeddings: Tensor) -> Tensor:
     """Scale embeddings to unit length, in float32 (float64 stays), also inside autocast.
 
-    An embedding of length zero stays zero and passes its gradient on unscaled, so that nothing is ever NaN or inf.
+    An embedding of length zero stays zero and passes its gradient on unscaled, so that no division makes it NaN. One
+    that holds a NaN, or whose length float32 cannot hold, becomes NaN as a whole.
 
     Args:
         embeddings: (..., D), any floating dtype.
@@ -26,14 +27,15 @@ def normalize(embeddings: Tensor) -> Tensor:
     with _full_precision(embeddings.device):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         squared = wide.square().sum(-1, keepdim=True)
-        return wide / torch.where(squared > _SHORTEST_SQUARED, squared, 1.0).sqrt()
+        known = torch.where(squared < torch.inf, squared, torch.nan)
+        return wide / torch.where(known <= _SHORTEST_SQUARED, 1.0, known).sqrt()
 
 
 def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
     """Compute the distance of unit embeddings: ||u - v|| / sqrt(2), or its square 1 - <u, v>.
 
     Computed from u - v, since 1 - <u, v> cancels where images are alike. The slope of the square root is unbounded
-    at u = v; the gradient there is zero.
+    at u = v; the gradient there is zero. NaN stays NaN.
 
     Args:
         u: (..., D) of unit length.
@@ -53,7 +55,7 @@ def length(difference: Tensor, squared: bool) -> Tensor:
     half = (0.5 * difference.square().sum(-1)).clamp(max=2.0)
     if squared:
         return half
-    apart = half > 0
+    apart = half != 0  # NaN is not 0
     return torch.where(apart, torch.where(apart, half, 1.0).sqrt(), 0.0)
 
 

@@ -33,7 +33,7 @@ class TwoAFC(NamedTuple):
 
     left_similarity: Tensor
     right_similarity: Tensor
-    choice: Tensor  # int64: 0 left, 1 right; right only if its similarity is strictly greater
+    choice: Tensor  # int64: 0 left, 1 right, only if its similarity is strictly greater; -1 where a similarity is NaN
     tie: Tensor  # bool: both similarities are equal
 
 
@@ -59,7 +59,8 @@ class RobustPerceptualDistance(nn.Module):
             encoder's size: what a loss wants, as a crop gives the border no gradient), None (any other size than the
             encoder's raises), or "default": as the encoder came, which is "published" for every named model.
         value_range: Smallest and largest value of the images that will come, if not 0 and 1.
-        check_range: Raise for values outside `value_range`; never checked while compiling.
+        check_range: Raise for values outside `value_range`; never checked while compiling. Unchecked, NaN and infinity
+            come out as NaN, and so do values that float32 cannot compute with (past a billion times the range).
         base: Name in the manifest whose architecture and preprocessing apply to a file, folder or repository that
             does not carry its own.
         revision: Commit, tag or branch on the Hub; the manifest's own if None.
@@ -216,7 +217,8 @@ class RobustPerceptualDistance(nn.Module):
             return 1.0 - length(difference, squared=True)
 
         left_similarity, right_similarity = torch.broadcast_tensors(similarity_of(left), similarity_of(right))
-        choice = (right_similarity > left_similarity).long()
+        known = ~(left_similarity + right_similarity).isnan()
+        choice = torch.where(known, (right_similarity > left_similarity).long(), -1)
         return TwoAFC(left_similarity, right_similarity, choice, left_similarity == right_similarity)
 
     def preprocess(self, image: Any) -> Tensor:
@@ -259,12 +261,12 @@ class RobustPerceptualDistance(nn.Module):
         """Return u - v (N, D), exactly zero where the images are equal.
 
         Matrix kernels round differently for different batch sizes, so that an image embedded alone and the same
-        image among others would otherwise be 1e-7 apart, with a gradient of length one.
+        image among others would otherwise be 1e-7 apart, with a gradient of length one. NaN times zero stays NaN.
         """
         difference = u - v
         if x.shape[1:] != y.shape[1:]:
             return difference
-        return difference.masked_fill((x == y).flatten(1).all(1, keepdim=True), 0.0)
+        return difference * ~(x == y).flatten(1).all(1, keepdim=True)
 
     @classmethod
     def from_pretrained(

@@ -334,4 +334,4 @@ def _clamp(images: Tensor) -> Tensor:
     if not images.requires_grad:
         return clamped
     excess = (images - clamped).detach()
-    return torch.where(excess.abs() < _ROUNDING, images - excess, clamped)
+    return torch.where(excess.abs() >= _ROUNDING, clamped, images - excess)  # NaN keeps its gradient as well

@@ -27,6 +27,9 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 # Rounding in a resize or a cast may leave a range by this share of its width; anything more is another range.
 TOLERANCE = 1e-3
+# The squares of an encoder's activations stay within float32 up to here; past 1e15 or so a LayerNorm divides by
+# infinity and answers with its bias, whatever the image.
+LARGEST = 1e9
 
 _ORIENTATION = 0x0112  # EXIF tags
 _MAKE, _MODEL, _CAMERA_SETTINGS, _EXPOSURE_TIME = 0x010F, 0x0110, 0x8769, 0x829A
@@ -127,7 +130,9 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
         value_range: What black and white are in a float tensor; mapped to 0 and 1.
         check_range: Look for NaN, infinity, and values that leave value_range by more than rounding (1e-3 of
             its width; smaller excesses stay as they are). One pass over the values, and on a GPU one
-            synchronisation; never done while compiling or tracing.
+            synchronisation; never done while compiling or tracing. Where it is not done, an image that holds NaN,
+            infinity or a value too large to compute with (`LARGEST` times the range) becomes NaN as a whole, and so
+            does its gradient: clamps and saturated activations on the way would make a plausible number of it.
 
     Raises:
         ImageError: The values, the shape or the type do not fit; the message says what came and what to pass.
@@ -152,11 +157,15 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
     if images.dtype == torch.uint8:
         batch = images.float() / 255.0
     elif images.dtype.is_floating_point:
-        if check_range and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        checked = check_range and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        if checked:
             _check_values(images, low, high)
         batch = images.float()
         if (low, high) != (0.0, 1.0):
             batch = (batch - low) / (high - low)
+        if not checked:
+            largest = batch.detach().abs().amax((-3, -2, -1), keepdim=True)
+            batch = batch * torch.where(largest <= LARGEST, 1.0, torch.nan)
     else:
         raise ImageError(
             f"got images of type {images.dtype}, expected floats in [0, 1] or uint8: convert them "

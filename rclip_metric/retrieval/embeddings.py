@@ -252,7 +252,13 @@ class Summary:
         self._highest: tuple[float, tuple[str, str]] | None = None
 
     def add(self, distance: float, a: str, b: str) -> None:
-        """Take one pair into account."""
+        """Take one pair into account.
+
+        Raises:
+            ValueError: The distance is NaN, which is neither the lowest nor the highest, and would hide both.
+        """
+        if distance != distance:
+            raise ValueError(f"the distance of {a} and {b} is NaN: it cannot be summed up with the others")
         self.count += 1
         self._total += distance
         if self._lowest is None or distance < self._lowest[0]:

@@ -91,6 +91,18 @@ def margins(similarity: Tensor, label: Tensor) -> Tensor:
     return own - similarity.scatter(1, label[:, None], -torch.inf).amax(1)
 
 
+def misclassified(similarity: Tensor, label: Tensor) -> Tensor:
+    """Say where the highest similarity, the first of equal ones, is not the label's: (n, K) -> bool (n,).
+
+    Where one is NaN there is no decision, and so no wrong one.
+
+    Example:
+        >>> misclassified(torch.tensor([[0.5, 0.25], [0.25, 0.5], [0.0, torch.nan]]), torch.tensor([0, 0, 0]))
+        tensor([False,  True, False])
+    """
+    return (similarity.argmax(1) != label) & ~similarity.isnan().any(1)
+
+
 def attack_classes(
     embed: Embed,
     classes: Tensor,
@@ -109,6 +121,7 @@ def attack_classes(
     """Run APGD on the cross-entropy, then on what is left on the targeted DLR loss, one target after another.
 
     A sample is fooled at the first point visited whose highest similarity is not the label's, the first of equal ones.
+    A point with a similarity that is NaN fools nobody.
 
     Args:
         embed: the image encoder.
@@ -138,7 +151,7 @@ def attack_classes(
 
         def loss(points: Tensor, alive: Tensor) -> LossAndSuccess:
             similarity, samples = similarities(embed, classes, points), rows[alive]
-            wrong = similarity.argmax(1) != label[samples]
+            wrong = misclassified(similarity, label[samples])
             near = margins(similarity.detach(), label[samples]) < slack
             return LossAndSuccess(objective(scale * similarity, samples), wrong | near)
 

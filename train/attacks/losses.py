@@ -113,7 +113,7 @@ def two_afc_margin(similarities: torch.Tensor, label: torch.Tensor) -> torch.Ten
 
 
 def odd_one_out_choice(similarities: torch.Tensor) -> torch.Tensor:
-    """Choose the image outside the most similar pair: (N,) in {0, 1, 2}.
+    """Choose the image outside the most similar pair: (N,) in {0, 1, 2}, or -1 where a similarity is NaN.
 
     Args:
         similarities: (N, 3), of the pairs (0, 1), (0, 2), (1, 2). Of equally similar pairs the first wins.
@@ -122,7 +122,8 @@ def odd_one_out_choice(similarities: torch.Tensor) -> torch.Tensor:
         >>> odd_one_out_choice(torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.2, 0.9], [0.5, 0.5, 0.5]]))
         tensor([2, 0, 2])
     """
-    return 2 - similarities.argmax(1)  # without 2, without 1, without 0: the odd image is 2 - the pair's place
+    odd = 2 - similarities.argmax(1)  # without 2, without 1, without 0: the odd image is 2 - the pair's place
+    return torch.where(similarities.isnan().any(1), -1, odd)
 
 
 def odd_one_out(similarities: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:

@@ -129,6 +129,20 @@ class Decisions(NamedTuple):
     wrong: Tensor  # bool; at a margin of zero the task's rule for ties speaks
 
 
+def refuse_nan(values: Tensor, keys: Sequence[str], what: str) -> None:
+    """Raise ValueError where a metric gave NaN, (n,) or (n, K), for one of n samples: no decision follows from it.
+
+    Example:
+        >>> refuse_nan(torch.tensor([0.5, torch.nan]), ["000012", "000013"], "tiny's margin")
+        Traceback (most recent call last):
+        ValueError: tiny's margin is NaN for 000013: the weights are damaged, or too large for their precision
+    """
+    missing = values.isnan().flatten(1).any(1) if values.ndim > 1 else values.isnan()
+    if bool(missing.any()):
+        first = keys[int(missing.nonzero()[0, 0])]
+        raise ValueError(f"{what} is NaN for {first}: the weights are damaged, or too large for their precision")
+
+
 DecisionRule = Callable[[Tensor, Tensor], Decisions]
 """How decisions follow from similarities (n, K) and the samples' indices (n,)."""
 
@@ -143,8 +157,10 @@ class _Judge:
     chunk_size: int | None
 
     def __call__(self, points: Tensor, indices: Tensor) -> Decisions:
-        """Decide with a graph, all at once."""
-        return self.decide(self.metric.similarities(points, self.kept[indices]), indices)
+        """Decide with a graph, all at once. A similarity that is NaN decides nothing, and fools nobody."""
+        similarities = self.metric.similarities(points, self.kept[indices])
+        decisions = self.decide(similarities, indices)
+        return decisions._replace(wrong=decisions.wrong & ~similarities.isnan().any(1))
 
     def exactly(self, points: Tensor, indices: Tensor) -> Decisions:
         """Decide without a graph, in chunks."""
@@ -199,7 +215,7 @@ def attack_block(
         source: the metric that a transferred attack is made on.
 
     Raises:
-        ValueError: for a transfer without a source.
+        ValueError: for a transfer without a source, or a metric that gives NaN at an attacked point.
 
     Example:
         >>> from rclip_metric.train.evaluation.tasks.two_afc import decision
@@ -227,6 +243,7 @@ def attack_block(
     found = _attack(exact, judge(half) if half else None, other, images, settings, seeds)
     # Every final point is judged once more in float32; a success in half precision has been confirmed there already.
     final = exact.exactly(found.images, torch.arange(len(images), device=images.device))
+    refuse_nan(final.margin, keys, f"{metric.name}'s margin under {settings.attack}")
     violation = settings.ball.violation(found.images, images)
     return ConfirmedResult(final.wrong | found.success, final.margin, found, violation, time.perf_counter() - begun)
 

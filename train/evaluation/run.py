@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
-from rclip_metric.train.evaluation.attack import DEFAULTS, DecisionRule, Decisions, RunSettings, attack_block
+from rclip_metric.train.evaluation.attack import (
+    DEFAULTS,
+    DecisionRule,
+    Decisions,
+    RunSettings,
+    attack_block,
+    refuse_nan,
+)
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
@@ -172,6 +179,7 @@ class Task(ABC, Generic[Sample]):
         if not samples:
             return empty_block(unreadable, len(on.attacks))
         similarities = self.similarities(samples, images, on)
+        refuse_nan(similarities, [sample.key for sample in samples], f"{on.metric.name}'s similarity")
         rows, wrong = self.rows(samples, similarities)
         costs = [cost(time.perf_counter() - begun, images.passes - passes)]
 
@@ -224,6 +232,7 @@ class Task(ABC, Generic[Sample]):
         if any(isinstance(attack, Certificate) for attack in on.attacks):  # once for all balls
             begun = time.perf_counter()
             radius = radii(on.metric, moved, images.kept(on.metric, aim.options), on.run.chunk_size)
+            refuse_nan(radius, [sample.key for sample in samples], f"{on.metric.name}'s certified radius")
             spent = time.perf_counter() - begun
         for attack in on.attacks:
             if isinstance(attack, Certificate):

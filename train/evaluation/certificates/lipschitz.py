@@ -74,7 +74,7 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
     Returns:
         `fooled` where the ball is not proven; `margin` is the certified radius less the ball's.
     """
-    unproven = radius <= certificate.ball.eps
+    unproven = ~(radius > certificate.ball.eps)  # NaN proves nothing
     nothing_moved = AttackResult(images, radius, unproven, len(images))
     return ConfirmedResult(unproven, radius - certificate.ball.eps, nothing_moved, 0.0, seconds)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
-from rclip_metric.train.evaluation.attack import Decisions
+from rclip_metric.train.evaluation.attack import Decisions, refuse_nan
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Block, Evaluation, cost
 from rclip_metric.train.evaluation.results.labels import PEOPLE
@@ -120,9 +120,9 @@ class OddOneOutData(Task[OddTriplet]):
         images = ImageSet(parts, on.metric.preprocess, on.metric.device, on.run)
         settings = {**self.depends_on(on), "embeddings": True}
         embedded = on.share(parts, lambda part: _embed(on.metric, images, part), settings, self.label(on.metric))
-        return [self._from_embeddings(embedded)]
+        return [self._from_embeddings(embedded, on)]
 
-    def _from_embeddings(self, parts: Sequence[_Embedded]) -> Block:
+    def _from_embeddings(self, parts: Sequence[_Embedded], on: Evaluation) -> Block:
         """Decide all triplets at once."""
         begun, triplets = time.perf_counter(), self.things.triplets
         problems = [sentence for part in parts for sentence in part["unreadable"]]
@@ -139,7 +139,9 @@ class OddOneOutData(Task[OddTriplet]):
             unreadable.append(f"triplet {row}: {first}")
         samples = [self.samples[number] for number in kept.nonzero()[:, 0].tolist()]
         pairs = [(embeddings[triplets[kept, a]] * embeddings[triplets[kept, b]]).sum(1) for a, b in PAIRS]
-        rows, _ = self.rows(samples, torch.stack(pairs, 1))
+        similarities = torch.stack(pairs, 1)
+        refuse_nan(similarities, [sample.key for sample in samples], f"{on.metric.name}'s similarity")
+        rows, _ = self.rows(samples, similarities)
         seconds = sum(part["seconds"] for part in parts) + time.perf_counter() - begun
         return {"rows": rows, "unreadable": unreadable, "costs": [cost(seconds, len(found))]}
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
-from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins
+from rclip_metric.train.attacks.classifier import FEWEST_FOR_TARGETS, STAGES, attack_classes, margins, misclassified
 from rclip_metric.train.attacks.classifier import similarities as class_similarities
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts
-from rclip_metric.train.evaluation.attack import DEFAULTS, SLACK, Decisions, RunSettings
+from rclip_metric.train.evaluation.attack import DEFAULTS, SLACK, Decisions, RunSettings, refuse_nan
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.run import Task, evaluate
@@ -215,7 +215,7 @@ class ZeroShot(Task[LabelledImage]):
         """Choose the nearest class."""
         label = _labels(samples, similarities)
         margin = margins(similarities, label)
-        return Decisions(-margin, margin, similarities.argmax(1) != label)
+        return Decisions(-margin, margin, misclassified(similarities, label))
 
     def under_attack(
         self, samples: Sequence[LabelledImage], similarities: Tensor, images: ImageSet, on: Evaluation
@@ -230,7 +230,7 @@ class ZeroShot(Task[LabelledImage]):
                 return class_similarities(judge.embed, self.classes, points, on.run.chunk_size)
 
         def confirm(points: Tensor, indices: Tensor) -> Tensor:
-            return exactly(points).argmax(1) != label[indices]
+            return misclassified(exactly(points), label[indices])
 
         for attack in on.attacks:
             begun, worst, violation = time.perf_counter(), margins(similarities, label), 0.0
@@ -251,6 +251,7 @@ class ZeroShot(Task[LabelledImage]):
             for part, found in zip((torch.arange(len(samples)), attacked.left), attacked.attacks, strict=False):
                 worst[part] = torch.minimum(worst[part], margins(exactly(found.images), label[part]))
                 violation = max(violation, attack.ball.violation(found.images, centre[part]))
+            refuse_nan(worst, [sample.key for sample in samples], f"{on.metric.name}'s margin under {attack.attack}")
             fooled = torch.tensor([stage is not None for stage in attacked.stages])
             counts = {name: sum(getattr(found, name) for found in attacked.attacks) for name in _COUNTS}
             spent = AttackResult(centre, -worst, fooled, **counts)
