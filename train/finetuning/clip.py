@@ -77,7 +77,7 @@ def train_clip(
         The image encoder, in eval mode.
 
     Raises:
-        ValueError: if `out` holds a state of another recipe.
+        ValueError: if `out` holds a state of another recipe, or an image cannot be read.
 
     Example:
         >>> import tempfile
@@ -109,7 +109,11 @@ def train_clip(
         loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None
     )
     begun = time.perf_counter()
-    for step, (indices, images, _) in enumerate(progress, start=start):
+    for step, (indices, images, broken) in enumerate(progress, start=start):
+        if broken:
+            raise ValueError(
+                f"{paths[broken[0]]} cannot be read: write the scenes again with rclip-metric train scenes"
+            )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step)
         loss, found = _update(model, optimizer, images, tokens[indices])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.augmentation import Augmentation
+from rclip_metric.train.data.check import MOST_UNREADABLE
 from rclip_metric.train.finetuning.adversarial.lore import Lore
 from rclip_metric.train.finetuning.adversarial.objectives import Fare, Objective, SimClip, TeCoA
 from rclip_metric.train.runs.config import setting
@@ -192,6 +193,7 @@ class RunConfig:
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower")
     workers: int = setting(-1, "processes that read images (-1: none on a CPU, up to 8 for a GPU)")
     save_every: int = setting(500, "steps between states that a run can go on from", unit="steps")
+    max_unreadable: float = setting(MOST_UNREADABLE, "share of the images that may be unreadable before the run stops")
     keep: int = setting(2, "states kept, the newest ones (0: all)")
     log_every: int = setting(10, "steps between lines of log.jsonl", unit="steps")
     validate_every: int = setting(500, "steps between validations, where a set is given", unit="steps")
@@ -205,6 +207,8 @@ class RunConfig:
         for name in ("save_every", "log_every", "validate_every", "validation_images", "validation_triplets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be a share in [0, 1], and it is {self.max_unreadable}")
         for name, least in (("chunk_size", 0), ("workers", -1), ("keep", 0), ("validation_attack_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and it is {getattr(self, name)}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import Batch, Stream, open_stream
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig, Stage
@@ -38,7 +39,7 @@ class Finetuning:
         start: steps that were done before.
         stream: the batches that come first; it knows the data.
         precision: of the passes.
-        unreadable: files that could not be read so far.
+        losses: images that all processes together have read, and files that they could not read, so far.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class Finetuning:
         if state is not None:
             restore_training(state, encoder, self.optimizer)
             self.step.load_state(state.parts)
-        self.unreadable = int(facts.get("unreadable", 0))
+        lost = int(facts.get("unreadable", 0))
+        read = int(facts.get("read", self.start * config.batch_size - lost))
+        self.losses = Losses(run.max_unreadable, read, lost)
         self._pending = facts.get("pending")
         self._facts = {"data": sizes, "precision": self.precision, "start_from": start_from}
 
@@ -117,7 +120,7 @@ class Finetuning:
 
         Raises:
             NonFiniteLoss: if the loss is not finite; the batch is kept.
-            ValueError: if a label has no prompt.
+            ValueError: if a label has no prompt, or a larger share of the files than allowed cannot be read.
             StorageError: if a state cannot be written; the last one stays good.
             Interrupted: after SIGTERM or SIGINT, when the state is saved.
         """
@@ -142,15 +145,19 @@ class Finetuning:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 if batch.broken:
-                    self.unreadable += len(batch.broken)
                     log.event(done, unreadable=batch.broken)
                 result = self._update(batch, done)
                 log.step(done, result.images, **_values(result), **_memory(self.team.device), learning_rate=rate)
                 if validator is not None and (done % run.validate_every == 0 or done == config.steps):
                     # Before the state: what is logged by then is kept.
                     log.validation(done, self._validated(validator))
-                self._keep(done, log, interrupt)
+                self._keep(done, batch, log, interrupt)
             return log.seconds
+
+    @property
+    def _expected(self) -> int:
+        """Images to try before the share that was lost is held against the run: an epoch, or 1,000 of shards."""
+        return min(self.stream.count or 1_000, self.config.steps * self.config.batch_size)
 
     def _opened(self, stage: Stage) -> Stream:
         config, team = self.config, self.team
@@ -204,9 +211,12 @@ class Finetuning:
         self.step.resize(now)
         return found
 
-    def _keep(self, done: int, log: TrainingLog, interrupt: Interrupt) -> None:
-        """Save a state where it is time for one, and stop where any process was asked to."""
-        asked = self.team.sum(torch.tensor(float(interrupt.signal is not None), device=self.team.device)).item()
+    def _keep(self, done: int, batch: Batch, log: TrainingLog, interrupt: Interrupt) -> None:
+        """Save a state where it is time for one, and stop where any process was asked to or too much was unreadable."""
+        own = [float(interrupt.signal is not None), len(batch.images), len(batch.broken)]
+        asked, read, lost = self.team.sum(torch.tensor(own, device=self.team.device)).tolist()
+        self.losses.add(int(read), int(lost), batch.broken[0] if batch.broken else None)
+        self.losses.check(0 if done == self.config.steps else self._expected)
         stopping = asked and done < self.config.steps
         if stopping:
             log.event(done, interrupted=True)
@@ -221,7 +231,7 @@ class Finetuning:
     def _save(self, done: int, pending: Mapping[str, list[float]]) -> None:
         beside = self.step.state()
         if self.team.rank == 0:
-            facts = {**self._facts, "unreadable": self.unreadable, "pending": pending}
+            facts = {**self._facts, "unreadable": self.losses.lost, "read": self.losses.read, "pending": pending}
             save_state(
                 self.out,
                 done,

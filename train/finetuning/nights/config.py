@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rclip_metric.train.data.check import MOST_UNREADABLE
 from rclip_metric.train.runs.config import setting
 
 # What DreamSim's configurations have differently for the two.
@@ -13,7 +14,7 @@ _PUBLISHED = {"lora": {"batch_size": 32, "epochs": 8}, "mlp": {"batch_size": 512
 HEADS = tuple(_PUBLISHED)
 # How a run gets there and not what it computes: a run may go on under other values. (The triplets per pass also decide
 # which inputs a dropout mask falls on.)
-_HOW = ("chunk_size", "save_every")
+_HOW = ("chunk_size", "save_every", "max_unreadable")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class NightsConfig:
     seed: int = setting(0, "seed of the first weights, of the order of the triplets and of the dropout")
     chunk_size: int = setting(0, "triplets, three images each, per pass (0: what suits a CPU; up to 64 on a GPU)")
     save_every: int = setting(100, "steps between states within an epoch, besides the one at its end")
+    max_unreadable: float = setting(MOST_UNREADABLE, "share of a split that may be unreadable before the run stops")
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that cannot be meant."""
@@ -62,6 +64,8 @@ class NightsConfig:
         for name in ("chunk_size", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be a share in [0, 1], and it is {self.max_unreadable}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), and it is {self.dropout}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.finetuning.nights.config import NightsConfig
 from rclip_metric.train.finetuning.nights.step import Passes, ValidationScore, hinge, sides, update, validated
@@ -72,9 +73,9 @@ class Standing:
 class TuningLog:
     """The log of a tuning, `log.jsonl`: one JSON object per line."""
 
-    def __init__(self, path: Path, images: Mapping[str, TripletImages]) -> None:
+    def __init__(self, path: Path, images: Mapping[str, TripletImages], max_unreadable: float) -> None:
         """Append to `path`; what `images` know to be unreadable by now has been told."""
-        self.path, self.images = path, images
+        self.path, self.images, self.max_unreadable = path, images, max_unreadable
         self._told = {split: set(source.unreadable) for split, source in images.items()}
 
     def __call__(self, line: Mapping[str, Any]) -> None:
@@ -82,11 +83,18 @@ class TuningLog:
         append_line(self.path, line)
 
     def unreadable(self) -> None:
-        """Name the triplets that were found to be unreadable since the last time."""
+        """Name the triplets that were found to be unreadable since the last time.
+
+        Raises:
+            ValueError: if they are too large a share of their split.
+        """
         for split, source in self.images.items():
             if new := [why for key, why in source.unreadable.items() if key not in self._told[split]]:
                 self({"split": split, "unreadable": new, "unreadable_so_far": len(source.unreadable)})
                 self._told[split].update(source.unreadable)
+            lost = len(source.unreadable)
+            first = next(iter(source.unreadable.values()), None)
+            Losses(self.max_unreadable, len(source) - lost, lost, first).check(noun=f"triplets of {split}")
 
 
 class Tuning:
@@ -152,7 +160,7 @@ class Tuning:
 
         Raises:
             FloatingPointError: if a loss is not finite.
-            ValueError: if no triplet can be read.
+            ValueError: if too many triplets cannot be read.
             Interrupted: after a signal, when the state is saved.
         """
         with Interrupt() as interrupt:
@@ -169,7 +177,7 @@ class Tuning:
 
         Raises:
             FloatingPointError: if a loss is not finite.
-            ValueError: if no triplet can be read.
+            ValueError: if too many triplets cannot be read.
             Interrupted: after a signal, when the state is saved.
         """
         config, standing, source = self.config, self.standing, self.passes.sources["train"]
@@ -200,26 +208,23 @@ class Tuning:
             if standing.done % 10 == 0 or standing.done == self.steps:
                 seconds = round(time.perf_counter() - begun, 2)
                 self.log({"epoch": standing.epoch, "step": standing.done, "loss": standing.loss, "seconds": seconds})
+                self.log.unreadable()
             if standing.done % config.save_every == 0 or interrupt.signal:
                 self._save()
             if interrupt.signal:
                 raise Interrupted(interrupt.signal, f"{self.out} goes on from step {standing.done} of {label}")
         self.log.unreadable()
-        if not standing.seen:
-            raise ValueError(f"no training triplet can be read: {self.log.path} says why")
 
     def validate(self) -> None:
         """Close the epoch: judge val, keep the weights if they are the best so far, save.
 
         Raises:
             FloatingPointError: if the loss is not finite.
-            ValueError: if no triplet can be read.
+            ValueError: if too many triplets cannot be read.
         """
         passes = self.passes
         score = validated(passes.forward["val"], passes.sources["val"], self._loss, passes.chunk_size)
         self.log.unreadable()
-        if not score.count:
-            raise ValueError(f"no validation triplet can be read: {self.log.path} says why")
         if not math.isfinite(score.loss):
             raise FloatingPointError(
                 f"the loss on val is {score.loss} after epoch {self.standing.epoch}: lower the learning rate, or look "

@@ -104,7 +104,7 @@ def tune_nights(
     standing = Standing() if state is None else Standing(**state.facts)
     images = _images(files, encoder, workers, standing)
     out.mkdir(parents=True, exist_ok=True)
-    log = TuningLog(out / LOG_NAME, images)
+    log = TuningLog(out / LOG_NAME, images, config.max_unreadable)
     if encoder.convolutional:
         encoder.channels_last = True
         encoder.to(memory_format=torch.channels_last)
