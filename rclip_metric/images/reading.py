@@ -179,7 +179,8 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """List the images directly in a folder, sorted by name.
 
-    Files count by their suffix (`SUFFIXES`); subfolders and hidden files (`.name`) do not.
+    Files count by their suffix (`SUFFIXES`); subfolders and hidden files (`.name`) do not. A link to nothing counts,
+    so that who reads the list says that this image is missing.
 
     Raises:
         ImageError: The folder is missing, not a folder, or cannot be read.
@@ -200,7 +201,9 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return [
         entry
         for entry in entries
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        if entry.suffix.lower() in SUFFIXES
+        and not entry.name.startswith(".")
+        and (entry.is_file() or (entry.is_symlink() and not entry.exists()))
     ]
 
 

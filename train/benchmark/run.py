@@ -237,7 +237,7 @@ class _Run:
             value = do()
         except (ValueError, WeightsError, FloatingPointError) as error:
             problem = str(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lines = str(error).splitlines() or [""]
             problem = f"{type(error).__name__}: {lines[0]}"
             path = self.settings.out / "failures" / f"{entry.name.replace('/', '_')}-{self.team.rank}.txt"

@@ -18,7 +18,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 def walk_images(root: str | Path) -> Iterator[str]:
     """Find all image files below `root`, sorted by path, part by part; none where there is no such folder.
 
-    Links to folders are followed, unless they lead back to a folder that holds them.
+    Links to folders are followed, unless they lead back to a folder that holds them. A link to nothing is an image that
+    cannot be read: who reads it counts and names it.
 
     Raises:
         ValueError: if a folder below `root` cannot be listed.
@@ -36,7 +37,8 @@ def _walk(folder: str, holders: tuple[str, ...]) -> Iterator[str]:
     except OSError as error:
         raise ValueError(f"cannot list the folder {folder}: {error.strerror}") from error
     for entry in entries:
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+        named_so = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        if named_so and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))):
             yield entry.path
         elif entry.is_dir():
             real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(holders[-1], entry.name)

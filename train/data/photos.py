@@ -58,7 +58,7 @@ from rclip_metric.train.data.photographs import (
 )
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.triplets import COLUMNS, PARTS
-from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.config import check_counts, setting
 from rclip_metric.train.runs.files import write_json
 
 PHOTOS_RECORD = "photos.json"
@@ -86,6 +86,7 @@ class PhotosConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        check_counts(self)
         if self.count < 1 or self.size < 32:
             raise ValueError(f"got {self.count} triplets of {self.size} pixels, expected 1 or more of 32 or more")
 

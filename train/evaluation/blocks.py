@@ -72,6 +72,9 @@ def run_blocks(
             except Exception as error:
                 failure = error  # told once the others, which wait for this process, know of it
                 break
+            except SystemExit as stop:  # a metric's own, whose exit code would pass for ours
+                failure = ValueError(f"the metric ended the program (exit {stop.code!r}) and gave no number")
+                break
             bar.update(sizes[index] * min(team.count, len(mine)))
     problems = [problem for problem in team.gather(failure and f"{type(failure).__name__}: {failure}") if problem]
     if failure is not None:

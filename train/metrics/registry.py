@@ -148,6 +148,8 @@ def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
         built: Metric = getattr(importlib.import_module(module), function)(device)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
+    except SystemExit as stop:  # an exit code of its own would pass for ours
+        raise ValueError(f"the metric {name} ended the program (exit {stop.code!r}) and returned no metric") from stop
     parts = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
     missing = [part for part in parts if not hasattr(built, part)]
     if missing:

@@ -94,6 +94,7 @@ def write_stored(name: str, converted: Converted, path: Path) -> None:
     """Write a converted file, as a whole or not at all.
 
     Raises:
+        CheckpointError: a weight is NaN or infinite.
         StorageError: the disk is full or the folder cannot be written.
 
     Example:
@@ -105,6 +106,9 @@ def write_stored(name: str, converted: Converted, path: Path) -> None:
         >>> stored.config, stored.tensors["weight"]
         ({'version': '0.1'}, tensor([0., 1., 2.]))
     """
+    for key, tensor in converted.tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name}: {key} holds values that are NaN or infinite: download its file again.")
     sources = {file.name: file_digest(file) for file in converted.files if file.is_file()}
     metadata = {
         "format": _FORMAT,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def conversion(
 
     Raises:
         CheckpointError: The source holds something else than its kind should: names the keys that are missing or
-            unexpected, the shape that is wrong, or what was found.
+            unexpected, the shape that is wrong, the weight that is NaN or infinite, or what was found.
         WeightsError: The base cannot be loaded.
         ValueError: The base does not take images of that size.
 
@@ -175,6 +176,7 @@ def conversion(
         raise CheckpointError(f"The base {on.spec.name} has an MLP head: give the plain encoder as the base.")
 
     contents = _read(source, kind, on, mlp)
+    _check_finite(source, contents.state)
     step = kind if contents.hidden is None else "mlp"
     spec = on.spec if step == "tower" else tuned(on.spec, step, data)
     files = [{"file": _shown(path), "sha256": file_digest(path)} for path in contents.files]
@@ -204,6 +206,14 @@ def conversion(
     }
     read = (*contents.files, *([base_file] if base_file else []))
     return Conversion(encoder, spec.training, _notes(kind, on, files, contents.facts), record, read)
+
+
+def _check_finite(source: Path, state: Mapping[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{source} gives {key} values that are NaN or infinite: the file is damaged or its training failed."
+            )
 
 
 def _read(source: Path, kind: str, base: _Base, mlp: str | os.PathLike[str] | None) -> _Contents:

@@ -24,7 +24,13 @@ Config = TypeVar("Config")
 
 
 def setting(
-    default: Any, help: str, *, unit: str | None = None, choices: tuple[str, ...] | None = None, pixels: bool = False
+    default: Any,
+    help: str,
+    *,
+    unit: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    pixels: bool = False,
+    least: int = 0,
 ) -> Any:
     """Make a field of a config.
 
@@ -34,6 +40,7 @@ def setting(
         unit: of the value; shown after the clause.
         choices: the only values allowed.
         pixels: a length in [0, 1] images, which may be written as `4/255`.
+        least: the smallest value allowed of a whole number (`check_counts`).
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -43,8 +50,27 @@ def setting(
         AttackConfig(eps=0.2)
     """
     return dataclasses.field(
-        default=default, metadata={"help": help, "unit": unit, "choices": choices, "pixels": pixels}
+        default=default, metadata={"help": help, "unit": unit, "choices": choices, "pixels": pixels, "least": least}
     )
+
+
+def check_counts(config: Any) -> None:
+    """Raise ValueError for the first whole number of a config, or of its tuples of them, that is below its `least`.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class RunConfig:
+        ...     steps: int = setting(1000, "optimiser steps", least=1)
+        >>> check_counts(RunConfig(steps=0))
+        Traceback (most recent call last):
+        ValueError: steps must be at least 1, and it is 0
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least = field.metadata.get("least", 0)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(type(number) is int and number < least for number in numbers):
+            raise ValueError(f"{field.name} must be at least {least}, and it is {value}")
 
 
 def add_options(

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rclip_metric.files import written_whole
-from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.config import check_counts, setting
 from rclip_metric.train.runs.files import write_json
 
 SIZE = 64
@@ -458,6 +458,10 @@ class ScenesConfig:
     triplets: tuple[int, int, int] = (1_000, 400, 1_200)
     pool: int = setting(50, "images per class in the retrieval pool")
     queries: int = setting(20, "query images per class")
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_counts(self)
 
 
 def _save(scene: Scene, path: Path) -> None:

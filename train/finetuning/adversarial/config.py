@@ -11,7 +11,7 @@ from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.check import MOST_UNREADABLE
 from rclip_metric.train.finetuning.adversarial.lore import Lore
 from rclip_metric.train.finetuning.adversarial.objectives import Fare, Objective, SimClip, TeCoA
-from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.config import check_counts, setting
 
 OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-clip": SimClip, "lore": Lore}
 
@@ -102,6 +102,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that cannot be meant."""
+        check_counts(self)
         for name in ("steps", "batch_size", "dual_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")
@@ -191,7 +192,7 @@ class RunConfig:
     )
     compile: bool = setting(False, "compile the passes with torch.compile: minutes at the start, faster steps")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower")
-    workers: int = setting(-1, "processes that read images (-1: none on a CPU, up to 8 for a GPU)")
+    workers: int = setting(-1, "processes that read images (-1: none on a CPU, up to 8 for a GPU)", least=-1)
     save_every: int = setting(500, "steps between states that a run can go on from", unit="steps")
     max_unreadable: float = setting(MOST_UNREADABLE, "share of the images that may be unreadable before the run stops")
     keep: int = setting(2, "states kept, the newest ones (0: all)")
@@ -204,6 +205,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that cannot be meant."""
+        check_counts(self)
         for name in ("save_every", "log_every", "validate_every", "validation_images", "validation_triplets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and it is {getattr(self, name)}")

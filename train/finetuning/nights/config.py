@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rclip_metric.train.data.check import MOST_UNREADABLE
-from rclip_metric.train.runs.config import setting
+from rclip_metric.train.runs.config import check_counts, setting
 
 # What DreamSim's configurations have differently for the two.
 _PUBLISHED = {"lora": {"batch_size": 32, "epochs": 8}, "mlp": {"batch_size": 512, "epochs": 20}}
@@ -50,6 +50,7 @@ class NightsConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that cannot be meant."""
+        check_counts(self)
         if self.head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, and it is {self.head!r}")
         for name, published in _PUBLISHED[self.head].items():
