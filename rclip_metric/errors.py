@@ -15,7 +15,7 @@ class ImageError(ValueError):
         >>> load_image(b"no picture")
         Traceback (most recent call last):
             ...
-        rclip_metric.errors.ImageError: cannot read the image: not an image, or not in a format that Pillow reads
+        rclip_metric.errors.ImageError: cannot read the image: not an image, or not in a format that is read here
     """
 
 

@@ -1,10 +1,11 @@
-"""Files that are on the disk as a whole or not at all."""
+"""Files: written as a whole or not at all, and read only where there is an end to what they hold."""
 
 import contextlib
 import errno
 import glob
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,38 @@ def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
             flush_to_disk(path.parent)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)  # if this fails too, the first error is the one to tell
+
+
+_ENDLESS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def regular_file(path: Path) -> Path:
+    """Return a path that is about to be opened for reading, if that will neither wait for somebody nor never end.
+
+    What is not there, or is a folder, is left to whoever opens it.
+
+    Raises:
+        OSError: It is a pipe, a socket or a device, or a link to one.
+
+    Example:
+        >>> regular_file(Path("/dev/zero"))
+        Traceback (most recent call last):
+            ...
+        OSError: [Errno 22] it is a device, not a file: '/dev/zero'
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return path
+    for holds, what in _ENDLESS:
+        if holds(mode):
+            raise OSError(errno.EINVAL, f"it is {what}, not a file", str(path))
+    return path
 
 
 def remove_unfinished(path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.errors import ImageError as ImageError
+from rclip_metric.files import regular_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 _NAMES = "avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """File names that `list_images` takes for images (compared in lower case)."""
+
+# The formats that these are, as Pillow names them, first those that it has at hand. No others are opened, whatever a
+# file is called: some of Pillow's readers hand the file to another program (EPS to Ghostscript).
+_FORMATS = (("JPEG", "PNG", "BMP", "GIF", "PPM"), ("WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "TGA"))
 
 # Rounding in a resize or a cast may leave a range by this share of its width; anything more is another range.
 TOLERANCE = 1e-3
@@ -43,6 +48,9 @@ def open_image(source: ImageSource) -> Image.Image:
     bits; of 16-bit RGB, Pillow itself keeps the upper byte. The first frame of an animation is read; a Pillow
     image is read at the frame where it stands. ICC profiles are not applied, as in the published evaluations.
 
+    A file is read if it holds AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TGA, TIFF or WebP, whatever it is called. For
+    another format that Pillow knows, and a source you trust, open it with Pillow and pass the Pillow image.
+
     A file above Pillow's own limits is treated as Pillow treats it: from `PIL.Image.MAX_IMAGE_PIXELS` (89
     million pixels) on, its `DecompressionBombWarning` is issued and the image is read, so that a photograph
     of 100 megapixels works; from twice that on it is refused, here with an `ImageError`. For larger images
@@ -58,8 +66,8 @@ def open_image(source: ImageSource) -> Image.Image:
         A new Pillow image of mode RGB that holds no file open and carries no metadata.
 
     Raises:
-        ImageError: The file is missing, a folder, empty, truncated, too large or not an image, or the array's
-            shape, type or range is not one of the above.
+        ImageError: The file is missing, a folder, a pipe or a device, empty, truncated, too large or not an image, or
+            the array's shape, type or range is not one of the above.
 
     Example:
         >>> from PIL import Image
@@ -260,10 +268,8 @@ def states_exposure(path: str | os.PathLike[str]) -> bool:
         ...     states_exposure(f"{folder}/drawn.png")
         False
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with regular_file(Path(path)).open("rb") as handle, _identified(handle) as image:
             if "exif" not in image.info:  # getexif() would decode a whole PNG to look for it
                 return False
             exif = image.getexif()
@@ -291,7 +297,7 @@ def _decoding(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"cannot read {name}: not an image, or not in a format that Pillow reads") from error
+        raise ImageError(f"cannot read {name}: not an image, or not in a format that is read here") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"cannot read {name}: {' '.join(str(error).split())} (if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS)"
@@ -305,7 +311,7 @@ def _open_path(path: Path) -> Image.Image:
     if path.is_dir():  # some systems only say "permission denied" when a folder is opened
         raise ImageError(f"cannot read {path}: it is a folder, not an image")
     try:
-        handle = path.open("rb")
+        handle = regular_file(path).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ImageError(f"cannot read {path}: {_reason(error)}") from error
     with handle:
@@ -313,14 +319,23 @@ def _open_path(path: Path) -> Image.Image:
 
 
 def _read(handle: io.BufferedReader, name: str) -> Image.Image:
-    from PIL import Image
-
     with _decoding(name):
         if not handle.peek(1):
             raise ImageError(f"cannot read {name}: it is empty")
-        binary: BinaryIO = handle
-        with Image.open(binary) as image:
+        with _identified(handle) as image:
             return _rgb(image, name)
+
+
+def _identified(handle: BinaryIO) -> Image.Image:
+    """Open a file as what its bytes say, if that is one of `_FORMATS`; UnidentifiedImageError if not."""
+    from PIL import Image, UnidentifiedImageError
+
+    usual, others = _FORMATS
+    try:
+        return Image.open(handle, formats=usual)
+    except UnidentifiedImageError:
+        Image.init()  # 0.1 s, once
+        return Image.open(handle, formats=[name for name in others if name in Image.OPEN])  # builds may lack some
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

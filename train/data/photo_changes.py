@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageFilter
 
+from rclip_metric.images import open_image
+
 WINDOW = 0.82  # of the photograph's side is what the reference shows: views that move find real pixels beyond it
 _CELLS = 24  # cells of the mesh along each side, within which a view is taken for bilinear
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -160,7 +162,7 @@ class Jpeg:
         """Apply it."""
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=self.quality, subsampling="4:2:0")
-        return Image.open(stream).convert("RGB")
+        return open_image(stream.getvalue())
 
 
 @dataclass(frozen=True)

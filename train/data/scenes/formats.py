@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from rclip_metric.images import open_image
 from rclip_metric.train.data.jnd import JND_SPLITS
 from rclip_metric.train.data.scenes import draw as scenes
 from rclip_metric.train.data.scenes.draw import (
@@ -69,7 +70,7 @@ def _blurred(image: Image.Image, strength: float, rng: np.random.Generator) -> I
 def _compressed(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=round(80 - 75 * strength))
-    return Image.open(stream).convert("RGB")
+    return open_image(stream.getvalue())
 
 
 def _blocky(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
