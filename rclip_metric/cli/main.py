@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import json
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclip_metric import __version__
-from rclip_metric.cli.score import UsageError, complain, rank, score
+from rclip_metric.cli.score import UsageError, rank, score
 from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
 from rclip_metric.files import written_whole
+from rclip_metric.printing import Parser, complain, give_up, printable, say, show
 
 _EPILOG = """\
 exit codes:
@@ -45,10 +49,37 @@ the images in it.
 
 def console_main() -> None:
     """Run the command as a process."""
+    _fill_descriptors()
+    if sys.stdout is None:
+        complain("the standard output is closed: send it to /dev/null where it is not wanted")
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
-    sys.exit(main())
+    warnings.formatwarning = lambda message, *where, **line: f"rclip-metric: {printable(message)}\n"
+    atexit.register(_leave)  # the first to come is the last to be called
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: an impatient second Ctrl-C gets no traceback
+    _ending.append(code)
+    sys.exit(code)
+
+
+_ending: list[int] = []  # the exit code of the process, once it is known
+
+
+def _leave() -> None:
+    """Leave with 130 after an interrupt: one that came while C code ran Python would end the process by a signal."""
+    if _ending == [130]:
+        os._exit(130)
+
+
+def _fill_descriptors() -> None:
+    """Open those of stdin, stdout and stderr that are closed: the next file that is opened would be one of them."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115 (to the end of the process)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,21 +93,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        # Somebody like `head` has seen enough; Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        code = 141
     except KeyboardInterrupt:
         complain("interrupted")
-        return 130
+        code = 130
     except (ImageError, UsageError, WeightsError) as error:
-        complain(str(error))
-        return _exit_code(error)
+        complain(error)
+        code = _exit_code(error)
     except OSError as error:
+        if not error.filename and (lost := _output_error()):
+            return lost
         complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        code = 2
+    return _output_error() or code
+
+
+def _output_error() -> int:
+    """Write out what stdout still holds; return the exit code if that fails, else 0."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # somebody like `head` has seen enough
+        give_up(sys.stdout)
+        return 141
+    except OSError as error:
+        give_up(sys.stdout)
+        complain(f"the output cannot be written: {error.strerror}")
         return 2
+    return 0
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,7 +140,7 @@ def _exit_code(error: Exception) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rclip-metric",
         description="A perceptual distance between images that holds up under adversarial perturbation.",
         **raw,
@@ -207,7 +251,7 @@ def _models(args: argparse.Namespace) -> int:
     from rclip_metric.cli.models import format_table, list_models
 
     records = list_models(args.cache_dir)
-    print(json.dumps(records) if args.json else format_table(records))
+    show(f"{json.dumps(records) if args.json else format_table(records)}\n")
     return 0
 
 
@@ -253,7 +297,7 @@ def _each(args: argparse.Namespace, names: Sequence[str], work: Callable[[str], 
             complain(str(error))
             worst = max(worst, _exit_code(error))
             continue
-        print(json.dumps(record) if args.json else "  ".join(str(value or "?") for value in record.values()))
+        say(json.dumps(record) if args.json else "  ".join(str(value or "?") for value in record.values()))
     return worst
 
 
@@ -265,7 +309,7 @@ def _manifest(args: argparse.Namespace) -> int:
         raise UsageError("--write goes with --refresh")
     manifest = load_manifest()
     if not args.refresh:
-        print(json.dumps(manifest) if args.json else format_manifest(manifest), end="\n" if args.json else "")
+        show(f"{json.dumps(manifest)}\n" if args.json else format_manifest(manifest))
         return 0
     refreshed, difference = refresh_manifest(manifest)
     failed = [line for line in difference if ": not refreshed: " in line]
@@ -276,9 +320,10 @@ def _manifest(args: argparse.Namespace) -> int:
         with written_whole(manifest_path()) as partial:
             partial.write_text(format_manifest(refreshed), encoding="utf-8")
     if args.json:
-        print(json.dumps({"changes": changes, "failed": failed, "written": bool(args.write and changes)}))
+        say(json.dumps({"changes": changes, "failed": failed, "written": bool(args.write and changes)}))
     else:
-        print("\n".join(changes) if changes else "nothing differs")
+        for line in changes or ["nothing differs"]:
+            say(line)
     if changes and not args.write and not args.quiet:
         complain("nothing was written: add --write")
     return 3 if failed else 0

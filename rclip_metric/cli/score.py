@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rclip_metric.printing import complain, printable, say, show
+
 # What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
     from rclip_metric.metric import RobustPerceptualDistance
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
 
 class UsageError(ValueError):
     """The arguments parse, but do not make sense together."""
-
-
-def complain(text: str) -> None:
-    """Say something on stderr, on one line."""
-    sys.stderr.write(f"rclip-metric: {' '.join(text.split())}\n")
 
 
 def score(args: argparse.Namespace) -> int:
@@ -56,9 +53,9 @@ def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
         return 2
     distance = distances(u, v[None], args.squared)[0]
     if args.json:
-        _line(json.dumps({**_pair(a, b, distance), **run.identity, "settings": run.settings}))
+        say(json.dumps({**_pair(a, b, distance), **run.identity, "settings": run.settings}))
     else:
-        _line(f"{_number(distance)}  {run.label}")
+        say(f"{_number(distance)}  {run.label}")
     return 0
 
 
@@ -80,7 +77,7 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
                 continue
             distance = distances(u, v[None], args.squared)[0]
             summary.add(distance, str(x), str(y))
-            _line(f"{json.dumps(_pair(x, y, distance))[:-1]}, {identity}")
+            say(f"{json.dumps(_pair(x, y, distance))[:-1]}, {identity}")
     return run.finish(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
 
 
@@ -101,10 +98,11 @@ def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
     summary = Summary()
     for i, row in all_pairs([u for _, u in found], args.squared):
         # Fifty million pairs are possible (10,000 images): json.dumps for each would take most of the time.
-        sys.stdout.writelines(
+        lines = (
             f'{{"a": {quoted[i]}, "b": {quoted[j]}, "distance": {distance:.7g}, {identity}\n'
             for j, distance in enumerate(row, start=i + 1)
         )
+        show("".join(lines))
         for j, distance in enumerate(row, start=i + 1):
             summary.add(distance, names[i], names[j])
     return run.finish(summary, images=len(names), left_out=left_out)
@@ -140,11 +138,11 @@ def rank(args: argparse.Namespace) -> int:
             for place, (name, distance) in enumerate(ranking, start=1)
         ]
         record = {"reference": str(reference), "ranking": ranked, "skipped": run.skipped}
-        _line(json.dumps({**record, **run.identity, "settings": run.settings}))
+        say(json.dumps({**record, **run.identity, "settings": run.settings}))
     else:
-        _line(f"nearest to {reference}  {run.label}")
+        say(f"nearest to {reference}  {run.label}")
         for place, (name, distance) in enumerate(ranking, start=1):
-            _line(f"{place:{len(str(len(ranking)))}}  {_number(distance)}  {name}")
+            say(f"{place:{len(str(len(ranking)))}}  {_number(distance)}  {name}")
     return 2 if run.skipped else 0
 
 
@@ -183,7 +181,7 @@ class _Run:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             bar = tqdm(unit="image", leave=False, file=sys.stderr)
-            self._say = lambda text: tqdm.write(f"rclip-metric: {text}", file=sys.stderr)
+            self._say = lambda text: tqdm.write(f"rclip-metric: {printable(text)}", file=sys.stderr)
         try:
             with (
                 _pillow_is_quiet(),
@@ -249,7 +247,7 @@ class _Run:
     def finish(self, summary: Any, **facts: Any) -> int:
         """Print the summary as the last JSON line, and in words on stderr; return the exit code."""
         record = {**summary.to_dict(), **facts, "skipped": self.skipped, **self.identity}
-        _line(json.dumps({"summary": {**record, "settings": self.settings}}))
+        say(json.dumps({"summary": {**record, "settings": self.settings}}))
         if not self._args.quiet:
             mean = "" if summary.mean is None else f", mean {_number(summary.mean)}"
             self._say(f"{summary.count} pairs{mean}, skipped {_files(len(self.skipped))}; {self.label}")
@@ -329,7 +327,3 @@ def _files(count: int) -> str:
 
 def _short(revision: str) -> str:
     return revision[:7] if len(revision) == 40 else revision
-
-
-def _line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rclip_metric.errors import WeightsError
+from rclip_metric.printing import printable
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
@@ -79,7 +80,7 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
 
     with tqdm(total=len(entries), desc="metrics", disable=None if lead and not settings.quiet else True) as bar:
         for entry in entries:
-            bar.set_postfix_str(entry.name)
+            bar.set_postfix_str(printable(entry.name))
             run.judge(entry, sets)
             write()
             bar.update()

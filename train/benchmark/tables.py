@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import printable
 from rclip_metric.train.benchmark.page.reading import Board, JsonObject
 from rclip_metric.train.benchmark.page.table import (
     Column,
@@ -69,9 +70,9 @@ def markdown(board: JsonObject) -> str:
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
         caption += f" {data['note']}" if data["note"] and not data["judged"] else ""
         parts.append(_drawn(rows, columns(read, data), caption))
-    failed = [f"- {metric['label']}: {said}" for metric in read.metrics for said in metric["failures"] or ()]
+    failed = [f"{metric['label']}: {said}" for metric in read.metrics for said in metric["failures"] or ()]
     if failed:
-        parts.append("\n".join(["Not measured:", "", *failed]))
+        parts.append("\n".join(["Not measured:", "", *(f"- {printable(line)}" for line in failed)]))
     return "\n\n".join(parts)
 
 
@@ -116,5 +117,5 @@ def as_csv(board: JsonObject) -> str:
                 if cell := column.find(metric):
                     own = [metric["id"], metric["label"], metric["revision"], data, column.title]
                     numbers = [cell.summary["accuracy"], *cell.summary["interval_95"], cell.summary["samples"]]
-                    writer.writerow([*own, *numbers, cell.paper])
+                    writer.writerow([*(None if text is None else printable(text) for text in own), *numbers, cell.paper])
     return text.getvalue().rstrip("\n")

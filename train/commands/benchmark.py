@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import Parser, complain, say, show
 from rclip_metric.train.runs.config import count, positive, radius
 
 _ABOUT = """\
@@ -32,7 +32,7 @@ on (exit code 2).
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; `benchmark` is the first word."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rclip-metric benchmark",
         description=_ABOUT,
         epilog=_EPILOG,
@@ -129,16 +129,16 @@ def main(argv: list[str]) -> int:
 
         board = benchmark(_settings(options), command=shlex.join(["rclip-metric", *argv]))
     except (ValueError, FloatingPointError) as error:
-        print(f"rclip-metric: {error}", file=sys.stderr)
+        complain(error)
         return 2
     if board is None:  # not the first process
         return 0
-    print(markdown(board))
-    print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('benchmark.*')))}")
+    show(f"{markdown(board)}\n\n")
+    say(f"{options.out}: {', '.join(sorted(path.name for path in options.out.glob('benchmark.*')))}")
     failed = [metric["id"] for metric in board["metrics"] if metric["failures"]]
     if failed:
         count = f"{len(failed)} of {len(board['metrics'])} metrics"
-        print(f"rclip-metric: {count} failed, in part or whole, for the reasons above", file=sys.stderr)
+        complain(f"{count} failed, in part or whole, for the reasons above")
     return 2 if failed else 0
 
 

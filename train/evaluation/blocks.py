@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from rclip_metric.printing import printable
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import append_line, whole_lines
 
@@ -63,7 +64,8 @@ def run_blocks(
     finished: dict[int, Result] = {}
     failure: Exception | None = None
     hidden = True if quiet or team.rank else None
-    with tqdm(total=sum(sizes), initial=sum(sizes[i] for i in everywhere), desc=describe, disable=hidden) as bar:
+    begun = sum(sizes[i] for i in everywhere)
+    with tqdm(total=sum(sizes), initial=begun, desc=printable(describe), disable=hidden) as bar:
         for index in mine:
             try:
                 finished[index] = evaluate(blocks[index])

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rclip_metric.files import written_whole
+from rclip_metric.printing import printable
 from rclip_metric.train.runs.files import append_line, storing, whole_lines
 
 LOG_NAME = "log.jsonl"
@@ -93,7 +94,7 @@ class TrainingLog:
         self._bar = tqdm(
             total=total,
             initial=start,
-            desc=f"{label}: " if label else "",
+            desc=f"{printable(label)}: " if label else "",
             disable=True if quiet or rank else None,
             dynamic_ncols=True,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",

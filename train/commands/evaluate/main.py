@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rclip_metric.printing import complain, printable, say, show
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.commands.evaluate.options import balls_of, build_parser
 
@@ -62,11 +63,11 @@ def _checked(paths: Sequence[Path], options: argparse.Namespace) -> None:
 
     problems = check_images(paths, quiet=options.quiet)
     for problem in problems:
-        print(problem)
+        say(problem)
     whole = len(set(paths))
     if problems:
         raise ValueError(f"{len(problems)} of {whole} images cannot be read: download them again")
-    print(f"{options.data}: all {whole} images can be read")
+    say(f"{options.data}: all {whole} images can be read")
 
 
 def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
@@ -76,10 +77,10 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
 
     if rank:
         return
-    print(table(records))
+    show(f"{table(records)}\n")
     for by in PARTS:
         if parts := breakdown(records, by):
-            print(f"\n{parts}")
+            show(f"\n{parts}\n")
     broken = list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"]))
     if broken:
         raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
@@ -242,7 +243,8 @@ def _sanity(options: argparse.Namespace) -> None:
         failed += sum(not check.passed for check in checks)
         everything += records
         if team.rank == 0:
-            print(f"{metric.name} on {whole.name} ({len(whole.triplets)} triplets)\n\n{suite.markdown(checks)}\n")
+            say(f"{metric.name} on {whole.name} ({len(whole.triplets)} triplets)")
+            show(f"\n{suite.markdown(checks)}\n\n")
             if options.out is not None:
                 record = {"model": metric.describe(), "data": whole.settings(), "settings": asdict(settings)}
                 record |= {"run": asdict(run), "source": source.describe() if source else None}
@@ -334,7 +336,7 @@ def _table(options: argparse.Namespace) -> None:
     if options.out is not None:
         write_text(options.out, text)
     elif not (options.plot or options.sweep):
-        print(text)
+        show(f"{text}\n")
     if options.plot is not None:
         plot(records, options.plot)
     if options.sweep is not None:
@@ -342,7 +344,7 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    sys.stderr.write(f"{printable(line)}\n")
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -363,10 +365,10 @@ def main(argv: list[str]) -> int:
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         if getattr(options, "preset", None):
-            print(json.dumps({"task": options.task, **PAPER.get(options.task, PAPER["nights"])}))
+            say(json.dumps({"task": options.task, **PAPER.get(options.task, PAPER["nights"])}))
         else:
             run(options)
     except (ValueError, FloatingPointError) as error:
-        print(f"rclip-metric: {error}", file=sys.stderr)
+        complain(error)
         return 2
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import Parser
 from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.runs.config import count, positive, radius
 
@@ -30,7 +31,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     Args:
         run: the function behind each task, which gets the parsed arguments.
     """
-    parser = argparse.ArgumentParser(prog="rclip-metric")
+    parser = Parser(prog="rclip-metric")
     group = parser.add_subparsers(dest="group", required=True)
     commands = group.add_parser("eval", help="judge metrics", description=_ABOUT).add_subparsers(
         dest="task", required=True, metavar="TASK"

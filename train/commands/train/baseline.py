@@ -6,9 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import say
+
 _ABOUT = """\
 Read the published weights of another metric, strictly and without running code, and write them as one safetensors file,
 from which rclip-metric benchmark and eval build it under its name. LoRA adapters are merged. LPIPS, SSIM, MS-SSIM, PSNR
+
+from rclip_metric.printing import say
 and l_p need no conversion.
 """
 
@@ -48,4 +52,4 @@ def _run(options: argparse.Namespace) -> None:
     converted = convert_baseline(options.name, options.source, backbone=options.backbone)
     write_stored(options.name, converted, out)
     metric = load_baseline(options.name, weights=out)  # what cannot be built again must not be found out later
-    print(f"{out}: {options.name} @ {metric.revision}")
+    say(f"{out}: {options.name} @ {metric.revision}")

@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import say
 from rclip_metric.train.runs.config import add_options, configured
 
 
@@ -37,14 +38,14 @@ def _run_clip(options: argparse.Namespace) -> None:
 
     config = configured(ClipConfig, options)
     train_clip(options.scenes, options.out, config, quiet=options.quiet)
-    print(f"{options.out}: load it with RobustPerceptualDistance({str(options.out)!r})")
+    say(f"{options.out}: load it with RobustPerceptualDistance({str(options.out)!r})")
 
 
 def _run_text(options: argparse.Namespace) -> None:
     from rclip_metric.train.models.text_weights import TEXT_NAME, export_text
 
     path = export_text(options.run_folder / "state.safetensors", options.out or options.run_folder / TEXT_NAME)
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _run_pack(options: argparse.Namespace) -> None:
@@ -56,4 +57,4 @@ def _run_pack(options: argparse.Namespace) -> None:
     about = {field: saved[field] for field in ("training", "license", "notes")}
     with written_whole(options.out) as partial:
         (save_encoder(encoder, partial.parent / "whole", **about) / WEIGHTS_NAME).replace(partial)
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
+    say(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rclip_metric.printing import say
 from rclip_metric.train.runs.config import add_size
 
 
@@ -62,4 +63,4 @@ def _run(options: argparse.Namespace) -> None:
     )
     out = save_conversion(converted, options.out, options.license)
     encoder = converted.encoder
-    print(f"{out}: {encoder.name}, {encoder.embedding_dim} dimensions; RobustPerceptualDistance({str(out)!r}) loads it")
+    say(f"{out}: {encoder.name}, {encoder.embedding_dim} dimensions; RobustPerceptualDistance({str(out)!r}) loads it")

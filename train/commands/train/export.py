@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from rclip_metric.printing import complain, say
 
 _ABOUT = """\
 Write the encoder of a finished run, a model card and an entry for weights_manifest.json into one folder, which
@@ -56,14 +57,14 @@ def _run(options: argparse.Namespace) -> None:
     )
     if not options.quiet:
         for sentence in exported.passed_over:
-            print(sentence, file=sys.stderr)
+            complain(sentence)
         if exported.entry["license"] is None:
-            print("the card says that nobody has stated the licence of the weights: add --license", file=sys.stderr)
+            complain("the card says that nobody has stated the licence of the weights: add --license")
     size = (exported.folder / WEIGHTS_NAME).stat().st_size / 1e6
-    print(f"{exported.folder}: {size:.2f} MB, load it with RobustPerceptualDistance({str(exported.folder)!r})")
+    say(f"{exported.folder}: {size:.2f} MB, load it with RobustPerceptualDistance({str(exported.folder)!r})")
     if options.push is None:
         return
     commit = push_export(exported, options.push, private=options.private, revision=options.revision)
     branch = f", revision={options.revision!r}" if options.revision else ""
-    print(f"{options.push} @ {commit}: load it with RobustPerceptualDistance({options.push!r}{branch})")
-    print(f"{exported.folder / ENTRY_NAME}: its entry for weights_manifest.json")
+    say(f"{options.push} @ {commit}: load it with RobustPerceptualDistance({options.push!r}{branch})")
+    say(f"{exported.folder / ENTRY_NAME}: its entry for weights_manifest.json")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import say
 from rclip_metric.train.finetuning.adversarial import FinetuneConfig, RunConfig
 from rclip_metric.train.runs.config import add_options, configured, read_recipe, read_settings, recipe_names, shared_out
 
@@ -103,4 +104,4 @@ def _run(options: argparse.Namespace) -> None:
     )
     precision = "bfloat16" if read_settings(options.out / "run.json")["run"]["bfloat16"] else "float32"
     done = f"{config.objective.title} in {precision}, {config.steps} steps"
-    print(f"{options.out}: {done}; load it with RobustPerceptualDistance({str(options.out)!r})")
+    say(f"{options.out}: {done}; load it with RobustPerceptualDistance({str(options.out)!r})")

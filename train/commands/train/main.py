@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 
+from rclip_metric.printing import Parser, complain
 from rclip_metric.train.runs.interrupt import Interrupted
 
 # The modules of the tasks and what --help says of each: a module is imported for its own tasks alone.
@@ -30,7 +30,7 @@ TASKS = {
 
 def build_parser(task: str) -> argparse.ArgumentParser:
     """Build the parser, with the options of this task; `train` is the first word, the other tasks are only named."""
-    parser = argparse.ArgumentParser(prog="rclip-metric", description=__doc__)
+    parser = Parser(prog="rclip-metric", description=__doc__)
     group = parser.add_subparsers(dest="group", required=True)
     commands = group.add_parser("train", help="make encoders").add_subparsers(
         dest="task", required=True, metavar="TASK"
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
     try:
         return options.run(options) or 0
     except (ValueError, FloatingPointError) as error:
-        print(f"rclip-metric: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except Interrupted as stopped:
-        print(f"rclip-metric: {stopped}", file=sys.stderr)
+        complain(stopped)
         return int(stopped.code or 1)

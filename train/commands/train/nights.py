@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rclip_metric.printing import say
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
@@ -68,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     record = read_json(options.out / "run.json")
     first, best = record["epochs"][0], record["epochs"][record["best_epoch"]]
-    print(
+    say(
         f"{options.out}: {best['val_accuracy']:.1f} % on val after epoch {best['epoch']} of {config.epochs}, "
         f"{first['val_accuracy']:.1f} % before the first ({record['data']['val']} triplets); load it with "
         f"RobustPerceptualDistance({str(options.out)!r})"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import complain, say
 from rclip_metric.train.runs.config import add_options, configured, positive
 
 _ABOUT = """\
@@ -63,11 +63,11 @@ def _run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     for sentence in record["left_out"]:
-        print(f"left out: {sentence}", file=sys.stderr)
+        complain(f"left out: {sentence}")
     kinds = record["kinds"]
-    print(
+    say(
         f"{options.out}: {record['count']} triplets of {record['photographs']} photographs in {record['classes']} "
         f"classes, seed {record['seed']}; {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     )
     if missing := [kind for kind in PHOTO_KINDS if kind not in kinds]:
-        print(f"left out: {' and '.join(missing)}, which need classes of at least two photographs each")
+        say(f"left out: {' and '.join(missing)}, which need classes of at least two photographs each")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.printing import say
 from rclip_metric.train.runs.config import add_options, configured, positive
 
 
@@ -49,19 +50,19 @@ def _run(options: argparse.Namespace) -> None:
 
     record = write_scenes(options.out, configured(ScenesConfig, options), quiet=options.quiet)
     seed, quiet = record["seed"], options.quiet
-    print(f"{options.out}: {record['images']} captioned images, {sum(record['triplets'])} triplets, seed {seed}")
+    say(f"{options.out}: {record['images']} captioned images, {sum(record['triplets'])} triplets, seed {seed}")
     if options.bapps:
         write_bapps(options.out / "bapps", seed=seed, per_split=options.bapps, quiet=quiet)
-        print(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
+        say(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
     if options.jnd:
         write_jnd(options.out / "bapps", seed=seed, per_split=options.jnd, quiet=quiet)
-        print(f"{options.out / 'bapps'}: {options.jnd} pairs in each of two splits of the JND part")
+        say(f"{options.out / 'bapps'}: {options.jnd} pairs in each of two splits of the JND part")
     if options.grounds:
         write_grounds(options.out / "grounds", seed=seed, per_class=options.grounds, quiet=quiet)
-        print(f"{options.out / 'grounds'}: {options.grounds} images of each ground colour")
+        say(f"{options.out / 'grounds'}: {options.grounds} images of each ground colour")
     if options.pairs:
         write_pairs(options.out / "pairs", seed=seed, per_class=options.pairs, quiet=quiet)
-        print(f"{options.out / 'pairs'}: {options.pairs} images of each pair of object and ground colour")
+        say(f"{options.out / 'pairs'}: {options.pairs} images of each pair of object and ground colour")
     if options.things:
         write_things(options.out / "things", seed=seed, triplets=options.things, quiet=quiet)
-        print(f"{options.out / 'things'}: {options.things} triplets")
+        say(f"{options.out / 'things'}: {options.things} triplets")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rclip_metric.train.evaluation.results.labels import Record, Threat, data_label, model_label
+from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 
 PARTS = {"split": "splits", "kind": "by_kind"}
 """What a table can be broken down by -> where records hold it."""
@@ -49,7 +50,7 @@ def breakdown(records: Sequence[Record], by: str = "split") -> str:
     lines.append("|---|---|---" + "|---:" * (2 + len(threats)) + "|")
     for (model, data, split), row in rows.items():
         samples = row[None]["samples"]
-        cells = [model, data, split, str(samples), f"{row[None]['accuracy']:.1f}"]
+        cells = [*map(plain_markdown, (model, data, split)), str(samples), f"{row[None]['accuracy']:.1f}"]
         for threat in threats:
             part = row.get(threat)
             count = "" if part is None or part["samples"] == samples else f" [{part['samples']}]"

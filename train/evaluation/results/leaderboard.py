@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rclip_metric.printing import printable
 from rclip_metric.train.evaluation.results.curves import plot, sweep_plot
 from rclip_metric.train.evaluation.results.labels import (
     Record,
@@ -207,7 +208,7 @@ def _number_warnings(rows: Sequence[TableRow], labels: Mapping[Threat, str]) -> 
 
 def plain_markdown(text: str) -> str:
     """Escape text so that Markdown shows it as it is, in one line."""
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def _markdown(board: Leaderboard) -> str:
@@ -254,7 +255,7 @@ def _csv(board: Leaderboard) -> str:
         people = row.human.summary or {}
         values += [people.get("accuracy"), people.get("ceiling")] * board.human
         warnings = dict.fromkeys(sentence for record in row.records for sentence in record["warnings"])
-        writer.writerow([*values, " ".join(warnings)])
+        writer.writerow([printable(v) if isinstance(v, str) else v for v in (*values, " ".join(warnings))])
     return text.getvalue().rstrip("\n")
 
 

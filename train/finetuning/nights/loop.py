@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.printing import printable
 from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.finetuning.nights.config import NightsConfig
@@ -185,7 +186,7 @@ class Tuning:
         orders = torch.randperm(len(source), generator=generator).split(config.batch_size)[standing.done :]
         bar = tqdm(
             source.batches(orders),
-            desc=label,
+            desc=printable(label),
             initial=standing.done,
             total=self.steps,
             disable=True if quiet else None,
