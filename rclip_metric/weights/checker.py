@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rclip_metric.errors import ManifestError
+from rclip_metric.files import regular_file
 
 Kind = tuple[str, Callable[[Any], bool]]
 _T = TypeVar("_T")
@@ -86,7 +87,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
         {'model_type': 'vit'}
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON: {error}.") from error
     if not isinstance(values, Mapping):

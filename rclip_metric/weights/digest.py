@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.errors import DigestError
-from rclip_metric.files import written_whole
+from rclip_metric.files import regular_file, written_whole
 
 
 def file_digest(path: Path, digits: int = 64) -> str:
@@ -36,7 +36,7 @@ def file_digest(path: Path, digits: int = 64) -> str:
     else:
         digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
+    with regular_file(path).open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

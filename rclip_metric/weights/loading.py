@@ -21,6 +21,7 @@ from rclip_metric.errors import (
     UnknownModelError,
     first_line,
 )
+from rclip_metric.files import regular_file
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import file_digest
@@ -291,7 +292,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         # Only the zip form that torch.save writes since 1.6 can be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(regular_file(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # Torch's own words advise to run what the file holds.
         raise CheckpointError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
-from rclip_metric.files import written_whole
+from rclip_metric.files import regular_file, written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
 from rclip_metric.weights.checker import TEXT, Checker, one_of, or_null
 from rclip_metric.weights.manifest import WeightSpec
@@ -160,7 +160,7 @@ def opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             yield file
     except FileNotFoundError:
         raise CheckpointError(f"There is no file {path}.") from None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from rclip_metric.files import regular_file
 from rclip_metric.images import ImageError
 from rclip_metric.train.data.images import SUFFIXES
 from rclip_metric.train.runs.seeds import seeded
@@ -130,7 +131,7 @@ def index_shard(shard: str, labels: bool = False) -> tuple[list[ShardImage], boo
 
     members: list[dict[str, Any]] = []
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with tarfile.open(regular_file(Path(shard)), "r:") as archive:
             size = os.path.getsize(shard)
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all

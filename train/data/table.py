@@ -6,6 +6,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rclip_metric.files import regular_file
+
 
 def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield rows with the line of the file on which they end; the header is line 1.
@@ -19,7 +21,7 @@ def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[
         OSError: it cannot be opened.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as handle:
+        with regular_file(table).open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             header = reader.fieldnames or ()
             if missing := [column for column in columns if column not in header]:

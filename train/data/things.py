@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rclip_metric.files import regular_file
 from rclip_metric.images import list_images
 
 COLUMNS = ("image1", "image2", "image3", "choice")
@@ -65,7 +66,7 @@ def read_things(table: Path, images: Path) -> Things:
     paths = _concepts(images)
     table = _table(table)
     try:
-        with table.open(newline="", encoding="utf-8-sig") as handle:
+        with regular_file(table).open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle, delimiter="\t")
             header = next(reader, [])
             if missing := [column for column in COLUMNS if column not in header]:

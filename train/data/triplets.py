@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rclip_metric.files import regular_file
 from rclip_metric.images import SUFFIXES
 from rclip_metric.train.data.table import read_table
 
@@ -243,8 +244,9 @@ def matched_files(
 def read_share(path: Path, people: str) -> float:
     """Read the one number in a .npy file, the share in [0, 1] of people who do something; ValueError for any other."""
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:  # a pickle is a ValueError, an empty file an EOFError
+        values = np.load(regular_file(path), allow_pickle=False)
+    # A pickle is a ValueError, an empty file an EOFError; a header may promise more than memory or a number holds.
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         raise ValueError(f"cannot read {path} ({' '.join(str(error).split())}): download it again") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or values.size != 1:
         described = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"

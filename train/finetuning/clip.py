@@ -6,7 +6,6 @@ cross-entropy over the batch (Radford et al. 2021, Figure 3).
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from rclip_metric.encoder import Architecture, Encoder
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
+from rclip_metric.train.data.table import read_table
 from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.checkpoint import read_state, restore_training, write_state
@@ -48,8 +48,7 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 
 def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
     """Read the paths of the images below `folder/images` and their captions, from captions.csv."""
-    with (folder / "images" / "captions.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = [row for _, row in read_table(folder / "images" / "captions.csv", ("path", "caption"))]
     return [folder / "images" / row["path"] for row in rows], [row["caption"] for row in rows]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Architecture, ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError
+from rclip_metric.files import regular_file
 from rclip_metric.train.models import peft_adapters as adapters
 from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_json, read_metadata, read_pickle
 
@@ -179,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(regular_file(path), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error

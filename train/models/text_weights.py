@@ -19,7 +19,7 @@ from torch import Tensor
 
 import rclip_metric
 from rclip_metric.errors import CheckpointError
-from rclip_metric.files import written_whole
+from rclip_metric.files import regular_file, written_whole
 from rclip_metric.train.models.text import NOT_TEXT, TextConfig, TextModel, build_text
 from rclip_metric.weights import WeightFile, WeightSpec, check_file, get_spec, locate, model_names
 
@@ -118,10 +118,10 @@ def _open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Map all tensors outside the vision tower from the file, and read the metadata of a safetensors file."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
+            with safe_open(regular_file(path), framework="pt") as file:
                 keys = [key for key in file.keys() if not NOT_TEXT.fullmatch(key)]  # noqa: SIM118 (not a dict)
                 return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(regular_file(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(f"{path} is not a readable file of tensors: {reason}.") from error

@@ -9,9 +9,10 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rclip_metric.files import regular_file
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _FORMER_NAMES: dict[str, str] = {
@@ -117,13 +118,20 @@ def _kind(field: dataclasses.Field[Any]) -> tuple[Callable[[str], Any], str]:
         return radius, "EPS"
     if isinstance(field.default, tuple):
         return _numbers, "X,Y"
-    return {int: (int, "N"), float: (float, "X"), str: (str, "TEXT")}[type(field.default)]
+    return {int: (int, "N"), float: (_number, "X"), str: (str, "TEXT")}[type(field.default)]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return value
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+        return tuple(_number(part) for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: write them like 0.5,0.999") from None
 
 
@@ -305,7 +313,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         {'steps': 10}
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -322,9 +330,10 @@ def radius(text: str) -> float:
         >>> radius("51/255"), radius("0.857")
         (0.2, 0.857)
     """
+    above, slash, below = text.partition("/")
     try:
-        value = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
+        value = int(above) / int(below) if slash else float(above)  # both rounded once
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a radius: write it like 4/255 or 0.857") from None
     if not (value >= 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"a radius must be finite and not negative, and {text!r} is not")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rclip_metric.errors import first_line
+
 
 @dataclass(frozen=True)
 class Team:
@@ -83,12 +85,24 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"there is no device {name!r}: pass auto, cpu or cuda") from None
+    if device.type == "cpu" and device.index:
+        raise ValueError(f"there is no device {name!r}: a CPU has no number")
+    if device.type not in ("cpu", "cuda"):
+        _try_out(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {name!r} was asked for and this machine has {torch.cuda.device_count()} GPUs: "
             "pass --device cpu, or start no more processes per machine than it has GPUs"
         )
     return device
+
+
+def _try_out(device: torch.device) -> None:
+    """Bring a number to a device and back; torch knows the names of many devices that it was not built for."""
+    try:
+        torch.zeros(1).to(device).cpu()
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        raise ValueError(f"device '{device}' is not there ({first_line(error)}): pass auto, cpu or cuda") from None
 
 
 def join(device: str = "auto", *, tensors: bool = False) -> Team:

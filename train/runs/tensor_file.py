@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rclip_metric.errors import CheckpointError
-from rclip_metric.files import remove_unfinished, written_whole
+from rclip_metric.files import regular_file, remove_unfinished, written_whole
 from rclip_metric.train.runs.files import storing
 
 _STRUCTURE, _CHECKSUM = "structure", "crc32"  # keys of the metadata
@@ -92,7 +92,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         CheckpointError: if it is damaged: truncated, overwritten, or other bytes than were written.
     """
     try:
-        with safe_open(path, framework="pt") as handle:
+        with safe_open(regular_file(path), framework="pt") as handle:
             metadata = dict(handle.metadata() or {})
             # Copied out of the mapped file, which may be removed while the tensors live.
             tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (not a dict)
