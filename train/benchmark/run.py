@@ -108,14 +108,14 @@ class _Run:
         return sets
 
     def _open(self, part: DataFolder) -> Data:
-        limit, attacked = self.settings.limit, self.settings.attacked
+        limit, attacked, allow = self.settings.limit, self.settings.attacked, self.settings.allow_outside
         if part.format == "nights":
-            return nights_data(part.folder, self.settings.split, limit, attacked=attacked)
+            return nights_data(part.folder, self.settings.split, limit, attacked=attacked, allow_outside=allow)
         if part.format == "bapps":
             return bapps_data(part.folder, attacked=attacked or BAPPS_ATTACKED, limit=limit)
         if part.format == "cue-conflict":
             return cue_conflict_data(part.folder, self.settings.classes, seed=self.settings.seed, limit=limit)
-        return things_data(part.folder, limit=limit)
+        return things_data(part.folder, limit=limit, allow_outside=allow)
 
     def judge(self, entry: MetricEntry, sets: dict[str, Data]) -> None:
         """Do everything that needs the metric built, but its timing."""

@@ -61,6 +61,7 @@ class BenchmarkSettings:
         device: auto, cpu, cuda, cuda:N or mps.
         title: of the page.
         overwrite: replace results of other settings.
+        allow_outside: paths in the tables of sets may lead out of their folders.
         quiet: no progress.
 
     Example:
@@ -95,6 +96,7 @@ class BenchmarkSettings:
     device: str = "auto"
     title: str = "Perceptual metrics under attack"
     overwrite: bool = False
+    allow_outside: bool = False
     quiet: bool = False
 
     def attacks(self) -> list[AttackSettings]:

@@ -118,6 +118,7 @@ def _add_how(add: Callable[..., Any]) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--title", default="Perceptual metrics under attack", help="of the page")
     add("--overwrite", action="store_true", help="replace results of other settings")
+    add("--allow-outside", action="store_true", help="paths in the tables of sets may lead out of their folders")
     add("--quiet", action="store_true", help="no progress")
 
 

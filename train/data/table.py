@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,3 +31,30 @@ def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table} is not a UTF-8 text file of comma-separated values ({error}): replace it") from error
+
+
+def place_in(folder: Path, name: str, allow_outside: bool = False) -> Path:
+    """Find the file that a table calls `name`, in the folder that its names are relative to.
+
+    A table is text that came with a set, and may name any file of this machine. Links are another matter: somebody laid
+    them here, and they are followed wherever they lead.
+
+    Raises:
+        ValueError: it is an absolute path or has `..` in it, and leads out of the folder, which is not allowed.
+
+    Example:
+        >>> place_in(Path("set"), "ref/../left/1.png").as_posix()
+        'set/left/1.png'
+        >>> place_in(Path("set"), "../private.png")
+        Traceback (most recent call last):
+        ValueError: '../private.png' leads out of the folder set: correct it, or pass --allow-outside if you trust ...
+    """
+    if allow_outside or not (os.path.isabs(name) or ".." in Path(name).parts):
+        return folder / name
+    root = os.path.abspath(folder)
+    place = os.path.normpath(os.path.join(root, name))
+    if not Path(place).is_relative_to(root):
+        raise ValueError(
+            f"{name!r} leads out of the folder {folder}: correct it, or pass --allow-outside if you trust the table"
+        )
+    return folder / os.path.relpath(place, root)

@@ -12,6 +12,7 @@ import torch
 
 from rclip_metric.files import regular_file
 from rclip_metric.images import list_images
+from rclip_metric.train.data.table import place_in
 
 COLUMNS = ("image1", "image2", "image3", "choice")
 PUBLISHED = "triplets_large_final_correctednc_correctedorder.csv"
@@ -39,7 +40,7 @@ class Things:
     odd: torch.Tensor
 
 
-def read_things(table: Path, images: Path) -> Things:
+def read_things(table: Path, images: Path, *, allow_outside: bool = False) -> Things:
     """Read every triplet of a table: its first line is a header, and every other one counts.
 
     Args:
@@ -48,6 +49,7 @@ def read_things(table: Path, images: Path) -> Things:
         images: in the order of the published concepts: a text file with one path per line, relative to it; or
             a folder with one image per concept, sorted by name; or a folder with a folder per concept, of which
             the first image by name is taken.
+        allow_outside: the paths in a list may lead out of its folder, see `place_in`.
 
     Raises:
         ValueError: naming the file, row or column that is missing or malformed, or the index without an image.
@@ -63,7 +65,7 @@ def read_things(table: Path, images: Path) -> Things:
         >>> things.triplets, things.odd  # counted from 0
         (tensor([[2, 0, 1]]), tensor([0]))
     """
-    paths = _concepts(images)
+    paths = _concepts(images, allow_outside)
     table = _table(table)
     try:
         with regular_file(table).open(newline="", encoding="utf-8-sig") as handle:
@@ -142,10 +144,10 @@ def _has_header(path: Path) -> bool:
     return {name.strip('"') for name in header} >= set(COLUMNS)
 
 
-def _concepts(place: Path) -> tuple[Path, ...]:
+def _concepts(place: Path, allow_outside: bool) -> tuple[Path, ...]:
     """List one image per concept, in order."""
     if place.is_file():
-        return _listed(place)
+        return _listed(place, allow_outside)
     if not place.is_dir():
         raise ValueError(f"{place} does not exist: pass the folder of images, or a text file with one path per line")
     images = list_images(place)
@@ -165,7 +167,7 @@ def _concepts(place: Path) -> tuple[Path, ...]:
     return tuple(images)
 
 
-def _listed(file: Path) -> tuple[Path, ...]:
+def _listed(file: Path, allow_outside: bool) -> tuple[Path, ...]:
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
@@ -176,7 +178,10 @@ def _listed(file: Path) -> tuple[Path, ...]:
         raise ValueError(f"{file} is empty: write one path per line, relative to it, in the order of the concepts")
     paths = []
     for number, line in enumerate(lines, start=1):
-        path = file.parent / line.strip()
+        try:
+            path = place_in(file.parent, line.strip(), allow_outside)
+        except ValueError as error:
+            raise ValueError(f"{file}, row {number}: {error}") from None
         if not line.strip() or not path.is_file():
             what = f"{line.strip()!r}, which is no file" if line.strip() else "nothing"
             raise ValueError(f"{file}, row {number} names {what}: one path per line, relative to the list")

@@ -13,7 +13,7 @@ import numpy as np
 
 from rclip_metric.files import regular_file
 from rclip_metric.images import SUFFIXES
-from rclip_metric.train.data.table import read_table
+from rclip_metric.train.data.table import place_in, read_table
 
 COLUMNS = (
     "id",
@@ -67,7 +67,9 @@ class TripletFiles:
         return int(self.share > 0.5)
 
 
-def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -> list[TripletFiles]:
+def read_nights(
+    folder: Path, split: str = "test", min_votes: int = MIN_VOTES, *, allow_outside: bool = False
+) -> list[TripletFiles]:
     """Read the triplets of a split, by column name, keeping those with at least `min_votes` votes.
 
     Every row must tell its split, votes and is_imagenet; the rest is looked at in the rows that are kept.
@@ -77,6 +79,7 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
         folder: holds data.csv, to which the paths in it are relative.
         split: train, val, test, or the halves of the test set, test_imagenet and test_no_imagenet.
         min_votes: 6 in the published protocol.
+        allow_outside: its paths may lead out of the folder, see `place_in`.
 
     Returns:
         In the order of the file.
@@ -103,7 +106,7 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
     rows: dict[str, int] = {}
     for number, row in read_table(table, COLUMNS):
         try:
-            triplet = _nights_triplet(folder, row, split, min_votes)
+            triplet = _nights_triplet(folder, row, split, min_votes, allow_outside)
         except ValueError as error:
             raise ValueError(f"{table}, row {number} is malformed ({error}): download the file again") from error
         if triplet is None:
@@ -120,7 +123,9 @@ def read_nights(folder: Path, split: str = "test", min_votes: int = MIN_VOTES) -
     return triplets
 
 
-def _nights_triplet(folder: Path, row: Mapping[str, str], split: str, min_votes: int) -> TripletFiles | None:
+def _nights_triplet(
+    folder: Path, row: Mapping[str, str], split: str, min_votes: int, allow_outside: bool
+) -> TripletFiles | None:
     """Read a row of data.csv, or None if it is of another split or has fewer votes; ValueError says what is wrong."""
     if None in row or None in row.values():
         raise ValueError("it has another number of cells than the header")
@@ -141,7 +146,8 @@ def _nights_triplet(folder: Path, row: Mapping[str, str], split: str, min_votes:
     for name in ("id", "ref_path", "left_path", "right_path"):
         if not row[name].strip():
             raise ValueError(f"{name} is empty")
-    reference, left_image, right_image = (folder / row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
+    names = (row[f"{name}_path"].strip() for name in ("ref", "left", "right"))
+    reference, left_image, right_image = (place_in(folder, name, allow_outside) for name in names)
     return TripletFiles(row["id"].strip(), reference, left_image, right_image, right, part, row.get("kind", "").strip())
 
 

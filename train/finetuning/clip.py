@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rclip_metric.encoder import Architecture, Encoder
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
-from rclip_metric.train.data.table import read_table
+from rclip_metric.train.data.table import place_in, read_table
 from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.checkpoint import read_state, restore_training, write_state
@@ -49,7 +49,7 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 def read_captions(folder: Path) -> tuple[list[Path], list[str]]:
     """Read the paths of the images below `folder/images` and their captions, from captions.csv."""
     rows = [row for _, row in read_table(folder / "images" / "captions.csv", ("path", "caption"))]
-    return [folder / "images" / row["path"] for row in rows], [row["caption"] for row in rows]
+    return [place_in(folder / "images", row["path"]) for row in rows], [row["caption"] for row in rows]
 
 
 def train_clip(

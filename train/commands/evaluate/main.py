@@ -123,6 +123,7 @@ def _nights_data(options: argparse.Namespace, attacked: int | None = None) -> An
 
     _needs(options, "data")
     settings = {"attacked": attacked, "name": options.name, "published": options.published}
+    settings["allow_outside"] = options.allow_outside
     return nights_data(options.data, options.split, options.limit, **settings)
 
 
@@ -169,7 +170,7 @@ def _things(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation.tasks import things_data
 
     _needs(options, "data")
-    naming = {"name": options.name, "published": options.published}
+    naming = {"name": options.name, "published": options.published, "allow_outside": options.allow_outside}
     data = things_data(options.data, options.table, options.images, options.limit, **naming)
     if options.check:
         return _checked(data.things.images, options)

@@ -181,6 +181,11 @@ def _set_options() -> argparse.ArgumentParser:
 def _judged_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--data", type=Path, help="folder of the set (things: or its table)")
+    options.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="paths in the set's tables (data.csv, a list of images) may lead out of its folder",
+    )
     options.add_argument("--model", nargs="+", help="names, paths, Hub ids, or MODULE:FUNCTION")
     options.add_argument("--out", type=Path, help="folder for the results, one JSON per model and threat; resumes")
     options.add_argument("--overwrite", action="store_true", help="replace results of other settings")

@@ -39,6 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
         default="auto",
         help="of the encoder's passes in training; auto: bfloat16 where it is fast",
     )
+    parser.add_argument("--allow-outside", action="store_true", help="paths in data.csv may lead out of the folder")
     parser.add_argument("--workers", type=count, default=4, metavar="N", help="threads that read images (default 4)")
     add_options(parser, NightsConfig, "settings")
     parser.set_defaults(run=_run)
@@ -66,6 +67,7 @@ def _run(options: argparse.Namespace) -> None:
         precision=options.precision,
         workers=options.workers,
         origin=None if base.startswith(("open_clip:", "timm:")) else locate(base).spec,
+        allow_outside=options.allow_outside,
         quiet=options.quiet,
     )
     record = read_json(options.out / "run.json")

@@ -62,6 +62,7 @@ def nights_data(
     attacked: int | None = None,
     name: str | None = None,
     published: bool = False,
+    allow_outside: bool = False,
 ) -> TwoAfcData:
     """Read triplets in the NIGHTS format.
 
@@ -73,6 +74,7 @@ def nights_data(
             other, where it has any, so that each is there in proportion); None for all.
         name: of the set (default: the folder's, "scenes" for the scenes').
         published: the user states that this is NIGHTS itself, see `published_as`.
+        allow_outside: paths in data.csv may lead out of the folder, see `place_in`.
 
     Raises:
         ValueError: as `read_nights` and `published_as` raise it.
@@ -86,7 +88,7 @@ def nights_data(
         >>> data.name, len(data.triplets), data.judges
         ('scenes', 3, "the scenes' own rule")
     """
-    triplets = read_nights(folder, split)[:limit]
+    triplets = read_nights(folder, split, allow_outside=allow_outside)[:limit]
     # The scenes' folder is called nights, for its format.
     own, judges = _own(folder, folder.resolve().parent / "scenes.json", "scenes")
     if judges == PEOPLE and (folder / PHOTOS).exists():
@@ -156,6 +158,7 @@ def things_data(
     *,
     name: str | None = None,
     published: bool = False,
+    allow_outside: bool = False,
 ) -> OddOneOutData:
     """Read odd-one-out triplets in the THINGS format.
 
@@ -166,6 +169,7 @@ def things_data(
         limit: only the first triplets.
         name: of the set (default: the folder's, "scenes-things" for the scenes').
         published: the user states that this is THINGS itself, see `published_as`.
+        allow_outside: paths in a list of images may lead out of its folder, see `place_in`.
 
     Raises:
         ValueError: as `read_things` and `published_as` raise it.
@@ -180,7 +184,7 @@ def things_data(
     """
     if folder.is_file():
         table, folder = table or folder, folder.parent
-    things = read_things(table or folder, images or folder / "images")
+    things = read_things(table or folder, images or folder / "images", allow_outside=allow_outside)
     if limit:
         things = replace(things, triplets=things.triplets[:limit], odd=things.odd[:limit])
     own, judges = _own(folder, folder / "things.json", "scenes-things")

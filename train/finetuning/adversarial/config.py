@@ -182,6 +182,7 @@ class RunConfig:
     """
 
     device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda; under torchrun cuda is the local GPU")
+    allow_outside: bool = setting(False, "paths in the data.csv of --nights may lead out of its folder")
     precision: str = setting(
         "auto",
         "bfloat16: attack in it, update under autocast with float32 weights; auto: where the device is fast at it",

@@ -153,6 +153,7 @@ def _validator(
         nights=nights,
         nights_limit=run.validation_triplets,
         nights_steps=run.validation_attack_steps,
+        allow_outside=run.allow_outside,
     )
 
 

@@ -59,6 +59,7 @@ class Validator:
         nights: Path | None = None,
         nights_limit: int | None = 200,
         nights_steps: int = 10,
+        allow_outside: bool = False,
         batch_size: int = 64,
     ) -> None:
         """Embed the held-out images with the original, once.
@@ -74,6 +75,7 @@ class Validator:
             nights: folder of a NIGHTS-format set.
             nights_limit: triplets of its val split, from the first; None for all.
             nights_steps: APGD iterations.
+            allow_outside: paths in its data.csv may lead out of the folder.
             batch_size: images, or triplets, per pass; it does not change the numbers beyond float rounding.
 
         Raises:
@@ -98,7 +100,7 @@ class Validator:
             self.targets = torch.cat(parts)
         self.triplets: TwoAfcData | None = None
         if nights is not None:
-            triplets = read_nights(nights, "val")[:nights_limit]
+            triplets = read_nights(nights, "val", allow_outside=allow_outside)[:nights_limit]
             self.triplets = TwoAfcData(nights.name, "val", triplets, limit=nights_limit)
         self._apgd = AttackSettings(ball, steps=nights_steps)
 

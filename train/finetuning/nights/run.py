@@ -48,6 +48,7 @@ def tune_nights(
     precision: str = "float32",
     workers: int = 0,
     origin: WeightSpec | None = None,
+    allow_outside: bool = False,
     quiet: bool = False,
 ) -> Encoder:
     """Tune a copy of `base` on a NIGHTS-format set and write it to `out` as one plain checkpoint.
@@ -70,6 +71,7 @@ def tune_nights(
         workers: threads that read images while the device works; 0 reads in between.
         origin: the base's manifest entry or saved record, by default the entry of its name: its training and licence
             go on into the new one's.
+        allow_outside: paths in data.csv may lead out of the folder.
         quiet: no progress bar.
 
     Returns:
@@ -97,7 +99,7 @@ def tune_nights(
     begun = time.perf_counter()
     device = chosen_device(str(device))
     precision = resolved_precision(precision, device)
-    files = {split: read_nights(data, split) for split in ("train", "val")}
+    files = {split: read_nights(data, split, allow_outside=allow_outside) for split in ("train", "val")}
     encoder = _squashed(base, name)
     settings = config.computed | _digests(encoder, files)
     state = latest_state(out, settings)
