@@ -37,7 +37,7 @@ class UnknownModelError(WeightsError, ValueError):
 
 
 class ManifestError(WeightsError, ValueError):
-    """The manifest or a config.json is malformed; names the entry and the field."""
+    """JSON that was read back is malformed: the manifest, a config.json, a recipe, a result; names the field."""
 
 
 class CheckpointError(WeightsError, ValueError):

@@ -7,18 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeGuard
 
-
-def require_positive_int(name: str, value: object) -> None:
-    """Raise ValueError unless the field is a positive integer."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-
-
-def _require_positive_number(name: str, value: object) -> None:
-    if type(value) not in (int, float) or not 0 < value < float("inf"):  # type: ignore[operator]
-        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+from rclip_metric.encoder.limits import (
+    TIMM_OPTIONS,
+    check_open_clip_config,
+    require_positive_int,
+    require_positive_number,
+    require_size,
+)
+from rclip_metric.json_files import Checker, parse_json, shown
 
 
 def _require_projection(value: object) -> None:
@@ -72,21 +71,31 @@ class ViTArchitecture:
         for name in ("image_size", "patch_size", "width", "depth", "heads"):
             require_positive_int(name, getattr(self, name))
         _require_projection(self.projection)
-        _require_positive_number("norm_eps", self.norm_eps)
+        require_positive_number("norm_eps", self.norm_eps)
         if self.pre_norm_eps is not None:
-            _require_positive_number("pre_norm_eps", self.pre_norm_eps)
+            require_positive_number("pre_norm_eps", self.pre_norm_eps)
             if not self.pre_norm:
-                raise ValueError(f"pre_norm_eps needs pre_norm, got {self.pre_norm_eps!r} without it.")
-        _require_positive_number("mlp_ratio", self.mlp_ratio)
+                raise ValueError(f"pre_norm_eps needs pre_norm, got {shown(self.pre_norm_eps)} without it.")
+        require_positive_number("mlp_ratio", self.mlp_ratio)
         for name in ("pre_norm", "patch_bias", "layer_scale"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be true or false, got {shown(getattr(self, name))}.")
         if self.activation not in ("gelu", "quick_gelu"):
-            raise ValueError(f'activation must be "gelu" or "quick_gelu", got {self.activation!r}.')
+            raise ValueError(f'activation must be "gelu" or "quick_gelu", got {shown(self.activation)}.')
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}.")
         if self.width % self.heads:
             raise ValueError(f"heads must divide width ({self.width}), got {self.heads}.")
+        require_size("the tower", self.parameters)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the tower."""
+        width, hidden = self.width, int(self.width * self.mlp_ratio)
+        tokens = 1 + (self.image_size // self.patch_size) ** 2
+        block = 4 * width * width + 2 * width * hidden + hidden + (9 + 2 * self.layer_scale) * width
+        ends = (3 * self.patch_size**2 + self.patch_bias + tokens + 1 + 2 * self.pre_norm + 2) * width
+        return self.depth * block + ends + width * (self.projection or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +131,20 @@ class ConvNeXtArchitecture:
         for name in ("depths", "widths"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) != 4:
-                raise ValueError(f"{name} must be four integers, one per stage, got {values!r}.")
+                raise ValueError(f"{name} must be four integers, one per stage, got {shown(values)}.")
             for value in values:
                 require_positive_int(name, value)
-        _require_positive_number("norm_eps", self.norm_eps)
+        require_positive_number("norm_eps", self.norm_eps)
         _require_projection(self.projection)
+        require_size("the tower", self.parameters)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the tower."""
+        first, last = self.widths[0], self.widths[-1]
+        blocks = sum(depth * (8 * width + 58) * width for depth, width in zip(self.depths, self.widths, strict=True))
+        downsampling = sum(2 * before + (4 * before + 1) * after for before, after in pairwise(self.widths))
+        return 51 * first + blocks + downsampling + 2 * last + last * (self.projection or 0)
 
 
 _LIBRARY_NAME = re.compile(r"[\w.-]+")  # of a registry: nothing that the library would fetch or open
@@ -157,14 +175,6 @@ class TimmArchitecture:
     options: str = field(default="{}", metadata={"json": True})
     projection: int | None = None
 
-    # What `LibraryTower` sets itself, and what would read a file or ask the network.
-    _RESERVED: ClassVar[frozenset[str]] = frozenset(
-        [
-            *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
-            *("num_classes", "img_size", "in_chans", "scriptable", "exportable", "no_jit"),
-        ]
-    )
-
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that is wrong."""
         _require_library_name("model", self.model)
@@ -172,8 +182,7 @@ class TimmArchitecture:
             require_positive_int(name, getattr(self, name))
         _require_projection(self.projection)
         options = _json_object("options", self.options)
-        if reserved := sorted(options.keys() & self._RESERVED):
-            raise ValueError(f"options must not set {', '.join(reserved)}.")
+        Checker("options").matches("", options, TIMM_OPTIONS)
         object.__setattr__(self, "options", json.dumps(options, sort_keys=True))
 
 
@@ -204,36 +213,31 @@ class OpenClipArchitecture:
         if self.config is None:
             _require_library_name("model", self.model)
         elif type(self.model) is not str or not self.model:
-            raise ValueError(f"model must be a text, got {self.model!r}.")
+            raise ValueError(f"model must be a text, got {shown(self.model)}.")
         for name in ("image_size", "projection"):
             require_positive_int(name, getattr(self, name))
         if self.config is None:
             return
         config = _json_object("config", self.config)
-        if set(config) != {"embed_dim", "vision_cfg", "quick_gelu"} or not isinstance(config["vision_cfg"], dict):
-            raise ValueError(f"config must have embed_dim, vision_cfg and quick_gelu, got {', '.join(config)}.")
+        if set(config) != {"embed_dim", "vision_cfg", "quick_gelu"} or "timm_model_pretrained" in config["vision_cfg"]:
+            raise ValueError(f"config must have embed_dim, vision_cfg and quick_gelu alone, got {shown(config)}.")
+        check_open_clip_config(config, "config")
         if config["embed_dim"] != self.projection:
             raise ValueError(
                 f"projection must be the config's embed_dim ({config['embed_dim']}), got {self.projection}."
             )
-        trunk = config["vision_cfg"].get("timm_model_name")
-        if trunk is not None:
-            _require_library_name("timm_model_name", trunk)
         object.__setattr__(self, "config", json.dumps(config, sort_keys=True))
 
 
 def _require_library_name(name: str, value: object) -> None:
     if not isinstance(value, str) or not _LIBRARY_NAME.fullmatch(value):
-        raise ValueError(f"{name} must be a name in the library's registry, got {value!r}.")
+        raise ValueError(f"{name} must be a name in the library's registry, got {shown(value)}.")
 
 
 def _json_object(name: str, text: object) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        value = None
+    value = parse_json(text, name) if isinstance(text, str) else None
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object, got {text!r}.")
+        raise ValueError(f"{name} must be a JSON object, got {shown(text)}.")
     return value
 
 
@@ -314,10 +318,12 @@ def architecture_from_dict(mapping: Mapping[str, Any]) -> Architecture:
         >>> architecture_from_dict(architecture_to_dict(tiny)) == tiny
         True
     """
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"an architecture must be an object, got {shown(mapping)}.")
     values = dict(mapping)
     kind = values.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}.")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {shown(kind)}.")
     cls = _KINDS[kind]
     known = {f.name: f for f in fields(cls)}
     if unknown := sorted(set(values) - set(known)):

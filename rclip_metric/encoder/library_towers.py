@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import OpenClipArchitecture, TimmArchitecture, embedding_dim
+from rclip_metric.encoder.limits import require_size
 from rclip_metric.encoder.open_clip_configs import open_clip_flag
 from rclip_metric.errors import UnknownModelError, first_line
 
@@ -160,17 +161,34 @@ def timm_module(architecture: TimmArchitecture, name: str | None = None, **weigh
     import timm
 
     name = name or architecture.model
-    options = {"pretrained": False, "num_classes": 0, **weights, **json.loads(architecture.options)}
-    try:
+    own = json.loads(architecture.options)
+    options = {"pretrained": False, "num_classes": 0, **own}
+
+    def create(name: str, **options: Any) -> nn.Module:
         try:
             trunk: nn.Module = timm.create_model(name, img_size=architecture.image_size, **options)
         except TypeError as error:  # a network of convolutions takes any size, and no such argument
             if "img_size" not in str(error):
                 raise
             trunk = timm.create_model(name, **options)
+        return trunk
+
+    try:
+        if own:  # what timm itself has under a name is no larger than timm's models are
+            _require_size(f"timm's {architecture.model}", lambda: create(architecture.model, **options))
+        return create(name, **{**options, **weights})
     except (AssertionError, TypeError) as error:
         raise ValueError(f"timm cannot build {architecture.model}: {first_line(error)}.") from error
-    return trunk
+
+
+def _require_size(what: str, build: Callable[[], nn.Module]) -> None:
+    """Raise ValueError for a model that is too large; it is built on the meta device first, where it takes no room."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except (NotImplementedError, RuntimeError) as error:  # it reads values back while it is built
+        raise ValueError(f"{what} takes no options of its own: its size cannot be told beforehand.") from error
+    require_size(what, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
 
 
 def timm_config(model: str) -> Any:
@@ -214,8 +232,14 @@ def _open_clip_trunk(architecture: OpenClipArchitecture) -> nn.Module:
         require_known("timm", vision["timm_model_name"].partition(".")[0], timm.list_models())
         vision["timm_model_pretrained"] = False
     quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
-    try:
+
+    def build() -> nn.Module:
         trunk: nn.Module = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
+        return trunk
+
+    try:
+        if architecture.config is not None and not vision.get("timm_model_name"):
+            _require_size(f"OpenCLIP's {architecture.model}", build)
+        return build()
     except (AssertionError, TypeError) as error:
         raise ValueError(f"OpenCLIP cannot build {architecture.model}: {first_line(error)}.") from error
-    return trunk

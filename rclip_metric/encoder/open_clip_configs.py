@@ -11,8 +11,9 @@ from rclip_metric.encoder.architectures import (
     ConvNeXtArchitecture,
     OpenClipArchitecture,
     ViTArchitecture,
-    require_positive_int,
 )
+from rclip_metric.encoder.limits import check_open_clip_config
+from rclip_metric.json_files import shown
 
 
 def open_clip_architecture(model: str, config: Mapping[str, Any]) -> Architecture:
@@ -39,14 +40,11 @@ def open_clip_architecture(model: str, config: Mapping[str, Any]) -> Architectur
     try:
         return open_clip_vision_architecture(config)
     except ValueError:
-        return _own_tower(model, config.get("model_cfg", config))
+        return _own_tower(model, check_open_clip_config(config, f"The OpenCLIP config {model}"))
 
 
 def _own_tower(model: str, config: Mapping[str, Any]) -> OpenClipArchitecture:
     """Keep the part of a config that the vision tower is built from, without what names a file to start from."""
-    for name in ("embed_dim", "vision_cfg"):
-        if name not in config:
-            raise ValueError(f"The OpenCLIP config {model} has no {name}.")
     quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
     kept = {"embed_dim": config["embed_dim"], "vision_cfg": vision, "quick_gelu": quick_gelu}
@@ -77,13 +75,9 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
         >>> found.depth, found.heads, found.projection
         (2, 1, 16)
     """
-    config = config.get("model_cfg", config)
-    for name in ("embed_dim", "vision_cfg"):
-        if name not in config:
-            raise ValueError(f"The OpenCLIP config has no {name}.")
+    config = check_open_clip_config(config, "The OpenCLIP config")
     vision = dict(config["vision_cfg"])
     projection = config["embed_dim"]
-    require_positive_int("embed_dim", projection)
     quick_gelu = open_clip_flag("quick_gelu", config.get("quick_gelu", False))
     image_size = vision.pop("image_size", 224)
     # They act in training only, or name a file to start from.
@@ -105,8 +99,6 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
     depth, width, patch_size = vision.pop("layers"), vision.pop("width"), vision.pop("patch_size")
     head_width, mlp_ratio = vision.pop("head_width", 64), vision.pop("mlp_ratio", 4.0)
     _require_defaults(vision, _OPEN_CLIP_VIT_DEFAULTS)
-    require_positive_int("head_width", head_width)
-    require_positive_int("width", width)
     return ViTArchitecture(
         image_size=image_size,
         patch_size=patch_size,
@@ -157,7 +149,7 @@ def open_clip_flag(name: str, value: Any) -> bool:
     if type(value) is bool:
         return value
     # OpenCLIP itself takes any text as true, "FALSE" included: refuse to guess which was meant.
-    raise ValueError(f'{name} must be true, false or the string "TRUE", got {value!r}.')
+    raise ValueError(f'{name} must be true, false or the string "TRUE", got {shown(value)}.')
 
 
 def _require_defaults(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -166,5 +158,5 @@ def _require_defaults(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any
             raise ValueError(f"Unknown entry {name} in the OpenCLIP vision_cfg.")
         if value not in allowed[name]:
             raise ValueError(
-                f"{name} = {value!r} in the OpenCLIP vision_cfg is not a tower that this package computes."
+                f"{name} = {shown(value)} in the OpenCLIP vision_cfg is not a tower that this package computes."
             )

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rclip_metric.json_files import shown
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -34,6 +36,9 @@ RESIZES: tuple[Resize, ...] = ("published", "squash", None)
 # brought to 256 pixels would be 256 x 1,280,000.
 _EXTREME = 8
 _ROUNDING = 1e-5
+
+MOST_PIXELS = 4096
+"""Of a side that images are brought to."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,17 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that is wrong."""
         if self.mode not in ("crop", "squash"):
-            raise ValueError(f'mode must be "crop" or "squash", got {self.mode!r}.')
+            raise ValueError(f'mode must be "crop" or "squash", got {shown(self.mode)}.')
         for name in ("resize", "crop"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer (pixels), got {value!r}.")
+            if type(value) is not int or not 1 <= value <= MOST_PIXELS:
+                raise ValueError(f"{name} must be a positive integer (pixels) up to {MOST_PIXELS}, got {shown(value)}.")
         if self.mode == "crop" and self.resize < self.crop:
             raise ValueError(f"resize must be at least crop ({self.crop}), got {self.resize}.")
         if self.mode == "squash" and self.resize != self.crop:
             raise ValueError(f'resize must equal crop ({self.crop}) in mode "squash", got {self.resize}.')
         if self.interpolation != "bicubic":
-            raise ValueError(f'interpolation must be "bicubic", got {self.interpolation!r}.')
+            raise ValueError(f'interpolation must be "bicubic", got {shown(self.interpolation)}.')
         for name in ("mean", "std"):
             values = getattr(self, name)
             if (
@@ -86,7 +91,7 @@ class Preprocessing:
                 or len(values) != 3
                 or not all(isinstance(v, float) and math.isfinite(v) for v in values)
             ):
-                raise ValueError(f"{name} must be a tuple of three finite floats, got {values!r}.")
+                raise ValueError(f"{name} must be a tuple of three finite floats, got {shown(values)}.")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std!r}.")
 
@@ -110,7 +115,7 @@ class Preprocessing:
         values = dict(mapping)
         for name in ("mean", "std"):
             if not isinstance(values[name], list | tuple):
-                raise ValueError(f"{name} must be a list of three numbers, got {values[name]!r}.")
+                raise ValueError(f"{name} must be a list of three numbers, got {shown(values[name])}.")
             # JSON writers may drop the ".0" of a whole number.
             values[name] = tuple(float(v) if type(v) is int else v for v in values[name])
         return cls(**values)

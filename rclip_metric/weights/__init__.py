@@ -1,6 +1,5 @@
 """Weights: found, downloaded, checked, read, saved and published."""
 
-from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file, file_digest
 from rclip_metric.weights.hub import explained
 from rclip_metric.weights.loading import (
@@ -44,7 +43,6 @@ __all__ = [
     "model_names",
     "push_encoder",
     "push_files",
-    "read_json",
     "read_metadata",
     "read_pickle",
     "refresh_manifest",

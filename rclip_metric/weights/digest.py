@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.errors import DigestError
+from rclip_metric.errors import DigestError, ManifestError
 from rclip_metric.files import regular_file, written_whole
+from rclip_metric.json_files import read_json
 
 
 def file_digest(path: Path, digits: int = 64) -> str:
@@ -79,10 +80,10 @@ def check_file(path: Path, expected: str, size: int | None = None, record: Path 
 def remembered(path: Path, record: Path) -> str | None:
     """Return the digest that was computed from this very file, None if it never was or the file has changed."""
     try:
-        stored = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(record)
+    except ManifestError:
         return None  # never checked, or the note of it cannot be read: both mean that it has to be computed
-    if not isinstance(stored, dict) or any(stored.get(key) != value for key, value in _stamp(path).items()):
+    if any(stored.get(key) != value for key, value in _stamp(path).items()):
         return None
     return stored.get("digest")
 

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,17 +22,15 @@ from rclip_metric.errors import (
 )
 from rclip_metric.files import regular_file
 from rclip_metric.images.preprocessing import Resize
-from rclip_metric.weights.checker import read_json
+from rclip_metric.json_files import read_json, shown
 from rclip_metric.weights.digest import file_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
-from rclip_metric.weights.manifest import PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.weights.manifest import HUB_ID, PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, opened
 
 if TYPE_CHECKING:
     from rclip_metric.encoder.encoder import Encoder
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def locate(
@@ -77,14 +74,19 @@ def locate(
         if base is not None:
             raise UnknownModelError(f"{name!r} is in the manifest: leave base={base!r} out.")
         return _locate_named(get_spec(name), asked)
-    path = Path(name).expanduser()
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        here = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the system, a home of nobody
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UnknownModelError(f"There is no file or folder {shown(name)}: {reason}.") from error
+    if here:
         return find_weights(path, base_spec)
-    if isinstance(model, str) and _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
+    if isinstance(model, str) and HUB_ID[1](name) and path.suffix not in SUFFIXES:
         named = [spec for spec in map(get_spec, model_names()) if spec.repo == name and base is None]
         return _locate_named(named[0], asked) if named else _locate_on_hub(replace(asked, repo=name), base_spec)
-    if len(path.parts) > 1 or path.suffix:
-        raise UnknownModelError(f"There is no file or folder {name!r}.")
+    if "/" in name or len(path.parts) > 1 or path.suffix:
+        raise UnknownModelError(f"There is no file or folder {shown(name)}, nor is that a Hub id: {HUB_ID[0]}.")
     get_spec(name)  # raises, with the closest names
     raise UnknownModelError(f"There is no folder {name!r}; for the model of that name pass a str.")
 

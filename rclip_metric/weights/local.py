@@ -9,7 +9,7 @@ from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
 from rclip_metric.errors import CheckpointError, MissingPackageError
 from rclip_metric.images.preprocessing import Preprocessing, Resize
-from rclip_metric.weights.checker import read_json
+from rclip_metric.json_files import read_json
 from rclip_metric.weights.digest import check_file
 from rclip_metric.weights.manifest import PUBLISHED_NAMES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, read_metadata

@@ -10,29 +10,54 @@ from typing import Any
 
 from rclip_metric.encoder import architectures
 from rclip_metric.encoder.architectures import Architecture
+from rclip_metric.encoder.limits import MOST, PREPROCESSING
 from rclip_metric.encoder.state_dicts import LAYOUTS
 from rclip_metric.errors import UnknownModelError
 from rclip_metric.images.preprocessing import Preprocessing
-from rclip_metric.weights.checker import COUNT, PERCENT, TEXT, Checker, Kind, matching, one_of, or_null
+from rclip_metric.json_files import (
+    COUNT,
+    LINE,
+    PERCENT,
+    TEXT,
+    Checker,
+    Kind,
+    OrNull,
+    Schema,
+    at_most,
+    matching,
+    one_of,
+    or_null,
+    read_json,
+    shown,
+)
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 PACKAGED = ("package", "pypi")  # the sources whose files came with a Python package
-_TRAINING_FIELDS = ("method", "norm", "eps", "data", "base")
 
-_TEXT, _COUNT, _PERCENT = or_null(TEXT), or_null(COUNT), or_null(PERCENT)
+_TEXT, _COUNT = or_null(TEXT), or_null(COUNT)
 _KINDS: dict[str, Kind] = {
-    "mlp_hidden": _COUNT,
+    "mlp_hidden": or_null(at_most(COUNT, MOST["width"])),
     "layout": one_of(LAYOUTS),
     "source": one_of(("hub", "package", "pypi", "local")),
     "embedding_dim": COUNT,
-    **dict.fromkeys(("repo", "revision", "license", "citation", "url_note", "notes", "domain"), _TEXT),
+    **dict.fromkeys(("repo", "revision", "license", "domain"), or_null(LINE)),
+    **dict.fromkeys(("citation", "url_note", "notes"), _TEXT),
 }
-_REPO = or_null(matching("owner/repo", r"[\w.-]+/[\w.-]+"))
+_NAME_ON_HUB = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+HUB_ID: Kind = matching(
+    "owner/repo, each of 1 to 96 letters, digits, _, - and ., with neither of the last two at an end or in a row",
+    rf"(?!.*(?:--|\.\.|\.git$)){_NAME_ON_HUB}/{_NAME_ON_HUB}",
+)
+_REPO = or_null(HUB_ID)
 _DISTRIBUTION = or_null(matching("the name of a package", r"[A-Za-z0-9][\w.-]*"))
 _REVISION = or_null(matching("7 to 40 lower-case hex digits", r"[0-9a-f]{7,40}"))
 _SHA256 = or_null(matching("64 lower-case hex digits", r"[0-9a-f]{64}"))
+
+_TRAINING: Schema = OrNull(dict.fromkeys(("method", "norm", "eps", "data", "base"), or_null(LINE)))
+_FILES: Schema = OrNull([{"name": LINE, "sha256": _SHA256, "size": _COUNT}])
+_REPORTED: Schema = {"*": {"*": or_null(PERCENT)}}  # by task and column
 
 # Names that weights are published under, tried in this order where nobody has seen a repository's file list.
 # Safetensors only: a pickle is read only where the manifest says that nothing else is published.
@@ -131,9 +156,13 @@ class WeightSpec:
             name=name,
             architecture=_architecture(check, stated["architecture"]),
             files=_files(check, stated["files"]),
-            preprocessing=check.parsed("preprocessing", Preprocessing.from_dict, stated["preprocessing"]),
-            training=_training(check, stated["training"]),
-            reported=_reported(check, stated["reported"]),
+            preprocessing=check.parsed(
+                "preprocessing",
+                Preprocessing.from_dict,
+                check.matches("preprocessing", stated["preprocessing"], PREPROCESSING),
+            ),
+            training=check.matches("training", stated["training"], _TRAINING),
+            reported=check.matches("reported", stated["reported"], _REPORTED),
             **values,
         )
         _check_consistency(check, spec)
@@ -160,42 +189,22 @@ def _architecture(check: Checker, value: Any) -> Architecture:
     """Read a name in `architectures.NAMED`, or all fields written out."""
     if isinstance(value, str):
         return architectures.NAMED[check.value("architecture", value, one_of(architectures.NAMED))]
-    return check.parsed("architecture", architectures.architecture_from_dict, value)
+    return check.parsed("architecture", architectures.architecture_from_dict, check.object("architecture", value))
 
 
 def _files(check: Checker, value: Any) -> tuple[WeightFile, ...]:
-    if value is None:
+    if check.matches("files", value, _FILES) is None:
         return ()
-    if not isinstance(value, list) or not value:
-        raise check.fail("files", f"expected a list of files or null, got {value!r}")
-    files = []
-    for index, item in enumerate(value):
-        place = f"files[{index}]"
-        item = check.object(place, item, ("name", "sha256", "size"))
-        name = check.value(f"{place}.name", item["name"], TEXT)
-        if not name.endswith(SUFFIXES) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise check.fail(f"{place}.name", f"expected a relative path to {', '.join(SUFFIXES)}, got {name!r}")
-        sha256 = check.value(f"{place}.sha256", item["sha256"], _TEXT)
-        check.value(f"{place}.sha256", sha256, _SHA256)
-        files.append(WeightFile(name, sha256, check.value(f"{place}.size", item["size"], _COUNT)))
+    if not value:
+        raise check.fail("files", "expected a list of files or null, got an empty one")
+    files = [WeightFile(**item) for item in value]
+    for index, file in enumerate(files):
+        if not file.name.endswith(SUFFIXES) or Path(file.name).is_absolute() or ".." in Path(file.name).parts:
+            expected = f"expected a relative path to {', '.join(SUFFIXES)}, got {shown(file.name)}"
+            raise check.fail(f"files[{index}].name", expected)
     if len({file.name for file in files}) < len(files):
         raise check.fail("files", "a name appears twice")
     return tuple(files)
-
-
-def _training(check: Checker, value: Any) -> dict[str, str | None] | None:
-    if value is None:
-        return None
-    check.object("training", value, _TRAINING_FIELDS)
-    return {name: check.value(f"training.{name}", value[name], _TEXT) for name in _TRAINING_FIELDS}
-
-
-def _reported(check: Checker, value: Any) -> dict[str, dict[str, float | None]]:
-    """Read {task: {column: percent or null}}."""
-    for task, columns in check.object("reported", value).items():
-        for column, number in check.object(f"reported.{task}", columns).items():
-            check.value(f"reported.{task}.{column}", number, _PERCENT)
-    return {task: dict(columns) for task, columns in value.items()}
 
 
 def _check_consistency(check: Checker, spec: WeightSpec) -> None:
@@ -231,7 +240,7 @@ def load_manifest() -> dict[str, Any]:
         >>> load_manifest()["models"]["tiny"]["license"]
         'MIT'
     """
-    return json.loads(manifest_path().read_text(encoding="utf-8"))
+    return read_json(manifest_path())
 
 
 def format_manifest(manifest: Any, indent: int = 0) -> str:
@@ -264,7 +273,7 @@ def _entries(manifest: Any) -> Mapping[str, Any]:
     check = Checker("Weights manifest")
     whole = check.object("", manifest, ("schema_version", "models"))
     if whole["schema_version"] != SCHEMA_VERSION:
-        raise check.fail("schema_version", f"expected {SCHEMA_VERSION}, got {whole['schema_version']!r}")
+        raise check.fail("schema_version", f"expected {SCHEMA_VERSION}, got {shown(whole['schema_version'])}")
     return check.object("models", whole["models"])
 
 

@@ -17,7 +17,7 @@ from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import regular_file, written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
-from rclip_metric.weights.checker import TEXT, Checker, one_of, or_null
+from rclip_metric.json_files import LINE, Checker, one_of, or_null, parse_json, shown
 from rclip_metric.weights.manifest import WeightSpec
 
 if TYPE_CHECKING:
@@ -62,17 +62,17 @@ class SavedConfig:
             raise ManifestError(f"{where} is not the configuration of a model in the format {FORMAT!r}.")
         version = config.get("format_version")
         if version != FORMAT_VERSION:
-            reads = f"got {version!r} and this version of rclip-metric reads {FORMAT_VERSION}: update it"
+            reads = f"got {shown(version)} and this version of rclip-metric reads {FORMAT_VERSION}: update it"
             raise check.fail("format_version", reads)
         check.object("", config, _CONFIG_FIELDS, [_DOMAIN])
         check.value("resize", config["resize"], or_null(one_of(filter(None, RESIZES))))
-        check.value("revision", config["revision"], or_null(TEXT))
+        check.value("revision", config["revision"], or_null(LINE))
         entry = {
             **dict.fromkeys(("repo", "revision", "files", "citation", "url_note")),
             **{field: config[field] for field in _SPEC_FIELDS},
             **{"layout": FORMAT, "source": "local", "reported": {}, _DOMAIN: config.get(_DOMAIN)},
         }
-        spec = WeightSpec.from_dict(check.value("name", config["name"], TEXT), entry, where)
+        spec = WeightSpec.from_dict(check.value("name", config["name"], LINE), entry, where)
         return cls(spec, config["revision"], config["resize"], dict(config))
 
 
@@ -180,11 +180,8 @@ def read_metadata(path: Path) -> SavedConfig | None:
         metadata = file.metadata() or {}
     if _METADATA_KEY not in metadata:
         return None
-    try:
-        values = json.loads(metadata[_METADATA_KEY])
-    except ValueError as error:
-        raise ManifestError(f"The metadata of {path} is not JSON: {error}.") from error
-    return SavedConfig.read(values, f"The metadata of {path}")
+    where = f"The metadata of {path}"
+    return SavedConfig.read(parse_json(metadata[_METADATA_KEY], where), where)
 
 
 def check_pair(config: SavedConfig, weights: Path) -> None:

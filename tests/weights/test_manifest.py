@@ -154,7 +154,7 @@ SHA = "0" * 64
         (("architecture",), 3, "'architecture'"),
         (("embedding_dim",), 512, "'embedding_dim': the architecture gives 640"),
         (("embedding_dim",), "640", "'embedding_dim': expected a positive integer"),
-        (("mlp_hidden",), True, "'mlp_hidden': expected a positive integer or null"),
+        (("mlp_hidden",), True, "'mlp_hidden': expected a positive integer up to 32768 or null"),
         (("preprocessing", "crop"), 256, "'preprocessing.crop': the architecture takes 224"),
         (("preprocessing", "mode"), "stretch", "'preprocessing': mode must be"),
         (("preprocessing", "colour"), "rgb", "'preprocessing': .*colour"),

@@ -12,8 +12,9 @@ from torch import Tensor
 from rclip_metric.encoder import Architecture, ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError
 from rclip_metric.files import regular_file
+from rclip_metric.json_files import read_json
 from rclip_metric.train.models import peft_adapters as adapters
-from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_json, read_metadata, read_pickle
+from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_metadata, read_pickle
 
 _TOWERS = [name for name, layout in state_dicts.LAYOUTS.items() if name != FORMAT and layout.signature is not None]
 _KNOWN = (

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitecture, expected_shapes, key_report
 from rclip_metric.errors import CheckpointError
-from rclip_metric.weights import read_json
+from rclip_metric.json_files import read_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

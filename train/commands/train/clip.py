@@ -50,7 +50,8 @@ def _run_text(options: argparse.Namespace) -> None:
 
 def _run_pack(options: argparse.Namespace) -> None:
     from rclip_metric.files import written_whole
-    from rclip_metric.weights import WEIGHTS_NAME, SavedConfig, load_encoder, read_json, save_encoder
+    from rclip_metric.json_files import read_json
+    from rclip_metric.weights import WEIGHTS_NAME, SavedConfig, load_encoder, save_encoder
 
     encoder = copy.deepcopy(load_encoder(options.run_folder)).half()
     saved = SavedConfig.read(read_json(options.run_folder / "config.json"), str(options.run_folder)).values

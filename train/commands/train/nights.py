@@ -46,10 +46,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: a
 
 
 def _run(options: argparse.Namespace) -> None:
+    from rclip_metric.json_files import read_json
     from rclip_metric.train.finetuning.nights import NightsConfig, tune_nights
     from rclip_metric.train.models.base import load_base
     from rclip_metric.train.runs.config import configured, read_recipe, read_settings
-    from rclip_metric.weights import locate, read_json
+    from rclip_metric.weights import locate
 
     recipe = read_recipe(options.recipe, "nights") if options.recipe else None
     stored = read_settings(options.config) if options.config else None
