@@ -10,11 +10,13 @@ import errno
 import os
 import re
 import shutil
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rclip_metric.errors import (
     AccessError,
@@ -23,19 +25,40 @@ from rclip_metric.errors import (
     NetworkError,
     NotFoundError,
     StorageError,
+    UnknownModelError,
     WeightsError,
     first_line,
 )
+from rclip_metric.json_files import shown
 from rclip_metric.weights.digest import check_file, remembered
-from rclip_metric.weights.manifest import WeightFile
+from rclip_metric.weights.manifest import HUB_ID, WeightFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_REVISION = re.compile(r"(?!.*(?:\.\.|//))[\w][\w./-]{0,254}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HTTP_CLIENTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}  # differs between versions of huggingface_hub
+
+
+def require_hub_id(name: str) -> None:
+    """Raise UnknownModelError unless a repository of that name can be on the Hub.
+
+    Example:
+        >>> require_hub_id("owner/..")
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.UnknownModelError: 'owner/..' is no Hub id: that is owner/repo, each of 1 to 96 letters, ...
+    """
+    words, holds = HUB_ID
+    if not holds(name):
+        raise UnknownModelError(f"{shown(name)} is no Hub id: that is {words}.")
+
+
+WINDOW, SLOWEST = 30.0, 1000.0
+"""A download ends that brings less than so many bytes a second, over so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,13 @@ class HubSource:
     token: str | bool | None = None
     local_files_only: bool = False
     newest: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UnknownModelError for what the Hub cannot have, before it becomes a path or an address."""
+        if self.repo:  # not yet known otherwise
+            require_hub_id(self.repo)
+        if self.revision is not None and not _REVISION.fullmatch(self.revision):
+            raise UnknownModelError(f"{shown(self.revision)} is no revision on the Hub: pass a commit, branch or tag.")
 
     @property
     def cache(self) -> Path:
@@ -177,8 +207,10 @@ def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
             f"The Hub has another {file.name} in {source} than the one that is known: its sha256 is {digest}, "
             f"expected {file.sha256}."
         )
+    what = f"{file.name} of {source}"
+    _remove_partial(source, digest, "*.*.incomplete")
     try:
-        with explained(f"{file.name} of {source}", source.cache), warnings.catch_warnings():
+        with explained(what, source.cache), _paced(what), warnings.catch_warnings():
             _check_space(source, file.name, file.size or published.size)
             # huggingface_hub warns of a disk that is too small, and goes on; the line above has raised for that.
             warnings.filterwarnings("ignore", message="Not enough free disk space")
@@ -190,9 +222,8 @@ def _download(source: HubSource, files: Sequence[WeightFile]) -> HubFile:
                 token=source.token,
                 library_name="rclip-metric",
             )
-    except WeightsError:
-        _remove_partial(source, digest)
-        raise
+    finally:
+        _remove_partial(source, digest, f"{digest}*.incomplete")
     found = _in_cache(source, path, file.name)
     if found.commit != published.commit_hash:  # the branch moved in between
         published = _published(source, file.name, found.commit)
@@ -236,15 +267,69 @@ def _record(source: HubSource, found: HubFile) -> Path:
     return source.storage / "rclip-metric" / f"{found.commit}--{found.name.replace('/', '--')}.json"
 
 
-def _remove_partial(source: HubSource, digest: str) -> None:
-    """Remove what came of a file; newer versions of huggingface_hub do so themselves."""
+def _remove_partial(source: HubSource, digest: str, pattern: str) -> None:
+    """Remove what downloads that failed, or processes that were killed, left of this repository's files.
+
+    Older versions of huggingface_hub go on from DIGEST.incomplete; what newer ones begin, DIGEST.NUMBER.incomplete, is
+    of no use to anybody once its process is gone.
+    """
     from filelock import FileLock, Timeout
 
-    partial = source.storage / "blobs" / f"{digest}.incomplete"
-    if partial.exists():
-        lock = FileLock(source.cache / ".locks" / source.storage.name / f"{digest}.lock")
-        with contextlib.suppress(Timeout), lock.acquire(timeout=0):  # unless another process is writing to it
+    for partial in (source.storage / "blobs").glob(pattern):
+        name = f"{partial.name.partition('.')[0]}.lock"
+        lock = FileLock(source.cache / ".locks" / source.storage.name / name)
+        with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):  # unless a process is writing to it
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _paced(what: str) -> Iterator[None]:
+    """Raise NetworkError for an answer that goes on coming, and so slowly that it will not end.
+
+    The HTTP client's own time-outs are about single reads, and a byte now and then satisfies them. Versions of
+    huggingface_hub that use requests, before 1.0, have nothing that can be watched.
+    """
+    from huggingface_hub.utils import get_session
+
+    hooks = getattr(get_session(), "event_hooks", {}).get("response")
+    if hooks is None:
+        yield
+        return
+
+    def watch(response: Any) -> None:
+        base: Any = sys.modules[type(response).__module__.partition(".")[0]].SyncByteStream
+
+        class Watched(base):  # type: ignore[misc]
+            def __init__(self, stream: Any) -> None:
+                self.stream = stream
+
+            def __iter__(self) -> Iterator[bytes]:
+                yield from _not_too_slow(self.stream, what)
+
+            def close(self) -> None:
+                self.stream.close()
+
+        response.stream = Watched(response.stream)
+
+    hooks.append(watch)
+    try:
+        yield
+    finally:
+        hooks.remove(watch)
+
+
+def _not_too_slow(stream: Iterable[bytes], what: str) -> Iterator[bytes]:
+    start, count = time.monotonic(), 0
+    for piece in stream:
+        count += len(piece)
+        took = time.monotonic() - start
+        if took >= WINDOW:
+            if count < WINDOW * SLOWEST:
+                raise NetworkError(
+                    f"{what} comes too slowly, {count} bytes in {took:.0f} seconds: try again, or on another network."
+                )
+            start, count = time.monotonic(), 0
+        yield piece
 
 
 def _in_cache(source: HubSource, path: str, name: str) -> HubFile:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rclip_metric.errors import AccessError, NotFoundError
 from rclip_metric.weights.digest import file_digest
-from rclip_metric.weights.hub import explained, without_progress_bars
+from rclip_metric.weights.hub import explained, require_hub_id, without_progress_bars
 from rclip_metric.weights.local import packaged_path
 from rclip_metric.weights.manifest import PACKAGED, WeightSpec, read_specs
 from rclip_metric.weights.saving import save_encoder
@@ -53,8 +53,9 @@ def push_encoder(
         >>> push_encoder(load_encoder("tiny"), "no/such/name")
         Traceback (most recent call last):
             ...
-        rclip_metric.errors.HubError: The repository no/such/name could not be transferred: HFValidationError: ...
+        rclip_metric.errors.UnknownModelError: 'no/such/name' is no Hub id: that is owner/repo, each of 1 to 96 ...
     """
+    require_hub_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="rclip-metric-") as temporary:
         folder = save_encoder(encoder, temporary, training=training, license=license, notes=notes)
         return push_files(
@@ -89,11 +90,12 @@ def push_files(
         >>> push_files({"README.md": b"My model."}, "no/such/name", commit_message="Describe it")
         Traceback (most recent call last):
             ...
-        rclip_metric.errors.HubError: The repository no/such/name could not be transferred: HFValidationError: ...
+        rclip_metric.errors.UnknownModelError: 'no/such/name' is no Hub id: that is owner/repo, each of 1 to 96 ...
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token, library_name="rclip-metric")
+    require_hub_id(repo_id)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     # huggingface_hub keeps its progress bars out of log files for downloads, but not for uploads.
     with explained(f"The repository {repo_id}"), without_progress_bars(not sys.stderr.isatty()):

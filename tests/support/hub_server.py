@@ -6,6 +6,7 @@ go through preupload, LFS batch, PUT and commit. Every request is kept, for test
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -72,6 +73,7 @@ class LoopbackHub:
         broken_after: Bytes of a sha256 after which the connection is cut, once.
         status: HTTP status to answer everything with, None to work.
         delay: Seconds before a large file is sent.
+        trickle: Seconds between the single bytes that large files are sent as, None to send them at once.
         token: What a private or gated repository wants to see.
     """
 
@@ -101,6 +103,7 @@ class LoopbackHub:
         self.broken_after: dict[str, int] = {}
         self.status: int | None = None
         self.delay = 0.0
+        self.trickle: float | None = None
 
     def close(self) -> None:
         """Stops serving."""
@@ -211,6 +214,14 @@ class _Handler(BaseHTTPRequestHandler):
         if (limit := hub.broken_after.pop(digest, None)) is not None:
             self._head(206 if start else 200, len(rest), headers)
             self.wfile.write(rest[:limit])
+            self.close_connection = True
+            return None
+        if hub.trickle is not None:
+            self._head(206 if start else 200, len(rest), headers)
+            with contextlib.suppress(ConnectionError):  # the client has had enough
+                for byte in rest:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(hub.trickle)
             self.close_connection = True
             return None
         return self._answer(206 if start else 200, rest, headers)

@@ -21,9 +21,11 @@ from rclip_metric.errors import (
     NetworkError,
     NotFoundError,
     StorageError,
+    UnknownModelError,
     WeightsError,
 )
 from rclip_metric.weights import WeightFile, get_spec, load_manifest, locate, manifest
+from rclip_metric.weights import hub as hub_module
 from rclip_metric.weights.hub import HubSource, cached_file, fetch, recheck
 
 from support.programs import PATIENCE
@@ -131,6 +133,90 @@ class TestDownload:
         hub.requests.clear()
         assert fetch(local, [FILE]).path.read_bytes() == CONTENT
         assert not hub.requests
+
+
+class TestSlowAndKilled:
+    def test_a_trickle_ends_in_a_sentence(self, hub, source, monkeypatch):
+        """A byte every 50 ms never meets a time-out of the HTTP client, which are about single reads."""
+        monkeypatch.setattr(hub_module, "WINDOW", 1.0)
+        hub.trickle = 0.05
+        start = time.monotonic()
+        with pytest.raises(NetworkError, match=r"model.safetensors of owner/model comes too slowly, \d+ bytes in") as e:
+            fetch(source, [FILE])
+        assert time.monotonic() - start < 30  # the whole file would take 85 minutes
+        assert_one_sentence(e)
+        assert files_below(source.cache) == []
+        hub.trickle = None
+        assert fetch(source, [FILE]).path.read_bytes() == CONTENT
+
+    def test_a_slow_start_is_no_trickle(self, hub, source):
+        hub.delay = 1.0
+        assert fetch(source, [FILE]).path.read_bytes() == CONTENT
+
+    def test_nobody_else_s_requests_are_watched_afterwards(self, source):
+        from huggingface_hub.utils import get_session
+
+        before = len(get_session().event_hooks["response"])
+        fetch(source, [FILE])
+        assert len(get_session().event_hooks["response"]) == before
+
+    def test_what_a_killed_download_left_is_removed_by_the_next(self, hub, source, child):
+        hub.trickle = 0.01
+        process = child(f"attempt({str(source.cache)!r})")
+        blobs = source.storage / "blobs"
+        deadline = time.monotonic() + PATIENCE
+        while not list(blobs.glob("*.incomplete")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        assert list(blobs.glob(f"{SHA256}*.incomplete"))
+        (blobs / f"{'0' * 64}.1234abcd.incomplete").write_bytes(b"of another file, whose download was killed")
+        hub.trickle = None
+        assert fetch(source, [FILE]).path.read_bytes() == CONTENT
+        assert not list(blobs.glob("*.incomplete"))
+
+    def test_what_another_process_is_writing_stays(self, source):
+        from filelock import FileLock
+
+        other = "1" * 64
+        partial = source.storage / "blobs" / f"{other}.1234abcd.incomplete"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"more is to come")
+        with FileLock(source.cache / ".locks" / source.storage.name / f"{other}.lock"):
+            fetch(source, [FILE])
+            assert partial.exists()
+
+
+HOSTILE_IDS = [
+    *("a/..", "a/.", "../b", "a/-b", "-a/b", "a/b-", "a/b.", "models--x/y", "a/b--c", "a/b..c", "a//b", "a/b/c"),
+    *("a/b.git", "a/b c", "a/b\n", "a/b\x00", "a/\x1b[31mb", "a/é", "a/" + 97 * "b", 97 * "a" + "/b", "a/", "/b"),
+    *("~nobody-of-that-name/b", "a/" + 5000 * "b", "a/b?x", "a/b#x", "a\\b/c", "a/b%2e"),
+]
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", HOSTILE_IDS)
+    def test_what_can_be_no_hub_id_reaches_no_client(self, hub, name, tmp_path):
+        with pytest.raises(UnknownModelError) as error:
+            locate(name, cache_dir=tmp_path / "cache")
+        assert_one_sentence(error)
+        assert len(str(error.value)) < 400 and str(error.value).isprintable()
+        with pytest.raises(UnknownModelError, match="is no Hub id: that is owner/repo"):
+            HubSource(name)
+        assert not hub.requests and not (tmp_path / "cache").exists()
+
+    @pytest.mark.parametrize("revision", ["../../x", "a/../b", "a//b", "a\n", "", " ", "-x", "\x00", 300 * "a", "/etc"])
+    def test_what_can_be_no_revision(self, hub, revision, tmp_path):
+        with pytest.raises(UnknownModelError, match="is no revision on the Hub: pass a commit, branch or tag") as error:
+            locate(REPO, revision=revision, cache_dir=tmp_path / "cache")
+        assert_one_sentence(error)
+        assert not hub.requests and not (tmp_path / "cache").exists()
+
+    @pytest.mark.parametrize("name", ["a/b", "A-b.c_9/x-y.z_", "_/_", "a/" + 96 * "b", 96 * "a" + "/b"])
+    def test_what_the_hub_may_have_is_asked_for(self, hub, name, tmp_path):
+        with pytest.raises(NotFoundError):
+            locate(name, cache_dir=tmp_path / "cache", token=hub.token)
+        assert hub.requests
 
 
 class TestDigest:
