@@ -79,6 +79,12 @@ def or_null(kind: Kind) -> Kind:
     return f"{words} or null", lambda value: value is None or holds(value)
 
 
+def listed(kind: Kind) -> Kind:
+    """Ask for a list of values of that kind, which is told as a whole: for long ones."""
+    words, holds = kind
+    return f"a list, each of which is {words}", lambda value: isinstance(value, list) and all(map(holds, value))
+
+
 def shown(value: Any) -> str:
     """Quote a value in a sentence: on one line, and its beginning where it is long.
 

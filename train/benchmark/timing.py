@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rclip_metric.json_files import parse_json
 from rclip_metric.train.benchmark.timing_visit import TimingSettings, Visit
 
 MEGABYTE = 1e6
@@ -127,6 +128,6 @@ def in_a_fresh_process(name: str, precision: str, settings: TimingSettings) -> V
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
         return f"{name}: its process ended with code {done.returncode}: {''.join(last)}"
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = parse_json(done.stdout, f"the answer of {name}'s process")
     found: Visit | str = answer.get("failed") or answer["visit"]
     return found

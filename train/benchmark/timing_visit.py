@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rclip_metric.json_files import parse_json
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
@@ -231,7 +232,7 @@ def _sentence(error: Exception) -> str:
 
 def main() -> None:
     """Make one visit, as the only argument asks for it; the answer alone goes to standard output."""
-    request = json.loads(sys.argv[1])
+    request = parse_json(sys.argv[1], "the request")
     answer_to = os.dup(1)
     os.dup2(2, 1)  # whatever a metric prints goes with the errors
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["settings"].items()}

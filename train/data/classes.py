@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.json_files import ANYTHING, read_json
 from rclip_metric.train.data.images import find_images
 
 _PROMPTS = Path(__file__).parent / "prompts"
@@ -149,12 +149,7 @@ def read_prompts(name: str | Path) -> Prompts:
     path = _PROMPTS / f"{name}.json" if name in prompt_names() else Path(name)
     if not path.is_file():
         raise ValueError(f"there are no prompts {str(name)!r}: pass one of {', '.join(prompt_names())} or a JSON file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict) or "templates" not in values or not values.keys() <= {"templates", "classes"}:
-        raise ValueError(f'{path} must be an object with "templates" and, where wanted, "classes", and nothing else')
+    values = read_json(path, {"templates": ANYTHING, "classes?": ANYTHING})
     templates, classes = (_listed(values.get(field)) for field in ("templates", "classes"))
     if not _texts(templates) or not all(text.count("{}") == 1 for text in templates):
         raise ValueError(f"{path}: templates must be a list of texts with one {{}} each, for the class")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rclip_metric.json_files import read_json
 
 
 def written(done: Path, record: Mapping[str, Any]) -> bool:
@@ -17,11 +18,11 @@ def written(done: Path, record: Mapping[str, Any]) -> bool:
         record: all that the set depends on, as JSON reads it back.
 
     Raises:
-        ValueError: if it is the record of another set.
+        ValueError: if it is the record of another set, or damaged.
     """
     if not done.exists():
         return False
-    found = json.loads(done.read_text())
+    found = read_json(done)
     if {key: found.get(key) for key in record} != record:
         raise ValueError(
             f"{done.parent} holds a set of other settings (see {done}): choose another folder or delete it"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from torch.utils.data import Sampler
 
 from rclip_metric.files import regular_file
 from rclip_metric.images import ImageError
+from rclip_metric.json_files import parse_json, shown
 from rclip_metric.train.data.images import SUFFIXES
 from rclip_metric.train.runs.seeds import seeded
 
@@ -75,13 +75,13 @@ class ShardImage:
             raise ImageError(f"{self.name} has no label: neither .cls nor .json")
         content = self._read(self.label)
         try:
-            value = int(content) if self.label_kind == "cls" else json.loads(content)
+            value = int(content) if self.label_kind == "cls" else parse_json(content, f"the label of {self.name}")
         except ValueError as error:
             raise ImageError(f"the label of {self.name} is neither a number nor JSON") from error
         if isinstance(value, dict):
             value = value.get("label", value.get("cls"))
         if type(value) is not int or value < 0:
-            raise ImageError(f"the label of {self.name} is {value!r}, expected the number of a class, from 0")
+            raise ImageError(f"the label of {self.name} is {shown(value)}, expected the number of a class, from 0")
         return value
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rclip_metric.errors import CheckpointError, UnknownModelError
+from rclip_metric.json_files import OBJECT, Checker, parse_json
 from rclip_metric.train.runs import tensor_file
 from rclip_metric.weights import file_digest
 
@@ -130,4 +131,6 @@ def read_stored(name: str, path: Path) -> Stored:
         raise CheckpointError(f"{path} is no converted metric: make it with rclip-metric train baseline {name} FILE")
     if metadata.get("baseline") != name:
         raise CheckpointError(f"{path} holds {metadata.get('baseline')}, and {name} was asked for: pass its own file")
-    return Stored(values["tensors"], json.loads(metadata["config"]), f"sha256:{file_digest(path)[:12]}")
+    where = f"The metadata of {path}"
+    config = Checker(where).matches("config", parse_json(metadata.get("config", ""), where), OBJECT)
+    return Stored(values["tensors"], config, f"sha256:{file_digest(path)[:12]}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Architecture, ConvNeXtArchitecture, ViTArchitecture, expected_shapes, key_report
 from rclip_metric.errors import CheckpointError
-from rclip_metric.json_files import read_json
+from rclip_metric.json_files import read_json, shown
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -82,7 +82,9 @@ def read_adapter(folder: Path, tensors: Mapping[str, Tensor]) -> Adapter:
     config = read_json(path)
 
     def refuse(name: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{path} says {name} {config.get(name)!r}, and only {expected} can be converted.")
+        return CheckpointError(
+            f"{path} says {ascii(name)[1:-1]} {shown(config.get(name))}, and only {expected} can be converted."
+        )
 
     if config.get("peft_type") != "LORA":
         raise refuse("peft_type", "'LORA'")

@@ -20,12 +20,14 @@ from torch import Tensor
 import rclip_metric
 from rclip_metric.errors import CheckpointError
 from rclip_metric.files import regular_file, written_whole
+from rclip_metric.json_files import ANYTHING, at_most, Checker, COUNT, LINE, parse_json, Schema
 from rclip_metric.train.models.text import NOT_TEXT, TextConfig, TextModel, build_text
 from rclip_metric.weights import WeightFile, WeightSpec, check_file, get_spec, locate, model_names
 
 TEXT_NAME = "text.safetensors"  # looked for beside an encoder in a folder
 
 _METADATA_KEY = "rclip_metric_text"
+_ABOUT: Schema = {"heads": at_most(COUNT, 512), "vocabulary": [LINE], "*": ANYTHING}
 _EMBEDDING = re.compile(r"(text\.)?token_embedding\.weight")
 _BYTE_PAIRS = 49408  # the size of CLIP's own vocabulary
 # The image encoder changes towards the embeddings of the original one (FARE) or of its texts (TeCoA); what is tuned
@@ -145,7 +147,8 @@ def _read_exported(path: Path, name: str) -> TextModel:
     from rclip_metric.train.models.tokenizer import WordTokenizer
 
     state, metadata = _open_tensors(path)
-    about = json.loads(metadata[_METADATA_KEY])
+    where = f"The metadata of {path}"
+    about = Checker(where).matches("", parse_json(metadata[_METADATA_KEY], where), _ABOUT)
     tokenizer = WordTokenizer()
     if about["vocabulary"] != list(tokenizer.ids):
         raise CheckpointError(f"{path} was trained with other words than the scenes have now: train it again.")
@@ -177,13 +180,15 @@ def export_text(state_path: Path, out: Path) -> Path:
     """
     from rclip_metric.train.models.clip import ClipConfig, build_clip
     from rclip_metric.train.models.tokenizer import WordTokenizer
+    from rclip_metric.train.runs.config import configured
 
     if not state_path.is_file():
         raise ValueError(f"there is no {state_path}: pass the state.safetensors of a run of `train clip`")
     tensors, metadata = _open_tensors(state_path)
     try:
-        config = ClipConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError) as error:
+        config = configured(ClipConfig, None, parse_json(metadata["config"], f"The config of {state_path}"))
+        step = int(metadata["step"])
+    except (AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{state_path} is not the state of a run of `train clip`: it has no text tower") from error
     weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     with torch.random.fork_rng(devices=[]):  # the number of heads is in no tensor
@@ -195,7 +200,7 @@ def export_text(state_path: Path, out: Path) -> Path:
         "vocabulary": list(WordTokenizer().ids),
         "made_by": "rclip_metric.train.models.text_weights: text tower and logit scale of a CLIP run on scenes",
         "run": state_path.resolve().parent.name,
-        "step": int(metadata["step"]),
+        "step": step,
         "training": asdict(config),
     }
     half = {key: tensor.half().contiguous() for key, tensor in tower.state_dict().items()}

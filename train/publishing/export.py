@@ -16,6 +16,7 @@ from typing import Any
 from rclip_metric.errors import StorageError
 from rclip_metric.files import written_whole
 from rclip_metric.images import Preprocessing
+from rclip_metric.json_files import ANYTHING, LINE, or_null, read_json
 from rclip_metric.train.models.weights_digest import weights_digest
 from rclip_metric.train.publishing.card import CardFacts, model_card
 from rclip_metric.train.publishing.finished_run import RECORD_NAME, FinishedRun, read_run
@@ -243,8 +244,8 @@ def _pushed(out: Path, digest: str) -> tuple[str, ...]:
     """Find the commit that an earlier export of the very same weights was pushed as."""
     if not (out / ENTRY_NAME).exists() or not (out / CONFIG_NAME).exists():
         return ()
-    same = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8")).get("revision") == digest
-    entries = json.loads((out / ENTRY_NAME).read_text(encoding="utf-8"))
+    same = read_json(out / CONFIG_NAME).get("revision") == digest
+    entries = read_json(out / ENTRY_NAME, {"*": {"revision": or_null(LINE), "*": ANYTHING}})
     return tuple(entry["revision"] for entry in entries.values() if same and entry["revision"])
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.json_files import (
+    ANYTHING,
+    LINE,
+    OBJECT,
+    Checker,
+    OrNull,
+    Schema,
+    or_null,
+    parse_json,
+    read_json,
+)
 from rclip_metric.train.runs.config import read_settings
 from rclip_metric.train.runs.files import states
 from rclip_metric.train.runs.log import LOG_NAME
-from rclip_metric.weights import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, load_encoder, read_json
+from rclip_metric.weights import CONFIG_NAME, WEIGHTS_NAME, SavedConfig, load_encoder
 
 RECORD_NAME = "run.json"
 # What a record says besides its recipe.
 _FACTS = (
     "method", "base", "data", "recipe", "run", "seed", "versions", "device", "seconds", "made", "epochs", "best_epoch",
 )  # fmt: skip
+_RECORD: Schema = {
+    "method": or_null(LINE),
+    "recipe?": OrNull(OBJECT),
+    "base?": or_null(("a name, or an object", lambda value: isinstance(value, str | dict))),
+    "source?": OrNull([{"file": LINE, "sha256": LINE, "*": ANYTHING}]),
+    "*": ANYTHING,
+}
 # An absolute path inside a text, but neither a fraction (4/255) nor an address (scheme://host/path).
 _POSIX_PATH = re.compile(r"(?<![\w.:/~])/(?:[^\s/]+/)*([^\s/]+)")
 _WINDOWS_PATH = re.compile(r"(?<!\w)[A-Za-z]:\\(?:[^\s\\]+\\)*([^\s\\]+)")
@@ -66,7 +83,7 @@ class FinishedRun:
     @property
     def sources(self) -> list[dict[str, str]]:
         """For a converted checkpoint: each file that it was made from, with its sha256."""
-        return self.record["source"] if self.record.get("command") == "convert" else []
+        return self.record.get("source") or [] if self.record.get("command") == "convert" else []
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -115,9 +132,8 @@ def read_run(folder: Path) -> FinishedRun:
     missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME, RECORD_NAME) if not (folder / name).is_file()]
     if missing:
         raise ValueError(_what_is_missing(folder, missing))
-    record = _portable(read_settings(folder / RECORD_NAME))
-    if not isinstance(record.get("method", 0), str | None):
-        raise ValueError(f"{folder / RECORD_NAME} does not say by which method the encoder was made: run it again")
+    record = read_settings(folder / RECORD_NAME)
+    record = _portable(Checker(str(folder / RECORD_NAME)).matches("", record, _RECORD))
     saved = SavedConfig.read(read_json(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
     return FinishedRun(folder, load_encoder(folder), saved, record, _last_line(folder / LOG_NAME))
 
@@ -136,10 +152,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
         return None
     found = None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}, is not JSON: repair it or move the log away") from None
+        values = parse_json(line, f"{path}, line {number},", finite=False)
         if isinstance(values, dict) and isinstance(values.get("loss"), float):
             found = values
     return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.errors import CheckpointError, StorageError
+from rclip_metric.json_files import OBJECT, Checker, parse_json
 from rclip_metric.train.runs import tensor_file
 from rclip_metric.train.runs.files import state_path, states, step_of, storing
 
@@ -192,7 +193,11 @@ def read_state(path: Path, config: Any = None) -> TrainingState:
     parts, metadata = tensor_file.read(path)
     try:
         version, step = int(metadata["version"]), int(metadata["step"])
-        stored, facts = json.loads(metadata["config"]), json.loads(metadata["facts"])
+        check = Checker(str(path))
+        stored, facts = (
+            check.matches(part, parse_json(metadata[part], f"The {part} of {path}", finite=False), OBJECT)
+            for part in ("config", "facts")
+        )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not the state of a training run.") from error
     if version > VERSION:

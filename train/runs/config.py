@@ -6,20 +6,24 @@ import argparse
 import dataclasses
 import difflib
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rclip_metric.files import regular_file
+from rclip_metric.json_files import is_number, LINE, OBJECT, or_null, read_json, Schema, shown
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _FORMER_NAMES: dict[str, str] = {
     "part": "chunk_size",
     "micro_batch": "chunk_size",
 }  # in files that earlier versions read
-_RECIPE_KEYS = ("command", "row", "base", "settings", "source")
+_RECIPE: Schema = {
+    "command": LINE,
+    "settings": OBJECT,
+    **dict.fromkeys(("row?", "base?", "source?"), or_null(LINE)),
+}
 
 Config = TypeVar("Config")
 
@@ -184,19 +188,19 @@ def _checked(config: type, fields: Mapping[str, dataclasses.Field[Any]], name: s
             raise ValueError(f"{name}: {error}") from None
     if isinstance(field.default, float) and type(value) is int:
         value = float(value)
-    if isinstance(field.default, tuple) and isinstance(value, list):
-        value = tuple(float(number) for number in value)
+    if isinstance(field.default, tuple) and isinstance(value, list) and all(map(is_number, value)):
+        value = tuple(map(float, value))
     if type(value) is not type(field.default):
-        raise ValueError(f"{name} must be like {field.default!r}, and it is {value!r}")
+        raise ValueError(f"{name} must be like {field.default!r}, and it is {shown(value)}")
     if field.metadata.get("choices") and value not in field.metadata["choices"]:
-        raise ValueError(f"{name} must be one of {', '.join(field.metadata['choices'])}, and it is {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(field.metadata['choices'])}, and it is {shown(value)}")
     return value
 
 
 def _no_setting(name: str, known: Sequence[str]) -> ValueError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
-    return ValueError(f"there is no setting {name!r}: {hint}")
+    return ValueError(f"there is no setting {shown(name)}: {hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,10 +266,7 @@ def read_recipe(name: str | Path, command: str | None = None) -> Recipe:
         close = difflib.get_close_matches(str(name), names, n=2)
         known = f"did you mean {' or '.join(close)}?" if close else f"pass one of {', '.join(names)} or a JSON file"
         raise ValueError(f"there is no recipe {str(name)!r}: {known}")
-    values = read_settings(path)
-    unknown = sorted(set(values) - set(_RECIPE_KEYS))
-    if unknown or not {"command", "settings"} <= values.keys() or not isinstance(values["settings"], dict):
-        raise ValueError(f'{path} must have "command" and "settings", and may have "row", "base" and "source"')
+    values = read_json(path, _RECIPE)
     if command is not None and values["command"] != command:
         raise ValueError(f"the recipe {path.stem} is for `train {values['command']}`, and this is `train {command}`")
     return Recipe(
@@ -303,7 +304,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read a JSON file with one object of settings.
 
     Raises:
-        ValueError: if it cannot be read or is none.
+        ManifestError: if it cannot be read or is none.
 
     Example:
         >>> import tempfile
@@ -312,15 +313,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ...     read_settings(Path(folder, "settings.json"))
         {'steps': 10}
     """
-    try:
-        values = json.loads(regular_file(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object, with a setting per key")
-    return {_FORMER_NAMES.get(name) or name: value for name, value in values.items()}
+    return {_FORMER_NAMES.get(name) or name: value for name, value in read_json(path).items()}
 
 
 def radius(text: str) -> float:
@@ -334,9 +327,9 @@ def radius(text: str) -> float:
     try:
         value = int(above) / int(below) if slash else float(above)  # both rounded once
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a radius: write it like 4/255 or 0.857") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a radius: write it like 4/255 or 0.857") from None
     if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"a radius must be finite and not negative, and {text!r} is not")
+        raise argparse.ArgumentTypeError(f"a radius must be finite and not negative, and {shown(text)} is not")
     return value
 
 

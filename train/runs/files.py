@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from rclip_metric.errors import StorageError
 from rclip_metric.files import written_whole
+from rclip_metric.json_files import parse_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -185,7 +186,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, path.name, finite=False)
         except ValueError:
             continue
         if isinstance(entry, dict):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rclip_metric.errors import CheckpointError
 from rclip_metric.files import regular_file, remove_unfinished, written_whole
+from rclip_metric.json_files import parse_json
 from rclip_metric.train.runs.files import storing
 
 _STRUCTURE, _CHECKSUM = "structure", "crc32"  # keys of the metadata
@@ -103,7 +104,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path} is not a file that this version of rclip-metric wrote.")
     if metadata.pop(_CHECKSUM) != _checksum(tensors):
         raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
-    return _put_together(json.loads(metadata.pop(_STRUCTURE)), tensors), metadata
+    structure = parse_json(metadata.pop(_STRUCTURE), f"The structure of {path}", finite=False)
+    try:
+        values = _put_together(structure, tensors)
+        if not isinstance(values, dict):
+            raise ValueError(structure)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its parts cannot be put together.") from error
+    return values, metadata
 
 
 def _put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -114,8 +122,7 @@ def _put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[held]
     if kind == "dict":
         return {key: _put_together(item, tensors) for key, item in held}
-    items = [_put_together(item, tensors) for item in held]
-    return items if kind == "list" else tuple(items)
+    return {"list": list, "tuple": tuple}[kind](_put_together(item, tensors) for item in held)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

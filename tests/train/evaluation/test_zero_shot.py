@@ -99,9 +99,9 @@ class TestPrompts:
         ("content", "message"),
         [
             ("[", "is not JSON"),
-            ("[]", 'must be an object with "templates"'),
-            ('{"classes": []}', 'must be an object with "templates"'),
-            ('{"templates": ["{}"], "prompts": []}', "and nothing else"),
+            ("[]", "expected an object"),
+            ('{"classes": []}', "field 'templates': is missing"),
+            ('{"templates": ["{}"], "prompts": []}', "field 'prompts': is not known"),
             ('{"templates": "{}"}', "templates must be a list of texts with one {} each"),
             ('{"templates": ["a {} on a {}"]}', "templates must be a list of texts with one {} each"),
             ('{"templates": []}', "templates must be a list of texts"),

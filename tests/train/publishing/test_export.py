@@ -463,7 +463,7 @@ def test_a_damaged_run_is_refused(run, tmp_path):
     (run / "log.jsonl").unlink()
     export_run(run)  # the log is not needed
     (run / "run.json").write_text('{"seed": 0}')
-    with pytest.raises(ValueError, match="does not say by which method"):
+    with pytest.raises(ValueError, match="field 'method': is missing"):
         export_run(run)
     (run / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json is not JSON"):

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rclip_metric.files import written_whole
+from rclip_metric.json_files import read_json
 from rclip_metric.train.runs.config import check_counts, setting
 from rclip_metric.train.runs.files import write_json
 
@@ -501,7 +502,7 @@ def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: 
     record = json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
     done = folder / "scenes.json"
     if done.exists():
-        if json.loads(done.read_text()) != record:
+        if read_json(done) != record:
             raise ValueError(
                 f"{folder} holds scenes of other settings (see {done}): choose another folder or delete it"
             )
