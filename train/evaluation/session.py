@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.errors import ManifestError
+from rclip_metric.json_files import ANYTHING, LINE, OBJECT, read_json
 from rclip_metric.train.evaluation.attack import RunSettings
 from rclip_metric.train.evaluation.blocks import fingerprint
 from rclip_metric.train.evaluation.records import Attack, Evaluation
 from rclip_metric.train.evaluation.results.record import result_name, save
+from rclip_metric.train.evaluation.results.schema import check_record
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
@@ -162,10 +164,13 @@ def _found(paths: Sequence[Path], marks: Sequence[str], overwrite: bool, team: T
         record = None
         if path.exists():
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                same = mark in (record.get("fingerprint"), record.get("settings", {}).get("fingerprint"))
-            except (ValueError, AttributeError):
-                same = False
+                record = read_json(path, {"fingerprint?": LINE, "settings?": OBJECT, "*": ANYTHING})
+                if "schema" in record:
+                    check_record(record, str(path))
+            except ManifestError as error:
+                record, damage = {}, str(error).removesuffix(".")
+                problem = problem or ("" if overwrite else f"{damage}: choose another --out, or add --overwrite")
+            same = mark in (record.get("fingerprint"), record.get("settings", {}).get("fingerprint"))
             if not same and not overwrite:
                 reason = "holds a result of other data or settings: choose another --out, or add --overwrite"
                 problem = problem or f"{path} {reason}"

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rclip_metric.json_files import MOST_BYTES, Checker, parse_json
+from rclip_metric.train.evaluation.results.schema import COLUMNS
+
 ENCODING = "base64 of zlib of JSON: an object of columns, each a list with one value per sample"
 
 
@@ -92,13 +95,17 @@ def unpack(record: Mapping[str, Any]) -> list[Outcome]:
 
     try:
         packed = record["samples"]
-        columns = json.loads(zlib.decompress(base64.b64decode(packed["data"], validate=True)))
+        unzip = zlib.decompressobj()
+        text = unzip.decompress(base64.b64decode(packed["data"], validate=True), MOST_BYTES)  # a bomb has more
+        if not unzip.eof:
+            raise ValueError("they are cut short, or larger than any")
+        columns = Checker("the samples").matches("", parse_json(text, "their text"), COLUMNS)
         names = ("key", "split", "clean", "tie", "margin", "robust", "robust_margin")
         rows = [
-            Outcome(str(key), str(split), float(clean), bool(tie), float(margin), real(robust), real(robust_margin))
+            Outcome(key, split, float(clean), bool(tie), float(margin), real(robust), real(robust_margin))
             for key, split, clean, tie, margin, robust, robust_margin in zip(*map(columns.get, names), strict=True)
         ]
-    except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
+    except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise ValueError(f"the samples of the record cannot be decoded ({error}): run the evaluation again") from error
     if not len(rows) == packed.get("count") == record["data"]["samples"]:
         raise ValueError(f"the record holds {len(rows)} samples and says otherwise: run the evaluation again")

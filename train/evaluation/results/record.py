@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from rclip_metric.json_files import ANYTHING, read_json, shown
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.outcome import Outcome, pack, unpack
+from rclip_metric.train.evaluation.results.schema import check_record
 from rclip_metric.train.metrics.paper import is_published
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
@@ -37,8 +39,6 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "precision": (None, "float32"),
     "resample": (None, "samples"),
 }
-
-_KEYS = frozenset({"schema", "task", "model", "data", "threat", "clean", "robust", "splits", "warnings", "samples"})
 
 
 @dataclass(frozen=True)
@@ -300,29 +300,22 @@ def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
 
 
 def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({error}): pass a file that rclip-metric eval wrote"
-        ) from error
+    value = read_json(path, ANYTHING)
     if not isinstance(value, dict) or not {"schema", "task"} <= value.keys():
         if required:
             raise ValueError(f"{path} is no result: pass a file that rclip-metric eval wrote")
         return None
     if value["schema"] != SCHEMA:
         raise ValueError(
-            f"{path} is a result of schema {value['schema']!r} and this version reads {SCHEMA}: "
+            f"{path} is a result of schema {shown(value['schema'])} and this version reads {SCHEMA}: "
             "read it with the version that wrote it, or run the evaluation again"
         )
-    missing = sorted(_KEYS - value.keys())
-    if missing:
-        raise ValueError(f"{path} is a result without {', '.join(missing)}: run the evaluation again")
+    check_record(value, str(path))
     try:
         unpack(value)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return value
+    return dict(value)
 
 
 def short_revision(revision: str | None) -> str:
