@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from rclip_metric.json_files import ANYTHING, at_most, Checker, NATURAL, OBJECT, Schema
 from rclip_metric.printing import printable
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import append_line, whole_lines
@@ -56,7 +57,7 @@ def run_blocks(
     """
     name = fingerprint({**settings, "blocks": len(blocks)})
     everywhere: dict[int, Result] = {}
-    for found in team.gather(_done(journal, name)):
+    for found in team.gather(_done(journal, name, len(blocks))):
         everywhere |= found
     mine = [index for index in range(len(blocks)) if index not in everywhere][team.rank :: team.count]
 
@@ -88,10 +89,12 @@ def run_blocks(
     return [everywhere[index] for index in range(len(blocks))]
 
 
-def _done(journal: Path | None, name: str) -> dict[int, Any]:
-    """Read the results of blocks from every process's file of a journal."""
+def _done(journal: Path | None, name: str, blocks: int) -> dict[int, Any]:
+    """Read the results of so many blocks from every process's file of a journal."""
     done: dict[int, Any] = {}
+    schema: Schema = {"block": at_most(NATURAL, blocks - 1), "result": OBJECT, "*": ANYTHING}
     if journal is not None:
         for path in sorted(journal.glob(f"{name}-*.jsonl")):
-            done |= {line["block"]: line["result"] for line in whole_lines(path)}
+            lines = (Checker(str(path)).matches("", line, schema) for line in whole_lines(path))
+            done |= {line["block"]: line["result"] for line in lines}
     return done
