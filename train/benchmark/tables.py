@@ -117,5 +117,7 @@ def as_csv(board: JsonObject) -> str:
                 if cell := column.find(metric):
                     own = [metric["id"], metric["label"], metric["revision"], data, column.title]
                     numbers = [cell.summary["accuracy"], *cell.summary["interval_95"], cell.summary["samples"]]
-                    writer.writerow([*(None if text is None else printable(text) for text in own), *numbers, cell.paper])
+                    writer.writerow(
+                        [*(None if text is None else printable(text) for text in own), *numbers, cell.paper]
+                    )
     return text.getvalue().rstrip("\n")

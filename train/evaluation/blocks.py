@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from rclip_metric.json_files import ANYTHING, at_most, Checker, NATURAL, OBJECT, Schema
+from rclip_metric.json_files import ANYTHING, NATURAL, OBJECT, Checker, Schema, at_most
 from rclip_metric.printing import printable
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import append_line, whole_lines

@@ -20,7 +20,7 @@ from torch import Tensor
 import rclip_metric
 from rclip_metric.errors import CheckpointError
 from rclip_metric.files import regular_file, written_whole
-from rclip_metric.json_files import ANYTHING, at_most, Checker, COUNT, LINE, parse_json, Schema
+from rclip_metric.json_files import ANYTHING, COUNT, LINE, Checker, Schema, at_most, parse_json
 from rclip_metric.train.models.text import NOT_TEXT, TextConfig, TextModel, build_text
 from rclip_metric.weights import WeightFile, WeightSpec, check_file, get_spec, locate, model_names
 

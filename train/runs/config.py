@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rclip_metric.files import regular_file
-from rclip_metric.json_files import is_number, LINE, OBJECT, or_null, read_json, Schema, shown
+from rclip_metric.json_files import LINE, OBJECT, Schema, is_number, or_null, read_json, shown
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _FORMER_NAMES: dict[str, str] = {
