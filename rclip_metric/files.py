@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all, and read only where there is an end to what they hold."""
+"""Files: written as a whole or not at all, read only where there is an end to them, and told from their replacements."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,3 +90,46 @@ def flush_to_disk(path: Path) -> None:
             raise  # some network file systems have nothing to flush for a folder
     finally:
         os.close(handle)
+
+
+Stamp = dict[str, int]
+_TICK = 20_000_000  # nanoseconds; no clock of a file system in use on a local disk is coarser
+
+
+def stamp(path: Path) -> Stamp:
+    """Return what differs when a file was replaced, truncated or written to since: what is known of it is then void.
+
+    The time of the last change of status (ctime) is the one that nobody can set back. A file that was written to a
+    moment ago is waited for, so that whoever writes to it later leaves another time.
+
+    Example:
+        >>> sorted(stamp(Path(__file__)))
+        ['ctime_ns', 'device', 'inode', 'mtime_ns', 'size']
+    """
+    found = path.stat()
+    age = time.time_ns() - found.st_ctime_ns
+    if 0 <= age < _TICK:
+        time.sleep((_TICK - age) / 1e9)
+        found = path.stat()
+    return {
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+    }
+
+
+def always_verify() -> bool:
+    """Tell whether the user wants every digest computed anew, whatever is remembered: RCLIP_METRIC_ALWAYS_VERIFY=1."""
+    return os.environ.get("RCLIP_METRIC_ALWAYS_VERIFY", "") not in ("", "0")
+
+
+def notes_folder() -> Path:
+    """Name the folder for what is remembered of the user's own files: it may be removed at any time.
+
+    RCLIP_METRIC_CACHE, else `rclip-metric` in XDG_CACHE_HOME, else in ~/.cache.
+    """
+    if own := os.environ.get("RCLIP_METRIC_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rclip-metric"

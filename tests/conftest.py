@@ -14,7 +14,7 @@ import pytest
 
 from support.hub_server import LoopbackHub
 
-_HF_VARIABLES = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE")
+_HF_VARIABLES = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE", "RCLIP_METRIC_ALWAYS_VERIFY")
 
 _server = pytest.StashKey[LoopbackHub]()
 _home = pytest.StashKey[str]()
@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ |= {
         "HF_ENDPOINT": config.stash[_server].url,
         "HF_HOME": config.stash[_home],
+        "RCLIP_METRIC_CACHE": os.path.join(config.stash[_home], "notes"),
         "HF_HUB_DISABLE_XET": "1",  # the loopback Hub has no Xet store
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to others, on a machine that is shared

@@ -1,10 +1,10 @@
 """Whether a file is the published one: its digest, computed before any tensor is read, then remembered.
 
 Hashing the 718 MB of `r-clip-f` takes longer than loading it, so a digest that was computed once is
-remembered in a small JSON file together with the size, modification time (in nanoseconds) and inode of the
-file it was computed from. A file that was replaced, truncated or written to no longer has the same three and
-is hashed again. This guards against broken downloads, disks and mix-ups, not against somebody who can write
-to the cache.
+remembered in a small JSON file together with the `stamp` of the file it was computed from. A file that was
+replaced, truncated or written to no longer has the same and is hashed again; with RCLIP_METRIC_ALWAYS_VERIFY=1
+every file is, every time. This guards against broken downloads, disks and mix-ups, not against somebody who can
+write to the notes as well.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.errors import DigestError, ManifestError
-from rclip_metric.files import regular_file, written_whole
+from rclip_metric.files import always_verify, regular_file, stamp, Stamp, written_whole
 from rclip_metric.json_files import read_json
 
 
@@ -66,34 +66,42 @@ def check_file(path: Path, expected: str, size: int | None = None, record: Path 
     """
     if record is not None and remembered(path, record) == expected:
         return expected
-    found_size = path.stat().st_size
-    if size is not None and found_size < size:
-        raise DigestError(f"{path.name} is truncated: it has {found_size} of {size} bytes ({path}).")
+    before = stamp(path)
+    if size is not None and before["size"] < size:
+        raise DigestError(f"{path.name} is truncated: it has {before['size']} of {size} bytes ({path}).")
     found = file_digest(path, len(expected))
     if found != expected:
         raise DigestError(f"{path.name} is not the published file: digest {found}, expected {expected} ({path}).")
     if record is not None:
-        _remember(path, expected, record)
+        remember(path, expected, record, before)
     return found
 
 
 def remembered(path: Path, record: Path) -> str | None:
     """Return the digest that was computed from this very file, None if it never was or the file has changed."""
-    try:
-        stored = read_json(record)
-    except ManifestError:
-        return None  # never checked, or the note of it cannot be read: both mean that it has to be computed
-    if any(stored.get(key) != value for key, value in _stamp(path).items()):
+    note = _note(record)
+    if always_verify() or not note or any(note.get(key) != value for key, value in stamp(path).items()):
         return None
-    return stored.get("digest")
+    return noted(record)
 
 
-def _stamp(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+def noted(record: Path) -> str | None:
+    """Return the digest in a note, whatever has become of the file since; None where there is no such note."""
+    digest = _note(record).get("digest")
+    return digest if isinstance(digest, str) else None
 
 
-def _remember(path: Path, digest: str, record: Path) -> None:
+def remember(path: Path, digest: str, record: Path, before: Stamp) -> None:
+    """Note a digest, unless the file has changed since the stamp that was taken before the digest was computed."""
+    if stamp(path) != before:
+        return
     # A shared cache may be read-only: the digest is then simply computed every time.
     with contextlib.suppress(OSError), written_whole(record) as partial:
-        partial.write_text(json.dumps({"digest": digest, **_stamp(path)}), encoding="utf-8")
+        partial.write_text(json.dumps({"digest": digest, **before}), encoding="utf-8")
+
+
+def _note(record: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(record))
+    except ManifestError:
+        return {}  # never checked, or the note of it cannot be read: both mean that it has to be computed

@@ -30,7 +30,7 @@ from rclip_metric.errors import (
     first_line,
 )
 from rclip_metric.json_files import shown
-from rclip_metric.weights.digest import check_file, remembered
+from rclip_metric.weights.digest import check_file, noted, remembered
 from rclip_metric.weights.manifest import HUB_ID, WeightFile
 
 if TYPE_CHECKING:
@@ -236,14 +236,20 @@ def _check(source: HubSource, found: HubFile, expected: str, size: int | None) -
     try:
         return check_file(found.path, expected, size, record)
     except DigestError as error:
-        for path in [*_trail(found.path), record]:
+        astray = _digest_by_the_cache(source, found) not in (None, expected)
+        # A blob that the link should not have led to is another file's, and may be right for that.
+        for path in [*(_trail(found.path)[:1] if astray else _trail(found.path)), record]:
             path.unlink(missing_ok=True)
         raise DigestError(f"{error} It was removed from the cache: try again to download it.") from error
 
 
 def _expected_digest(source: HubSource, found: HubFile, file: WeightFile) -> str:
-    """Return the one given, what the Hub said when the file was downloaded, or what it says now."""
-    known = file.sha256 or _digest_by_the_cache(source, found) or remembered(found.path, _record(source, found))
+    """Return the one given, what the Hub said when the file was downloaded, or what it says now.
+
+    A file of one commit has one digest for good: what was noted of it comes before the name of the blob that its link
+    leads to, since a link can be made to lead elsewhere.
+    """
+    known = file.sha256 or noted(_record(source, found)) or _digest_by_the_cache(source, found)
     return known or str(_published(source, found.name, found.commit).etag)
 
 

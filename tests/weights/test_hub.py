@@ -24,8 +24,7 @@ from rclip_metric.errors import (
     UnknownModelError,
     WeightsError,
 )
-from rclip_metric.weights import WeightFile, get_spec, load_manifest, locate, manifest
-from rclip_metric.weights import hub as hub_module
+from rclip_metric.weights import digest, file_digest, get_spec, hub as hub_module, load_manifest, locate, manifest, WeightFile
 from rclip_metric.weights.hub import HubSource, cached_file, fetch, recheck
 
 from support.programs import PATIENCE
@@ -257,16 +256,35 @@ class TestDigest:
         assert not hub.requests and files_below(source.cache) == []
         assert fetch(source, [FILE]).path.read_bytes() == CONTENT
 
-    def test_a_digest_is_computed_once_and_recheck_computes_it_anew(self, source):
+    def test_a_digest_is_computed_once_unless_asked_for(self, source, monkeypatch):
+        computed: list[Path] = []
+        monkeypatch.setattr(digest, "file_digest", lambda path, digits: computed.append(path) or file_digest(path))
+        found = fetch(source, [FILE])
+        assert fetch(source, [FILE]) == found and len(computed) == 1
+        assert recheck(source, found, FILE) == SHA256 and len(computed) == 2
+        monkeypatch.setenv("RCLIP_METRIC_ALWAYS_VERIFY", "1")
+        assert fetch(source, [FILE]) == found and len(computed) == 3
+
+    def test_a_blob_written_to_in_place_with_its_time_set_back_is_noticed(self, source):
         found = fetch(source, [FILE])
         blob, before = found.path.resolve(), found.path.stat()
-        with blob.open("r+b") as file:  # a disk that rots: same size, same inode, same time
+        with blob.open("r+b") as file:  # same size, same inode, and then the same time
             file.write(b"????")
         os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert fetch(source, [FILE]) == found
-        with pytest.raises(DigestError):
-            recheck(source, found, FILE)
+        with pytest.raises(DigestError, match="not the published file"):
+            fetch(source, [FILE])
         assert files_below(source.cache) == []
+
+    def test_a_link_that_leads_to_another_blob_is_noticed_and_that_blob_stays(self, hub, source):
+        found = fetch(source, [FILE])
+        hub.commit(REPO, {NAME: b"another, and as good"})
+        other = fetch(replace(source, newest=True), [FILE])
+        found.path.unlink()
+        found.path.symlink_to(other.path.resolve())
+        with pytest.raises(DigestError, match=f"expected {SHA256}.*removed from the cache"):
+            fetch(replace(source, revision=found.commit), [FILE])
+        assert fetch(source, [FILE]) == other
+        assert fetch(replace(source, revision=found.commit), [FILE]).path.read_bytes() == CONTENT
 
     def test_recheck_returns_the_digest(self, source):
         assert recheck(source, fetch(source, [FILE]), FILE) == SHA256
