@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
+from rclip_metric.files import stamp
 from rclip_metric.images import Resize, load_image
 from rclip_metric.metric import RobustPerceptualDistance
 
@@ -82,11 +83,11 @@ def _last_metric(
     return RobustPerceptualDistance(model, **dict(settings)).to(device)
 
 
-def _stamp(model: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a local model is saved again under its old name; () for any other name."""
+def _stamp(model: str | Path) -> tuple[tuple[str | int, ...], ...]:
+    """Return what changes when a local model is saved again or written to; () for any other name."""
     path = Path(model).absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return tuple((str(file), *stamp(file).values()) for file in files)
 
 
 def _pixels(image: Any, encoder: Encoder) -> Tensor:

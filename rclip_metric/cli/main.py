@@ -201,7 +201,7 @@ def _add_models(
     verify = commands.add_parser(
         "verify", help="compute the digests of models on this machine anew", parents=[cache, output], **raw
     )
-    verify.add_argument("names", nargs="*", metavar="NAME", help="model name")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="model name, Hub id or path")
     verify.add_argument("--all", action="store_true", help="every model that is on this machine")
     verify.set_defaults(command=_verify)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from rclip_metric.images.reading import ImageSource
 
 _HALVES = (torch.bfloat16, torch.float16)
+
+
+class Origin(NamedTuple):
+    """The weights that an encoder was loaded with: name and revision as they were then, and the digest of the tensors.
+
+    Example:
+        >>> Origin("tiny", "sha256:61091ef75036", "0" * 64).name
+        'tiny'
+    """
+
+    name: str
+    revision: str | None
+    digest: str
 
 
 class Encoder(nn.Module):
@@ -50,6 +63,7 @@ class Encoder(nn.Module):
         folding: In eval mode, compute with the tower's BatchNorms folded into its convolutions (`folding`), in
             channels_last: embeddings differ by float rounding, and passes are two to three times faster. True by
             default, and without effect where there is no BatchNorm. Not saved.
+        origin: What it was loaded from; None for one that was not loaded. It stays when the weights change.
 
     Example:
         >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
@@ -90,6 +104,7 @@ class Encoder(nn.Module):
         self.name = name
         self.revision = revision
         self.domain = domain
+        self.origin: Origin | None = None
         # As many pixels as eight images of 224x224, but no more than 64 images: small ones pay for every call.
         self.chunk_size: int | None = max(8, min(64, 8 * 224**2 // architecture.image_size**2))
         self.channels_last = False

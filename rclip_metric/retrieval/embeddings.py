@@ -319,11 +319,13 @@ def settings(metric: RobustPerceptualDistance, source: str, batch_size: int) -> 
 
     from rclip_metric import __version__
 
+    origin = metric.encoder.origin
     return {
         "rclip_metric": __version__,
         "torch": torch.__version__,
         "pillow": PIL.__version__,
         "source": source,
+        "weights": origin and origin.digest,
         "preprocessing": metric.encoder.preprocessing.to_dict(),
         "device": str(metric.device),
         "dtype": str(next(metric.encoder.parameters()).dtype).removeprefix("torch."),

@@ -1,7 +1,9 @@
 """Weights: found, downloaded, checked, read, saved and published."""
 
-from rclip_metric.weights.digest import check_file, file_digest
+from rclip_metric.weights.checker import read_json
+from rclip_metric.weights.digest import check_file, file_digest, tensors_digest
 from rclip_metric.weights.hub import explained
+from rclip_metric.weights.identity import known_by_the_manifest, short_digest
 from rclip_metric.weights.loading import (
     download,
     is_cached,
@@ -37,6 +39,7 @@ __all__ = [
     "find_weights",
     "get_spec",
     "is_cached",
+    "known_by_the_manifest",
     "load_encoder",
     "load_manifest",
     "locate",
@@ -47,5 +50,7 @@ __all__ = [
     "read_pickle",
     "refresh_manifest",
     "save_encoder",
+    "short_digest",
+    "tensors_digest",
     "verify",
 ]

@@ -10,12 +10,38 @@ write to the notes as well.
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rclip_metric.errors import DigestError, ManifestError
 from rclip_metric.files import always_verify, regular_file, stamp, Stamp, written_whole
 from rclip_metric.json_files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def tensors_digest(state: "Mapping[str, Tensor]") -> str:
+    """Compute the sha256 of tensors, in hex: in the order of their names, of each its name, dtype, shape and bytes.
+
+    Whatever file they are in, and whatever dtype they are stored in: floats count as the float32 that they are
+    computed with.
+
+    Example:
+        >>> import torch
+        >>> tensors_digest({"a": torch.ones(2)}) == tensors_digest({"a": torch.ones(2, dtype=torch.float16)})
+        True
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def file_digest(path: Path, digits: int = 64) -> str:

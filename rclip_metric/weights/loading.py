@@ -23,8 +23,10 @@ from rclip_metric.errors import (
 from rclip_metric.files import regular_file
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.json_files import read_json, shown
-from rclip_metric.weights.digest import file_digest
+from rclip_metric.weights.checker import read_json
+from rclip_metric.weights.digest import file_digest, tensors_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
+from rclip_metric.weights.identity import check_saved, identify
 from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
 from rclip_metric.weights.manifest import HUB_ID, PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, opened
@@ -103,7 +105,8 @@ def load_encoder(
 ) -> "Encoder":
     """Build a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
 
-    Only the vision tower is read, and its pages only when they are first used.
+    Only the vision tower is read, and its pages only when they are first used. The digest of the tensors of a file that
+    the manifest does not know is computed once, and remembered as long as the file stays as it is.
 
     Args:
         model, base, revision, cache_dir, token, local_files_only: As for `locate`.
@@ -126,7 +129,7 @@ def load_encoder(
     spec = found.spec
     layout, state = _read_vision_tensors(found.path, found.layout)
     try:
-        return Encoder.from_weights(
+        encoder = Encoder.from_weights(
             state,
             spec.architecture,
             spec.preprocessing,
@@ -139,6 +142,8 @@ def load_encoder(
         )
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}") from error
+    identify(encoder, found, layout)
+    return encoder
 
 
 def download(
@@ -174,15 +179,24 @@ def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None)
     return first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates) is not None
 
 
-def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
+def verify(
+    name: str | os.PathLike[str], *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> str:
     """Compute the digest of a model's file on this machine anew, whatever is remembered of it.
+
+    Args:
+        name: A name in the manifest, a Hub id, or a path. A file that `save_encoder` wrote is compared with what was
+            saved; one that nobody has stated anything of cannot be damaged, and its digest is given back as it is.
+        revision: As for `locate`.
+        cache_dir: As for `locate`.
 
     Returns:
         The published digest, which the file has: sha256, or the git blob sha1 that the Hub states for a small
-            file.
+            file. Of a path, the sha256.
 
     Raises:
         DigestError: It has another one; a file in the cache was removed, so that it is downloaded again.
+        CheckpointError: A saved file is damaged, or a path does not hold what it should.
         NotFoundError: The model is not on this machine.
         MissingPackageError: Nor is the package that holds it.
 
@@ -190,10 +204,23 @@ def verify(name: str, *, revision: str | None = None, cache_dir: str | os.PathLi
         >>> verify("tiny") == get_spec("tiny").files[0].sha256
         True
     """
-    spec = get_spec(name)
-    if spec.source in PACKAGED:
-        return file_digest(find_packaged(spec).path)
-    source, files = _on_hub(spec, HubSource("", revision, cache_dir))
+    asked, text = HubSource("", revision, cache_dir), os.fspath(name)
+    if text in model_names():
+        spec = get_spec(text)
+        if spec.source in PACKAGED:
+            return file_digest(find_packaged(spec).path)
+        return _rechecked(text, *_on_hub(spec, asked))
+    if not Path(text).expanduser().exists() and _HUB_ID.fullmatch(text):
+        source = replace(asked, repo=text)
+        _rechecked(text, source, [WeightFile(CONFIG_NAME)])
+        return _rechecked(text, source, [WeightFile(WEIGHTS_NAME)])
+    found = locate(name, local_files_only=True)
+    if found.layout == FORMAT:
+        check_saved(found.path, tensors_digest(_read_vision_tensors(found.path, FORMAT)[1]))
+    return file_digest(found.path)
+
+
+def _rechecked(name: str, source: HubSource, files: list[WeightFile]) -> str:
     hit = first_cached(source, files)
     if hit is None:
         raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
@@ -207,7 +234,7 @@ def _locate_named(spec: WeightSpec, asked: HubSource) -> Located:
         found = fetch(*_on_hub(spec, asked))
     except NetworkError as error:
         raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, asked.revision)}.") from error
-    return Located(spec, found.path, found.commit, spec.layout)
+    return Located(spec, found.path, found.commit, spec.layout, named=True)
 
 
 def _offline(spec: WeightSpec, revision: str | None) -> str:

@@ -18,7 +18,14 @@ _OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 USUAL_NAMES = (*PUBLISHED_NAMES["open-clip"], WEIGHTS_NAME)
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 # Of a manifest entry, what does not hold for other weights that are only read in the same way.
-_NOT_INHERITED: dict[str, Any] = {"repo": None, "revision": None, "reported": {}, "training": None, "domain": None}
+_NOT_INHERITED: dict[str, Any] = {
+    "repo": None,
+    "revision": None,
+    "reported": {},
+    "training": None,
+    "domain": None,
+    "tensors": None,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Located:
         revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
         layout: The key layout, None if only the keys can tell.
         resize: As it was saved; "published" for every named model.
+        named: Whether it is what the manifest has under this name, and not what a file says of itself.
 
     Example:
         >>> found = find_packaged(get_spec("tiny"))
@@ -43,6 +51,7 @@ class Located:
     revision: str | None = None
     layout: str | None = None
     resize: Resize = "published"
+    named: bool = False
 
 
 def find_weights(path: Path, base: WeightSpec | None = None) -> Located:
@@ -192,7 +201,7 @@ def find_packaged(spec: WeightSpec) -> Located:
         )
     if file.sha256 is not None:
         check_file(path, file.sha256, file.size)
-    return Located(spec, path, packaged_revision(spec), spec.layout)
+    return Located(spec, path, packaged_revision(spec), spec.layout, named=True)
 
 
 def packaged_revision(spec: WeightSpec) -> str | None:

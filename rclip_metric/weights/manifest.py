@@ -44,6 +44,7 @@ _KINDS: dict[str, Kind] = {
     "embedding_dim": COUNT,
     **dict.fromkeys(("repo", "revision", "license", "domain"), or_null(LINE)),
     **dict.fromkeys(("citation", "url_note", "notes"), _TEXT),
+    "tensors": or_null(matching("64 lower-case hex digits", r"[0-9a-f]{64}")),
 }
 _NAME_ON_HUB = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_ID: Kind = matching(
@@ -108,6 +109,8 @@ class WeightSpec:
         url_note: Where a "local" entry is published.
         notes: Anything else that a reader must know.
         domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
+        tensors: Digest of the encoder's weights (`tensors_digest`), whatever file they are in; None where nobody has
+            computed it.
 
     Example:
         >>> spec = get_spec("tiny")
@@ -134,6 +137,7 @@ class WeightSpec:
     url_note: str | None = None
     notes: str | None = None
     domain: str | None = None
+    tensors: str | None = None
 
     @property
     def candidates(self) -> tuple[WeightFile, ...]:
@@ -150,7 +154,7 @@ class WeightSpec:
             ManifestError: Names the entry and the field that is missing, unknown, or of the wrong kind.
         """
         check = Checker(where or f"Weights manifest, entry {name!r}")
-        stated = check.object("", entry, _FIELDS, [_RARE_FIELD])
+        stated = check.object("", entry, _FIELDS, _RARE_FIELDS)
         values = {key: check.value(key, stated.get(key), kind) for key, kind in _KINDS.items()}
         spec = cls(
             name=name,
@@ -176,13 +180,13 @@ class WeightSpec:
         values["architecture"] = named[0] if named else architectures.architecture_to_dict(self.architecture)
         values["files"] = files or None
         values["preprocessing"] = self.preprocessing.to_dict()
-        if self.domain is not None:
-            values[_RARE_FIELD] = self.domain
+        values |= {key: getattr(self, key) for key in _RARE_FIELDS if getattr(self, key) is not None}
         return json.loads(json.dumps(values))
 
 
-# Of an entry; the last, and of the configuration of a saved model, only where there is something to say.
-*_FIELDS, _RARE_FIELD = (entry.name for entry in fields(WeightSpec) if entry.name != "name")
+# Of an entry; the last two only where there is something to say.
+*_FIELDS, _RARE_DOMAIN, _RARE_TENSORS = (entry.name for entry in fields(WeightSpec) if entry.name != "name")
+_RARE_FIELDS = (_RARE_DOMAIN, _RARE_TENSORS)
 
 
 def _architecture(check: Checker, value: Any) -> Architecture:

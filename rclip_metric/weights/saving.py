@@ -2,10 +2,12 @@
 
 It is a folder with `model.safetensors`, in the names of `Encoder.state_dict`, and `config.json`, which
 carries architecture and preprocessing. The same configuration is in the metadata of the safetensors file, so
-that the file also loads on its own, and a config.json that was not written with its weights is noticed.
+that the file also loads on its own, and a config.json that was not written with its weights is noticed. Beside it is
+a seal, a digest of tensors and configuration: a file whose bytes have changed since is said to be damaged.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,9 @@ from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import regular_file, written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
-from rclip_metric.json_files import LINE, Checker, one_of, or_null, parse_json, shown
+from rclip_metric.json_files import Checker, LINE, one_of, or_null, parse_json, shown
+from rclip_metric.weights.checker import Checker, one_of, or_null, TEXT
+from rclip_metric.weights.digest import tensors_digest
 from rclip_metric.weights.manifest import WeightSpec
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
-_METADATA_KEY = "rclip_metric"
+_METADATA_KEY, _SEAL_KEY = "rclip_metric", "rclip_metric_seal"
 _SPEC_FIELDS = ("architecture", "preprocessing", "embedding_dim", "mlp_hidden", "training", "license", "notes")
 _CONFIG_FIELDS = ("format", "format_version", "name", "revision", "resize", *_SPEC_FIELDS)
 _DOMAIN = "domain"  # written where there is one, so that every other model stays readable for earlier versions
@@ -114,11 +118,14 @@ def save_encoder(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})
+    digest, origin = tensors_digest(state), encoder.origin
+    changed = origin is not None and origin[:2] == (encoder.name, encoder.revision) and origin.digest != digest
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": encoder.name,
-        "revision": encoder.revision,
+        "revision": f"tensors:{digest[:12]}" if changed else encoder.revision,
         "architecture": architecture_to_dict(encoder.architecture),
         "preprocessing": encoder.preprocessing.to_dict(),
         "embedding_dim": encoder.embedding_dim,
@@ -130,17 +137,35 @@ def save_encoder(
         **({} if encoder.domain is None else {_DOMAIN: encoder.domain}),
     }
     config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
-    state = _apart({key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()})
+    text = json.dumps(config)
+    about = {"format": "pt", _METADATA_KEY: text, _SEAL_KEY: _seal(text, digest)}
     folder = Path(folder)
     try:
         with written_whole(folder / WEIGHTS_NAME) as partial:
-            save_file(state, partial, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)})
+            save_file(state, partial, metadata=about)
         with written_whole(folder / CONFIG_NAME) as partial:
             partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise StorageError(f"The encoder cannot be saved in {folder}: {reason.rstrip('.')}.") from error
     return folder
+
+
+def _seal(config: str, digest: str) -> str:
+    return hashlib.sha256(f"{config}\n{digest}".encode()).hexdigest()
+
+
+def is_sealed(path: Path, digest: str) -> bool:
+    """Say whether a file holds what was saved: its tensors have this digest, and its configuration is the same.
+
+    What has no seal, as files of other formats and of earlier versions, cannot be told to be damaged.
+    """
+    if path.suffix != ".safetensors":
+        return True
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+    seal = metadata.get(_SEAL_KEY)
+    return seal is None or seal == _seal(metadata.get(_METADATA_KEY, ""), digest)
 
 
 def _apart(state: dict[str, "Tensor"]) -> dict[str, "Tensor"]:

@@ -23,7 +23,15 @@ from rclip_metric.cli.main import main
 from rclip_metric.distance import distance_between
 from rclip_metric.images import Preprocessing
 from rclip_metric.retrieval import FileEmbeddings, Summary, all_pairs, distances, pair_by_name
-from rclip_metric.weights import file_digest, load_manifest, model_names, save_encoder
+from rclip_metric.weights import (
+    file_digest,
+    load_encoder,
+    load_manifest,
+    model_names,
+    save_encoder,
+    short_digest,
+    tensors_digest,
+)
 
 from support.encoders import VIT, small_encoder
 from support.images import save_noise
@@ -110,7 +118,7 @@ def test_two_files_give_one_line_with_model_and_revision(run: Any, model: Path, 
     result = run("score", a, b, "--model", model)
     assert result.code == 0
     assert result.err == ""
-    revision = "sha256:" + file_digest(model / "model.safetensors")[:12]
+    revision = short_digest(tensors_digest(load_encoder(model).state_dict()))
     assert result.out == (
         f"{expected(model, a, b):.4f}  random@{revision} "
         "(distance: sqrt(1 - cos), 0 = identical, max 1.414; resize published)\n"
@@ -135,6 +143,7 @@ def test_json_has_everything_it_takes_to_repeat(
         "torch": torch.__version__,
         "pillow": None,
         "source": str(model),
+        "weights": tensors_digest(load_encoder(model).state_dict()),
         "preprocessing": None,
         "device": "cpu" if not torch.cuda.is_available() else "cuda:0",
         "dtype": "float32",
@@ -209,7 +218,7 @@ def test_folders_give_a_line_per_pair_and_a_summary(run: Any, model: Path, folde
     assert [(pair["a"], pair["b"]) for pair in pairs] == [(str(a / f"{i}.png"), str(b / f"{i}.png")) for i in range(4)]
     for pair in pairs:
         assert pair["distance"] == pytest.approx(expected(model, Path(pair["a"]), Path(pair["b"])), abs=1e-6)
-        assert pair["model"] == "random" and pair["revision"].startswith("sha256:")
+        assert pair["model"] == "random" and pair["revision"].startswith("tensors:")
         assert set(pair) == {"a", "b", "distance", *IDENTITY}
     assert pairs[3]["distance"] == 0.0
     summary = last["summary"]
@@ -222,7 +231,7 @@ def test_folders_give_a_line_per_pair_and_a_summary(run: Any, model: Path, folde
     assert {key: summary[key] for key in IDENTITY} == {key: pairs[0][key] for key in IDENTITY}
     assert summary["settings"]["batch_size"] == 3
     assert "left out 1 file whose names" in result.err
-    assert "4 pairs, mean" in result.err and "random@sha256:" in result.err
+    assert "4 pairs, mean" in result.err and "random@tensors:" in result.err
 
 
 def test_broken_files_are_named_skipped_and_counted(run: Any, model: Path, folders: tuple[Path, Path]) -> None:
@@ -316,7 +325,7 @@ def test_rank_is_sorted_and_takes_folders(run: Any, model: Path, folders: tuple[
     assert record["model"] == "random" and record["skipped"] == [] and "torch" in record["settings"]
 
     shown = run("rank", reference, *candidates, "--model", model).out.splitlines()
-    assert shown[0].startswith(f"nearest to {reference}  random@sha256:")
+    assert shown[0].startswith(f"nearest to {reference}  random@tensors:")
     assert shown[1] == f"1  0.0000  {b / '3.png'}"
     assert [line.split()[2] for line in shown[1:]] == [name for _, name in right]
 

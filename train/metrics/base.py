@@ -15,9 +15,10 @@ from rclip_metric.distance import normalize
 from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image, preprocess_pil
 from rclip_metric.train.metrics.paper import is_published
 from rclip_metric.train.runs.precision import encoder_precision, resolved_precision
-from rclip_metric.weights import get_spec
+from rclip_metric.weights import get_spec, model_names, short_digest, tensors_digest
 
 if TYPE_CHECKING:
+    from rclip_metric.encoder import Encoder
     from rclip_metric.images import ImageSource
 
 
@@ -116,9 +117,10 @@ class EncoderMetric:
     """
 
     def __init__(self, metric: RobustPerceptualDistance) -> None:
-        """Wrap; nothing is copied."""
+        """Wrap; nothing is copied. The weights are looked at once: they may be others than those that were loaded."""
         self.metric = metric
-        self.name, self.revision = metric.encoder.name, metric.encoder.revision
+        self.weights = tensors_digest(metric.encoder.state_dict())
+        self.name, self.revision = _named(metric.encoder, self.weights)
         self.image_size = metric.encoder.image_size
 
     @property
@@ -136,12 +138,13 @@ class EncoderMetric:
         return Facts(parameters=parameters, licence=spec.license, source=spec.citation)
 
     def describe(self) -> dict[str, Any]:
-        """State name, revision and preprocessing."""
+        """State name, revision, digest of the weights, and preprocessing."""
         encoder = self.metric.encoder
         p = encoder.preprocessing
         return {
             "name": self.name,
             "revision": self.revision,
+            "weights": self.weights,
             "resize": encoder.resize,
             "preprocessing": {"mode": p.mode, "resize": p.resize, "crop": p.crop, "interpolation": p.interpolation},
             "similarity": "cosine",
@@ -166,7 +169,21 @@ class EncoderMetric:
 
     def in_bfloat16(self) -> EncoderMetric:
         """Copy it in bfloat16; images, mean and head stay float32."""
-        return EncoderMetric(copy.deepcopy(self.metric).to(torch.bfloat16))
+        half = copy.copy(self)  # the same weights, and so the same name
+        half.metric = copy.deepcopy(self.metric).to(torch.bfloat16)
+        return half
+
+
+def _named(encoder: Encoder, weights: str) -> tuple[str, str | None]:
+    """Give name and revision, unless they are those of other weights: loaded and then changed, or claimed by hand."""
+    name, revision, origin = encoder.name, encoder.revision, encoder.origin
+    claimed = origin is not None and origin[:2] == (name, revision)
+    if claimed and origin is not None:
+        right = origin.digest == weights
+    else:
+        by_hand = name in model_names() and is_published({"name": name, "revision": revision})
+        right = not by_hand or get_spec(name).tensors == weights
+    return (name, revision) if right else (f"{name}, changed", short_digest(weights))
 
 
 class _FunctionMetric:

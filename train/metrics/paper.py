@@ -137,7 +137,9 @@ def published_as(name: str, samples: int, digest: str, split: str | None = None,
 
 
 def is_published(model: Mapping[str, Any]) -> bool:
-    """Say whether a record's model is the manifest's of that name: with its revision, where the manifest states one.
+    """Say whether a record's model is the manifest's of that name: with its revision, and its weights if both say them.
+
+    An entry that is only read in some way ("local") says nothing of the weights: no file is known to be its.
 
     Example:
         >>> is_published({"name": "tiny", "revision": "another"}), is_published({"name": "my own"})
@@ -146,6 +148,8 @@ def is_published(model: Mapping[str, Any]) -> bool:
     if model["name"] not in model_names():
         return False
     spec, revision = get_spec(model["name"]), model.get("revision") or ""
+    if spec.source == "local" or (spec.tensors and model.get("weights", spec.tensors) != spec.tensors):
+        return False
     if spec.source in PACKAGED:
         return revision == packaged_revision(spec)
     return revision.startswith(spec.revision or "")

@@ -104,6 +104,7 @@ def resized(encoder: Encoder, image_size: int | None = None, squash: bool = Fals
         revision=encoder.revision,
         domain=encoder.domain,
     )
+    result.origin = encoder.origin
     return result.train(encoder.training)
 
 

@@ -1,19 +1,17 @@
-"""Which weights an encoder has: a digest of the tensors themselves, whatever file they are in."""
+"""Which weights an encoder has, for those who write them: none that nobody should publish."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from rclip_metric.weights import short_digest, tensors_digest
+
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Compute `tensors:` and 12 hex digits that tell these weights from others, whatever file they are in.
-
-    A sha256 over the tensors in the order of their names: of each its name, dtype and shape, and its bytes.
+    """Compute `tensors:` and 12 hex digits that tell these weights from others, see `tensors_digest`.
 
     Raises:
         ValueError: a weight is NaN or infinite, which nobody should publish.
@@ -23,11 +21,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         >>> weights_digest(one) == weights_digest(other) != weights_digest({"a": torch.zeros(2)})
         True
     """
-    digest = hashlib.sha256()
     for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(state[key]).all():
             raise ValueError(f"{key} holds NaN or infinity: look at the log of the run, and without --half")
-        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return f"tensors:{digest.hexdigest()[:12]}"
+    return short_digest(tensors_digest(state))

@@ -180,7 +180,9 @@ def test_every_released_model_has_its_number():
         packaged = f"sha256:{(spec.files[0].sha256 or '')[:12]}" if spec.source == "package" else ""
         built = {**nights, "model": {"name": name, "revision": packaged or (spec.revision or "").ljust(40, "0")}}
         found[name] = {"clean": reported(built, "clean"), "linf": reported(built, "robust")}
-    expected = {name: get_spec(name).reported.get("nights", {}) for name in model_names()}
+    # What the manifest knows no file of has no number: any weights could bear its name.
+    known = {name: get_spec(name).source != "local" for name in model_names()}
+    expected = {name: get_spec(name).reported.get("nights", {}) if known[name] else {} for name in model_names()}
     assert found == {name: {key: numbers.get(key) for key in ("clean", "linf")} for name, numbers in expected.items()}
 
 
