@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from rclip_metric.json_files import ANYTHING, NATURAL, OBJECT, Checker, Schema, at_most
 from rclip_metric.printing import printable
 from rclip_metric.train.runs.distributed import ALONE, Team
-from rclip_metric.train.runs.files import append_line, whole_lines
+from rclip_metric.train.runs.files import append_line, checksum, whole_lines
 
 Block = TypeVar("Block")
 Result = TypeVar("Result", bound=Mapping[str, Any])
@@ -40,7 +41,8 @@ def run_blocks(
     What a block holds does not depend on the number of processes, so neither do the results. With a `journal`, every
     result is on disk before the next block begins: each process appends to a file of its own in that folder, and a
     later call, with the same settings and any number of processes, takes up all that it finds there. Processes on
-    machines that do not share a disk each find their own. A line that a crash cut short is dropped.
+    machines that do not share a disk each find their own. A line that a crash cut short is dropped; so is one that is
+    not as it was written, with a warning.
 
     Args:
         blocks: what there is to do.
@@ -71,7 +73,8 @@ def run_blocks(
             try:
                 finished[index] = evaluate(blocks[index])
                 if journal is not None:
-                    append_line(journal / f"{name}-{team.rank}.jsonl", {"block": index, "result": finished[index]})
+                    line = {"block": index, "result": finished[index]}
+                    append_line(journal / f"{name}-{team.rank}.jsonl", {**line, "checksum": checksum(line)})
             except Exception as error:
                 failure = error  # told once the others, which wait for this process, know of it
                 break
@@ -95,6 +98,11 @@ def _done(journal: Path | None, name: str, blocks: int) -> dict[int, Any]:
     schema: Schema = {"block": at_most(NATURAL, blocks - 1), "result": OBJECT, "*": ANYTHING}
     if journal is not None:
         for path in sorted(journal.glob(f"{name}-*.jsonl")):
-            lines = (Checker(str(path)).matches("", line, schema) for line in whole_lines(path))
-            done |= {line["block"]: line["result"] for line in lines}
+            for line in whole_lines(path):
+                if line.get("checksum") != checksum(line):
+                    damaged = f"{path} has a damaged line, of block {line.get('block')}, which is evaluated again"
+                    warnings.warn(damaged, RuntimeWarning, stacklevel=3)
+                else:
+                    Checker(str(path)).matches("", line, schema)
+                    done[line["block"]] = line["result"]
     return done

@@ -12,7 +12,7 @@ from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.blocks import run_blocks
 from rclip_metric.train.evaluation.results.outcome import Outcome
-from rclip_metric.train.evaluation.results.record import Effort
+from rclip_metric.train.evaluation.results.record import Effort, library_versions
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32, resolved_precision
@@ -57,6 +57,7 @@ class Evaluation:
         journal: folder of the journal, see `run_blocks`.
         team: torchrun's processes.
         quiet: no progress bar.
+        content: digest of what the images hold, for the record and the journal (`Task.content`).
 
     Example:
         >>> from rclip_metric.train.metrics import load_metric
@@ -73,6 +74,7 @@ class Evaluation:
     journal: Path | None = None
     team: Team = ALONE
     quiet: bool = False
+    content: str | None = None
 
     def settings(self, task: str, data: dict[str, Any]) -> dict[str, Any]:
         """Gather everything that the outcomes depend on: what a journal must agree with to be taken up."""
@@ -107,7 +109,11 @@ class Evaluation:
     def share(
         self, blocks: Sequence[Sequence[Part]], work: Callable[[Sequence[Part]], Any], settings: Any, label: str
     ) -> list[Any]:
-        """Share out the blocks, in full float32, with this journal and these processes (`run_blocks`)."""
+        """Share out the blocks, in full float32, with this journal and these processes (`run_blocks`).
+
+        A journal is taken up on the same contents and by the same libraries alone: a result is never made of two.
+        """
+        settings = {**settings, "content": self.content, "versions": library_versions()}
 
         def exactly(block: Sequence[Part]) -> Any:
             with full_float32():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
+from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.evaluation.attack import (
     DEFAULTS,
     DecisionRule,
@@ -145,6 +146,10 @@ class Task(ABC, Generic[Sample]):
         """Compute what people reach on the samples that could be read."""
         return None
 
+    def content(self) -> str:
+        """Digest what the outcomes depend on besides `settings`: what the images hold; it is kept in notes."""
+        return contents_digest(dict.fromkeys(self.paths()))
+
     def identity(self, on: Evaluation) -> dict[str, Any]:
         """Gather what results depend on: those that are there count as the same where it is equal; JSON."""
         return on.settings(self.task, self.settings())
@@ -274,7 +279,7 @@ class Task(ABC, Generic[Sample]):
                     outcomes_of(rows, index),
                     task=self.task,
                     model=on.metric.describe(),
-                    data={**data, "unreadable": unreadable},
+                    data={**data, "content": on.content, "unreadable": unreadable},
                     threat=on.threat(attack),
                     effort=effort_of(blocks, index, on),
                     averaging=averaging,
@@ -329,5 +334,5 @@ def evaluate(
     """
     in_half = attacks and resolved_precision(run.precision, metric.device) == "bfloat16"
     half = metric.in_bfloat16() if in_half else None
-    on = Evaluation(metric, attacks, run, source, half, journal, team, quiet)
+    on = Evaluation(metric, attacks, run, source, half, journal, team, quiet, task.content())
     return task.records(task.blocks(on), on)

@@ -4,22 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.errors import ManifestError
-from rclip_metric.json_files import ANYTHING, LINE, OBJECT, read_json
+from tqdm import tqdm
+
 from rclip_metric.train.evaluation.attack import RunSettings
 from rclip_metric.train.evaluation.blocks import fingerprint
 from rclip_metric.train.evaluation.records import Attack, Evaluation
-from rclip_metric.train.evaluation.results.record import result_name, save
+from rclip_metric.train.evaluation.results.record import check_result, result_name, save
 from rclip_metric.train.evaluation.results.schema import check_record
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
-from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.files import read_sealed, write_sealed
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What tells a result from those of other data or settings.
+
+    Attributes:
+        now: of everything that it depends on.
+        before: as it was before what images and weights hold was part of it. Results of that time have no checksum;
+            what their images held is not known, and they count as the same where everything else is.
+
+    Example:
+        >>> model = {"name": "tiny", "revision": "sha256:61091ef75036"}
+        >>> one, other = ({"model": {**model, "weights": "1"}, "content": content} for content in "ab")
+        >>> Mark.of(one).now == Mark.of(other).now, Mark.of(one).before == Mark.of({"model": model}).before
+        (False, True)
+    """
+
+    now: str
+    before: str
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Mark:
+        """Digest settings."""
+        return cls(fingerprint(settings), fingerprint(_as_before(settings)))
+
+
+def _as_before(value: Any) -> Any:
+    """Take out of settings what was not part of them before."""
+    if isinstance(value, dict):
+        known = {
+            key: item for key, item in value.items() if key != "content" and (key != "weights" or "name" not in value)
+        }
+        return {key: _as_before(item) for key, item in known.items()}
+    return [_as_before(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,8 @@ class Session:
             source: of transferred attacks.
 
         Raises:
-            ValueError: if a file of the same name holds a result of other settings, and as `evaluate` raises it.
+            ValueError: if a file of the same name holds a result of other settings or is damaged, and as `evaluate`
+                raises it.
         """
 
         def make(chosen: Sequence[Attack], journal: Path | None) -> list[dict[str, Any]]:
@@ -80,25 +117,34 @@ class Session:
             return make(attacks, None)
         data = task.settings()
         wanted: list[Attack | None] = list(attacks) or [None]
+        content = self.team.first(task.content() if self.team.rank == 0 else "")
         paths, marks = [], []
         for attack in wanted:
             one = Evaluation(metric, [attack] if attack else [], run, source)
             threat = one.threat(attack) | ({"eps_text": str(attack.ball).split()[1]} if attack else {})
             about = {"model": metric.describe(), "data": data, "threat": threat}
             paths.append(self.out / result_name({**about, "settings": {**asdict(run), "limit": task.limit}}))
-            marks.append(fingerprint(task.identity(one)))
+            marks.append(Mark.of({**task.identity(one), "content": content}))
         found = _found(paths, marks, self.overwrite, self.team)
+        self._remark([record for record in found if record is not None])
         missing = [index for index, record in enumerate(found) if record is None]
         if missing:
-            journal = self.out / ".journal" / fingerprint({"marks": [marks[index] for index in missing]})
+            journal = self.out / ".journal" / fingerprint({"marks": [marks[index].now for index in missing]})
             chosen = [attack for index in missing if (attack := wanted[index]) is not None]
             for index, record in zip(missing, make(chosen, journal), strict=True):
-                record["settings"]["fingerprint"] = marks[index]
+                record["settings"]["fingerprint"] = marks[index].now
                 found[index] = record
                 if self.team.rank == 0:
                     save(paths[index], record)
             _done(journal, self.team)
         return [record for record in found if record is not None]
+
+    def _remark(self, found: Sequence[dict[str, Any]]) -> None:
+        """Say of how many results that are there it is not known what their images held."""
+        old = sum("content" not in record["data"] for record in found)
+        if old and not self.quiet and self.team.rank == 0:
+            told = f"{self.out}: {old} of {len(found)} results do not say what their images held"
+            tqdm.write(f"{told}, and are taken as they are: --overwrite makes them anew", file=sys.stderr)
 
     def single(self, path: Path, task: Task[Any], metric: Metric, run: RunSettings) -> dict[str, Any]:
         """Evaluate or read the one record of a task that is not about accuracy, in a file of a given name; see `kept`.
@@ -108,6 +154,7 @@ class Session:
         """
         identity = task.identity(Evaluation(metric, run=run))
         identity.pop("sizes", None)
+        identity["content"] = self.team.first(task.content() if self.team.rank == 0 else "")
 
         def make(journal: Path) -> dict[str, Any]:
             return evaluate(metric, task, run=run, journal=journal, team=self.team, quiet=self.quiet)[0]
@@ -134,7 +181,7 @@ def kept(
         overwrite: replace a result of other settings.
 
     Raises:
-        ValueError: if the file holds something else, and whatever `make` raises.
+        ValueError: if the file holds something else or is damaged, and whatever `make` raises.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -144,42 +191,48 @@ def kept(
         >>> kept(path, {"seed": 0}, lambda journal: {"distances": []})["distances"]  # it is there already
         [0.1]
     """
-    mark = fingerprint(settings)
+    mark = Mark.of(settings)
     [found] = _found([path], [mark], overwrite, team)
     if found is not None:
         return found
-    journal = path.parent / ".journal" / mark
-    record = {**make(journal), "fingerprint": mark}
+    journal = path.parent / ".journal" / mark.now
+    record = {**make(journal), "fingerprint": mark.now}
     if team.rank == 0:
-        write_json(path, record)
+        write_sealed(path, record)
     _done(journal, team)
     return record
 
 
-def _found(paths: Sequence[Path], marks: Sequence[str], overwrite: bool, team: Team) -> list[dict[str, Any] | None]:
+def _found(paths: Sequence[Path], marks: Sequence[Mark], overwrite: bool, team: Team) -> list[dict[str, Any] | None]:
     """Read results that are there already, None for the others; the first process looks, all act on what it saw."""
     found: list[dict[str, Any] | None] = []
     problem = ""
     for path, mark in zip(paths, marks, strict=True):
-        record = None
-        if path.exists():
-            try:
-                record = read_json(path, {"fingerprint?": LINE, "settings?": OBJECT, "*": ANYTHING})
-                if "schema" in record:
-                    check_record(record, str(path))
-            except ManifestError as error:
-                record, damage = {}, str(error).removesuffix(".")
-                problem = problem or ("" if overwrite else f"{damage}: choose another --out, or add --overwrite")
-            same = mark in (record.get("fingerprint"), record.get("settings", {}).get("fingerprint"))
-            if not same and not overwrite:
-                reason = "holds a result of other data or settings: choose another --out, or add --overwrite"
-                problem = problem or f"{path} {reason}"
-            record = record if same else None
+        record, told = _read(path, mark) if team.rank == 0 else (None, "")
+        if told and not overwrite:
+            problem = problem or f"{told}, or add --overwrite"
         found.append(record)
     found, problem = team.first((found, problem))
     if problem:
         raise ValueError(problem)
     return found
+
+
+def _read(path: Path, mark: Mark) -> tuple[dict[str, Any] | None, str]:
+    """Read a result that has the mark; None and a sentence where there is another one, or it is damaged."""
+    if not path.exists():
+        return None, ""
+    try:
+        record, sealed = read_sealed(path)
+        if isinstance(record, dict) and "schema" in record:
+            check_result(path, check_record(record, str(path)), sealed)
+    except ValueError as error:
+        return None, f"{str(error).removesuffix('.')}: remove it"
+    stated = record.get("settings", {}) if isinstance(record, dict) else None
+    known = {record.get("fingerprint"), stated.get("fingerprint")} if isinstance(stated, dict) else set()
+    if mark.now in known or (not sealed and mark.before in known):
+        return record, ""
+    return None, f"{path} holds a result of other data or settings: choose another --out"
 
 
 def _done(journal: Path, team: Team) -> None:

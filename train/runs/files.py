@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,9 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rclip_metric.errors import StorageError
+from rclip_metric.errors import ManifestError, StorageError
 from rclip_metric.files import written_whole
-from rclip_metric.json_files import parse_json
+from rclip_metric.json_files import ANYTHING, parse_json, read_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -128,6 +129,48 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
         '{\\n  "seed": 0\\n}\\n'
     """
     write_text(path, json.dumps(record, indent=2))
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """Compute the sha256 of what JSON holds, whatever the order of its keys; that of a "checksum" in it aside.
+
+    Example:
+        >>> checksum({"a": 1, "b": 2}) == checksum({"b": 2, "a": 1, "checksum": ""}) != checksum({"a": 1})
+        True
+    """
+    held = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write JSON as `write_json` does, with its checksum."""
+    write_json(path, {**record, "checksum": checksum(record)})
+
+
+def read_sealed(path: Path) -> tuple[Any, bool]:
+    """Read JSON, and say whether it has a checksum, which is not in what is returned.
+
+    Raises:
+        ValueError: the file is damaged: no JSON, or other values than were written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_sealed(Path(folder, "found.json"), {"accuracy": 75.0})
+        ...     read_sealed(Path(folder, "found.json"))
+        ({'accuracy': 75.0}, True)
+    """
+    try:
+        record = read_json(path, ANYTHING)
+    except ManifestError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise ValueError(f"{path} is damaged: it cannot be read as JSON ({str(error).removesuffix('.')})") from error
+    if not isinstance(record, dict) or "checksum" not in record:
+        return record, False
+    if record.pop("checksum") != checksum(record):
+        raise ValueError(f"{path} is damaged: its values are not those that were written")
+    return record, True
 
 
 def write_text(path: Path, text: str) -> None:

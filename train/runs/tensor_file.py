@@ -18,7 +18,8 @@ from rclip_metric.files import regular_file, remove_unfinished, written_whole
 from rclip_metric.json_files import parse_json
 from rclip_metric.train.runs.files import storing
 
-_STRUCTURE, _CHECKSUM = "structure", "crc32"  # keys of the metadata
+# Keys of the metadata; the checksum of the rest of it is missing in files of earlier versions.
+_STRUCTURE, _CHECKSUM, _ABOUT = "structure", "crc32", "crc32_of_the_rest"
 
 
 def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], what: str | None = None) -> None:
@@ -48,6 +49,7 @@ def write(path: Path, values: Mapping[str, Any], metadata: Mapping[str, str], wh
     """
     tensors, structure = _taken_apart(values)
     about = {**metadata, _STRUCTURE: json.dumps(structure), _CHECKSUM: _checksum(tensors)}
+    about[_ABOUT] = _checksum_of_texts(about)
     with storing(what or path.name, path.parent, sum(tensor.nbytes for tensor in tensors.values())):
         remove_unfinished(path)
         with written_whole(path, flush=True) as partial:
@@ -102,7 +104,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
     if _CHECKSUM not in metadata or _STRUCTURE not in metadata:
         raise CheckpointError(f"{path} is not a file that this version of rclip-metric wrote.")
-    if metadata.pop(_CHECKSUM) != _checksum(tensors):
+    rest = metadata.pop(_ABOUT, None)
+    whole = rest is None or rest == _checksum_of_texts(metadata)
+    if metadata.pop(_CHECKSUM) != _checksum(tensors) or not whole:
         raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
     structure = parse_json(metadata.pop(_STRUCTURE), f"The structure of {path}", finite=False)
     try:
@@ -132,3 +136,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
+
+
+def _checksum_of_texts(metadata: Mapping[str, str]) -> str:
+    return f"{zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode()):08x}"

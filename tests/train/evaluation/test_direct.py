@@ -17,6 +17,7 @@ from rclip_metric.train.evaluation.tasks.self_distance import direct_attack, dir
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric, dissimilarity
 from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.files import read_sealed
 from rclip_metric.train.runs.seeds import sample_seed
 
 SIDE = 16
@@ -238,7 +239,7 @@ def test_a_record_is_written_once_and_read_again(network, data, tmp_path):
 
     whole = record()
     blocks = len(asked) // 3  # per block: 5 in the attack, 2 for the distances, 2 for the others
-    assert blocks == 9 and json.loads(path.read_text()) == whole and not (tmp_path / ".journal").exists()
+    assert blocks == 9 and read_sealed(path) == (whole, True) and not (tmp_path / ".journal").exists()
     assert record() == whole and asked == []
     assert record(run=RunSettings(batch_size=7, chunk_size=2)) == whole and asked == []
     with pytest.raises(ValueError, match="settings"):

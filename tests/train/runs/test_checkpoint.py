@@ -269,6 +269,7 @@ def test_a_state_of_a_newer_version_is_refused(tmp_path):
     path = a_state(tmp_path, 1)
     with safe_open(path, framework="pt") as handle:
         metadata = handle.metadata()
+    del metadata["crc32_of_the_rest"]
     save_file(load_file(path), path, {**metadata, "version": "99"})
     with pytest.raises(ValueError, match="has version 99 of the format, and this rclip-metric reads 2: update it"):
         latest_state(tmp_path)

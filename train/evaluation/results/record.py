@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rclip_metric.json_files import ANYTHING, read_json, shown
+from rclip_metric.json_files import shown
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.outcome import Outcome, pack, unpack
 from rclip_metric.train.evaluation.results.schema import check_record
 from rclip_metric.train.metrics.paper import is_published
-from rclip_metric.train.runs.files import write_json
+from rclip_metric.train.runs.files import read_sealed, write_sealed
 from rclip_metric.train.runs.machine import device_record
 
 SCHEMA = 1
-PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm")
+PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm", "pillow")
 # What a file name leaves out because it is the paper's setting; None stands for "not said".
 USUAL: dict[str, tuple[Any, ...]] = {
     "resize": (None, "published"),
@@ -177,7 +177,7 @@ def record(
         "masking": {"zero_gradients": effort.zero_gradients, "nonfinite_gradients": effort.nonfinite_gradients},
         "warnings": [],
         "settings": {**averaging.describe(), **(settings or {})},
-        "versions": _versions(),
+        "versions": library_versions(),
         **effort.describe(),
         "samples": pack(outcomes),
     }
@@ -253,7 +253,13 @@ def rounding(eps: float) -> float:
     return float(np.spacing(np.float32(eps)))
 
 
-def _versions() -> dict[str, str | None]:
+def library_versions() -> dict[str, str | None]:
+    """State the versions of what computes the numbers; None for what is not installed.
+
+    Example:
+        >>> library_versions()["torch"] == metadata.version("torch")
+        True
+    """
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -264,18 +270,19 @@ def _versions() -> dict[str, str | None]:
 
 
 def save(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, atomically."""
-    write_json(path, dict(record))
+    """Write a record as JSON with its checksum, atomically."""
+    write_sealed(path, record)
 
 
 def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
     """Read records from files, and from the `*.json` of folders; a file met twice is read once.
 
-    In a folder, JSON that is no result (it lacks "schema" or "task") is passed over.
+    In a folder, JSON that is no result (it lacks "schema" or "task") is passed over. Accuracies are computed again from
+    the outcomes in the record, and where it has no checksum, as those of earlier versions, their intervals as well.
 
     Raises:
-        ValueError: naming the path that does not exist, is no JSON, is no result or one of another schema, or the
-            folder without results.
+        ValueError: naming the path that does not exist, is no JSON, is no result or one of another schema, is damaged
+            or says other numbers than its outcomes, or the folder without results.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -300,7 +307,7 @@ def load_results(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
 
 
 def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
-    value = read_json(path, ANYTHING)
+    value, sealed = read_sealed(path)
     if not isinstance(value, dict) or not {"schema", "task"} <= value.keys():
         if required:
             raise ValueError(f"{path} is no result: pass a file that rclip-metric eval wrote")
@@ -311,11 +318,51 @@ def _read_result(path: Path, required: bool) -> dict[str, Any] | None:
             "read it with the version that wrote it, or run the evaluation again"
         )
     check_record(value, str(path))
+    check_result(path, value, sealed)
+    return dict(value)
+
+
+def check_result(path: Path, record: Mapping[str, Any], sealed: bool) -> None:
+    """Compare the numbers of a record with its outcomes; with a right checksum, its accuracies alone.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        unpack(value)
+        outcomes = unpack(record)
+        interval = not sealed and bool(record["settings"].get("bootstrap"))
+        stated = {"": record, **{f" of {name}": part for name, part in record["splits"].items()}}
+        for where, numbers in stated.items():
+            rows = [row for row in outcomes if not where or row.split == where.removeprefix(" of ")]
+            averaging = _averaging(record, macro=not where, interval=interval)
+            for column, found in averaging.summaries(rows).items():
+                _compare(f"{column} accuracy{where}", numbers[column], found, interval)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: a field is missing or not what it should be ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return dict(value)
+
+
+def _averaging(record: Mapping[str, Any], macro: bool, interval: bool) -> Averaging:
+    """Read how a record was averaged; without an interval to compare, as few resamples as can be drawn."""
+    settings = record["settings"]
+    drawn = settings["bootstrap"] if interval else {"resamples": 1}
+    return Averaging(macro=macro and bool(settings.get("macro")), **drawn)
+
+
+def _compare(what: str, stated: Mapping[str, Any] | None, found: Mapping[str, Any] | None, interval: bool) -> None:
+    """Raise ValueError where a summary is not that of the outcomes, which are stored to 6 digits."""
+    if stated is None or found is None:
+        if stated is not found:
+            raise ValueError(f"it says {what} {stated and stated['accuracy']}, and its outcomes {found}")
+        return
+    numbers = [("", stated["accuracy"], found["accuracy"]), (" over samples", stated["samples"], found["samples"])]
+    if interval:
+        pairs = zip(stated["interval_95"], found["interval_95"], strict=True)
+        numbers += [(", as a bound of its interval,", one, other) for one, other in pairs]
+    for kind, one, other in numbers:
+        if abs(one - other) > 1e-3:
+            raise ValueError(f"it says {what}{kind} {one}, and its outcomes give {other}")
 
 
 def short_revision(revision: str | None) -> str:

@@ -25,6 +25,7 @@ from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32
+from rclip_metric.weights import short_digest, tensors_digest
 
 PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
 USUAL_PROMPTS = "imagenet"
@@ -171,6 +172,10 @@ class ZeroShot(Task[LabelledImage]):
         """Add a digest of images and words, and the text tower where it is not the metric's own."""
         text = {} if self.own_text else {"text": self.text.source}
         return {**self.data.describe(), "samples": self.data.digest(), **text}
+
+    def content(self) -> str:
+        """Add the weights of the text tower."""
+        return f"{Task.content(self)}, {short_digest(tensors_digest(self.text.tower.state_dict()))}"
 
     def describe(self) -> dict[str, Any]:
         """Describe the data as `ZeroShotData.describe` does."""

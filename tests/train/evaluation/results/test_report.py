@@ -275,8 +275,8 @@ def test_errors_name_the_path(tmp_path):
     (tmp_path / "empty").mkdir()
     samples = {**built["samples"], "data": "AAAA"}
     for content, message in (
-        ("{", r"result\.json is not JSON that can be read"),
-        ("\udcff", r"result\.json is not JSON that can be read"),
+        ("{", r"result\.json is damaged: it cannot be read as JSON"),
+        ("\udcff", r"result\.json is damaged: it cannot be read as JSON"),
         (json.dumps({**built, "schema": 2}), r"result\.json is a result of schema 2 and this version reads 1"),
         (json.dumps({"schema": 1, "task": "2afc"}), r"result\.json, field 'model': is missing"),
         (json.dumps({**built, "samples": samples}), r"result\.json is damaged: the samples"),
