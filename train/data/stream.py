@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rclip_metric.images import ImageError, open_image
 from rclip_metric.train.data.classes import read_classes
+from rclip_metric.train.data.contents import tree_digest
 from rclip_metric.train.data.images import SUFFIXES, walk_images
 from rclip_metric.train.runs.seeds import seeded
 
@@ -208,6 +210,8 @@ class Stream:
     Attributes:
         classes: names of the classes, where the source has them and labels were asked for.
         count: number of images, None for shards, which are not counted beforehand.
+        contents: digests the names and sizes of all files, and what they hold (`tree_digest`); empty where there are
+            none.
 
     Example:
         >>> sampler = TreeSampler(["a.png", "b.png", "c.png"], batch_size=2, seed=0, start=0, stop=4)
@@ -227,10 +231,12 @@ class Stream:
         labels: bool = False,
         workers: int = 0,
         augmentation: Augmentation | None = None,
+        contents: Callable[[], str] = str,
     ) -> None:
         """Read what `sampler` draws, in `workers` processes of its own or, with 0, in this one."""
         self.classes, self.count = classes, count
         self._facts, self._sampler = facts, sampler
+        self.contents = contents
         self._loader = DataLoader(
             _Decoded(preprocess, augmentation),
             batch_sampler=_Steps(sampler),
@@ -319,7 +325,10 @@ def open_stream(
         found = find_shards(source)
         shards = ShardSampler(found, batch_size, seed, start, stop, rank=rank, world=world, labels=labels)
         facts: dict[str, Any] = {"path": str(source), "shards": len(found)}
-        return Stream(shards, preprocess, facts, labels=labels, workers=workers, augmentation=augmentation)
+        contents = partial(tree_digest, Path(found[0]).parent, found)
+        return Stream(
+            shards, preprocess, facts, labels=labels, workers=workers, augmentation=augmentation, contents=contents
+        )
     classes, paths, targets = _labelled(Path(source)) if labels else (None, _paths(Path(source)), None)
     tree = TreeSampler(paths, batch_size, seed, start, stop, rank=rank, world=world, labels=targets)
     facts = {"path": str(source), "images": len(paths), **({"classes": len(classes)} if classes else {})}
@@ -332,6 +341,7 @@ def open_stream(
         labels=labels,
         workers=workers,
         augmentation=augmentation,
+        contents=partial(tree_digest, Path(source), paths),
     )
 
 

@@ -18,12 +18,13 @@ from torch import nn
 from tqdm import tqdm
 
 from rclip_metric.encoder import Architecture, Encoder
+from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.table import place_in, read_table
 from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
 from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.runs.checkpoint import read_state, restore_training, write_state
-from rclip_metric.train.runs.files import append_line, provenance, write_json
+from rclip_metric.train.runs.files import append_line, checksum, provenance, write_json
 from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.schedule import cosine_schedule
@@ -76,7 +77,7 @@ def train_clip(
         The image encoder, in eval mode.
 
     Raises:
-        ValueError: if `out` holds a state of another recipe, or an image cannot be read.
+        ValueError: if `out` holds a state of another recipe, or of other images or captions, or an image cannot be read.
 
     Example:
         >>> import tempfile
@@ -98,8 +99,11 @@ def train_clip(
     )
     schedule = cosine_schedule(config.steps, config.warmup_steps)
     state_path, start = out / "state.safetensors", 0
+    facts = {"contents": contents_digest(paths), "captions": checksum({"captions": list(captions)})}
     if state_path.exists():
         state = read_state(state_path, config)
+        if any(state.facts[name] != facts.get(name) for name in state.facts):  # earlier versions stated none
+            raise ValueError(f"{out} was begun on other images or captions: choose another output folder")
         restore_training(state, model, optimizer)
         start = state.step
 
@@ -123,7 +127,7 @@ def train_clip(
             append_line(out / LOG_NAME, line)
             progress.set_postfix_str(f"loss {loss:.3f}, caption found {found:.0%}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write_state(state_path, step + 1, config, model=model, optimizer=optimizer)
+            write_state(state_path, step + 1, config, model=model, optimizer=optimizer, facts=facts)
     trained: Encoder = encoder.eval()
     made = {"versions": versions(), "device": device_record(torch.device("cpu"))}
     write_json(out / "run.json", {"method": "CLIP", "scenes": str(scenes), **asdict(config), **made})

@@ -27,6 +27,7 @@ from rclip_metric.train.runs.interrupt import Interrupt, Interrupted
 from rclip_metric.train.runs.log import TrainingLog
 from rclip_metric.train.runs.precision import encoder_precision
 from rclip_metric.train.runs.schedule import cosine_schedule
+from rclip_metric.weights import short_digest, tensors_digest
 
 StartFrom = dict[str, str]
 """Name and digest of the weights that a run begins with, where they are not the original's."""
@@ -40,6 +41,7 @@ class Finetuning:
         stream: the batches that come first; it knows the data.
         precision: of the passes.
         losses: images that all processes together have read, and files that they could not read, so far.
+        contents: digest of the data (`Stream.contents`).
     """
 
     def __init__(
@@ -88,8 +90,13 @@ class Finetuning:
         self._stages = [stage for stage in stages if self.start < stage.stop] or stages[-1:]
         self.stream = self._opened(self._stages[0])
         sizes = {name: value for name, value in self.stream.describe().items() if name != "path"}
+        self.contents = team.first(self.stream.contents() if team.rank == 0 else "")
+        sizes["contents"] = self.contents
+        base = short_digest(tensors_digest(original.state_dict()))
+        text_tower = None if text is None else short_digest(tensors_digest(text.tower.state_dict()))
+        begun = {"data": sizes, "base": base, "start_from": start_from, "text": text_tower}
         if state is not None:
-            _check_same(out, state.facts, sizes, start_from)
+            _check_same(out, state.facts, begun)
         facts = {} if state is None else state.facts
         self._classes = _classes(config, self.stream.classes, text, team.device)
         # A run that goes on keeps what it measured, and the first process measures for all.
@@ -113,7 +120,7 @@ class Finetuning:
         read = int(facts.get("read", self.start * config.batch_size - lost))
         self.losses = Losses(run.max_unreadable, read, lost)
         self._pending = facts.get("pending")
-        self._facts = {"data": sizes, "precision": self.precision, "start_from": start_from}
+        self._facts = {**begun, "precision": self.precision}
 
     def train(self, validator: Validator | None = None, quiet: bool = False) -> float:
         """Take the steps that are left, and give back the seconds of the whole run.
@@ -245,13 +252,22 @@ class Finetuning:
         self.team.wait()
 
 
-def _check_same(out: Path, facts: Mapping[str, Any], sizes: Mapping[str, Any], start_from: StartFrom | None) -> None:
-    """Raise ValueError where the run in `out` was begun on other data or with other weights."""
-    if facts.get("data", sizes) != sizes:
-        raise ValueError(f"{out} was begun on other data ({facts['data']}, now {sizes}): choose another output folder")
-    if facts.get("start_from") != start_from:
-        told = [one["revision"] if one else "the base's" for one in (facts.get("start_from"), start_from)]
-        raise ValueError(f"{out} was begun with other weights ({told[0]}, now {told[1]}): choose another output folder")
+def _check_same(out: Path, facts: Mapping[str, Any], begun: Mapping[str, Any]) -> None:
+    """Raise ValueError where the run in `out` was begun on other data or with other weights.
+
+    States of earlier versions know less of it: what they do not say is not compared.
+    """
+    stored, sizes = facts.get("data", {}), begun["data"]
+    if any(stored[name] != sizes.get(name) for name in stored):
+        raise ValueError(f"{out} was begun on other data ({stored}, now {sizes}): choose another output folder")
+    for name, what in (("base", "another base"), ("text", "another text tower")):
+        if name in facts and facts[name] != begun[name]:
+            told = f"{facts[name]}, now {begun[name]}"
+            raise ValueError(f"{out} was begun with {what} ({told}): choose another output folder")
+    if facts.get("start_from") != begun["start_from"]:
+        first = (facts.get("start_from"), begun["start_from"])
+        told = ", now ".join(one["revision"] if one else "the base's" for one in first)
+        raise ValueError(f"{out} was begun with other weights ({told}): choose another output folder")
 
 
 def _classes(

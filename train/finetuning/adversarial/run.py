@@ -160,7 +160,7 @@ def _validator(
 def _write(finetuning: Finetuning, weights: dict[str, Any], seconds: float) -> None:
     """Write the encoder, and run.json."""
     encoder, config, team = finetuning.encoder, finetuning.config, finetuning.team
-    data = {**finetuning.stream.describe(), "unreadable": finetuning.losses.lost}
+    data = {**finetuning.stream.describe(), "contents": finetuning.contents, "unreadable": finetuning.losses.lost}
     how = {"bfloat16": finetuning.precision == "bfloat16", "processes": team.count, "device": device_name(team.device)}
     method = config.objective.title
     levels = f"{config.eps * 255:g}/255" if config.norm == "linf" else f"{config.eps:g}"

@@ -22,6 +22,7 @@ import torch
 
 from rclip_metric.encoder import Encoder, ResidualMLP
 from rclip_metric.images import Preprocessing
+from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
 from rclip_metric.train.data.triplets import TripletFiles, read_nights
 from rclip_metric.train.finetuning.nights.config import NightsConfig
@@ -141,14 +142,15 @@ def _squashed(base: Encoder, name: str) -> Encoder:
 
 
 def _digests(encoder: Encoder, files: Mapping[str, Sequence[TripletFiles]]) -> dict[str, str]:
-    """Sum up what a run depends on besides its settings: none is continued on another base or other triplets."""
+    """Sum up what a run depends on besides its settings: none is continued on another base, triplets or images."""
     weights, triplets = hashlib.sha256(), hashlib.sha256()
     for key, value in encoder.state_dict().items():
         weights.update(key.encode())
         weights.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for split in files:
         triplets.update(json.dumps([split, [(t.key, t.share) for t in files[split]]]).encode())
-    return {"base": weights.hexdigest()[:16], "triplets": triplets.hexdigest()[:16]}
+    images = contents_digest(path for split in files for t in files[split] for path in (t.reference, t.left, t.right))
+    return {"base": weights.hexdigest()[:16], "triplets": triplets.hexdigest()[:16], "images": images}
 
 
 def _images(
