@@ -3,7 +3,7 @@
 from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file, file_digest, tensors_digest
 from rclip_metric.weights.hub import explained
-from rclip_metric.weights.identity import known_by_the_manifest, short_digest
+from rclip_metric.weights.identity import short_digest
 from rclip_metric.weights.loading import (
     download,
     is_cached,
@@ -39,7 +39,6 @@ __all__ = [
     "find_weights",
     "get_spec",
     "is_cached",
-    "known_by_the_manifest",
     "load_encoder",
     "load_manifest",
     "locate",

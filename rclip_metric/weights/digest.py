@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclip_metric.errors import DigestError, ManifestError
-from rclip_metric.files import always_verify, regular_file, stamp, Stamp, written_whole
+from rclip_metric.files import Stamp, always_verify, regular_file, stamp, written_whole
 from rclip_metric.json_files import read_json
 
 if TYPE_CHECKING:

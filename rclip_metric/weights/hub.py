@@ -30,7 +30,7 @@ from rclip_metric.errors import (
     first_line,
 )
 from rclip_metric.json_files import shown
-from rclip_metric.weights.digest import check_file, noted, remembered
+from rclip_metric.weights.digest import check_file, noted
 from rclip_metric.weights.manifest import HUB_ID, WeightFile
 
 if TYPE_CHECKING:

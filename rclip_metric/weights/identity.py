@@ -31,7 +31,7 @@ def identify(encoder: "Encoder", found: Located, layout: str) -> None:
     known = found.spec.tensors if found.named else None
     digest = known or _digest(encoder, found, layout)
     if not found.named:
-        own = known_by_the_manifest(encoder.name, digest, encoder)
+        own = _known_by_the_manifest(encoder.name, digest, encoder)
         if own is not None:
             encoder.revision, encoder.domain = packaged_revision(own), own.domain
         else:
@@ -41,7 +41,7 @@ def identify(encoder: "Encoder", found: Located, layout: str) -> None:
     encoder.origin = Origin(encoder.name, encoder.revision, digest)
 
 
-def known_by_the_manifest(name: str, digest: str, encoder: "Encoder") -> WeightSpec | None:
+def _known_by_the_manifest(name: str, digest: str, encoder: "Encoder") -> WeightSpec | None:
     """Return the manifest's entry of that name if these are its weights, for images that are prepared in its way."""
     try:
         spec = get_spec(name)

@@ -19,8 +19,7 @@ from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import regular_file, written_whole
 from rclip_metric.images.preprocessing import RESIZES, Resize
-from rclip_metric.json_files import Checker, LINE, one_of, or_null, parse_json, shown
-from rclip_metric.weights.checker import Checker, one_of, or_null, TEXT
+from rclip_metric.json_files import LINE, Checker, one_of, or_null, parse_json, shown
 from rclip_metric.weights.digest import tensors_digest
 from rclip_metric.weights.manifest import WeightSpec
 

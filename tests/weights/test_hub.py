@@ -24,7 +24,8 @@ from rclip_metric.errors import (
     UnknownModelError,
     WeightsError,
 )
-from rclip_metric.weights import digest, file_digest, get_spec, hub as hub_module, load_manifest, locate, manifest, WeightFile
+from rclip_metric.weights import WeightFile, digest, file_digest, get_spec, load_manifest, locate, manifest
+from rclip_metric.weights import hub as hub_module
 from rclip_metric.weights.hub import HubSource, cached_file, fetch, recheck
 
 from support.programs import PATIENCE

@@ -77,7 +77,8 @@ def train_clip(
         The image encoder, in eval mode.
 
     Raises:
-        ValueError: if `out` holds a state of another recipe, or of other images or captions, or an image cannot be read.
+        ValueError: if `out` holds a state of another recipe, of other images or of other captions, or an
+            image cannot be read.
 
     Example:
         >>> import tempfile
