@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from rclip_metric.cli.main import main as rclip_metric
 from rclip_metric.files import written_whole
+from rclip_metric.json_files import read_json
 from rclip_metric.train.evaluation import load_results
 from rclip_metric.train.evaluation.results.curves import COLOURS, DPI
 from rclip_metric.train.runs.files import write_json, write_text
-from rclip_metric.weights import file_digest, get_spec, model_names, read_json
+from rclip_metric.weights import file_digest, get_spec, model_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,5 @@
 """Weights: found, downloaded, checked, read, saved and published."""
 
-from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import check_file, file_digest, tensors_digest
 from rclip_metric.weights.hub import explained
 from rclip_metric.weights.identity import short_digest

@@ -23,7 +23,6 @@ from rclip_metric.errors import (
 from rclip_metric.files import regular_file
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.json_files import read_json, shown
-from rclip_metric.weights.checker import read_json
 from rclip_metric.weights.digest import file_digest, tensors_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.identity import check_saved, identify
@@ -210,7 +209,7 @@ def verify(
         if spec.source in PACKAGED:
             return file_digest(find_packaged(spec).path)
         return _rechecked(text, *_on_hub(spec, asked))
-    if not Path(text).expanduser().exists() and _HUB_ID.fullmatch(text):
+    if not Path(text).expanduser().exists() and HUB_ID[1](text):
         source = replace(asked, repo=text)
         _rechecked(text, source, [WeightFile(CONFIG_NAME)])
         return _rechecked(text, source, [WeightFile(WEIGHTS_NAME)])

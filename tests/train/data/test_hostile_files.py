@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rclip_metric.errors import CheckpointError
+from rclip_metric.json_files import read_json
 from rclip_metric.train.data.class_table import read_class_table
 from rclip_metric.train.data.shards import index_shard
 from rclip_metric.train.data.things import read_things
@@ -17,7 +18,7 @@ from rclip_metric.train.data.triplets import read_bapps, read_nights
 from rclip_metric.train.finetuning.clip import read_captions
 from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.runs.config import read_settings
-from rclip_metric.weights import load_encoder, read_json
+from rclip_metric.weights import load_encoder
 
 LATIN = "größe,père\n".encode("latin-1")
 
