@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all, read only where there is an end to them, and told from their replacements."""
+"""Files: written as a whole or not at all, read only where there is an end to them, told from their replacements."""
 
 import contextlib
 import errno
