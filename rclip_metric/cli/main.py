@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclip_metric import __version__
-from rclip_metric.cli.score import UsageError, rank, score
+from rclip_metric.cli import search
+from rclip_metric.cli.run import UsageError
+from rclip_metric.cli.score import rank, score
 from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
 from rclip_metric.files import written_whole
 from rclip_metric.printing import Parser, complain, give_up, printable, say, show
@@ -44,6 +46,21 @@ the files that were skipped or have no partner. Subfolders and hidden files are 
 _RANK_HELP = """\
 Candidates by their distance to the reference, nearest first. A candidate that is a folder stands for
 the images in it.
+"""
+_BUILD_HELP = """\
+Embed all images below a folder and keep that in an index: a LanceDB table if the extra `index` is
+installed, else a few files. A file that cannot be read is named, skipped and counted.
+"""
+_UPDATE_HELP = """\
+Embed the files that are new or have changed, and drop those that are gone. Files of the same size
+and time of modification are not opened.
+"""
+_SEARCH_HELP = """\
+The images of an index that are nearest to each query, exactly: nothing is left out to be faster.
+"""
+_DUPLICATES_HELP = """\
+Groups of images that are nearly the same: the largest file first, which to keep, then those nearer
+to it than --below. Copies of one file come first. Nothing is ever deleted.
 """
 
 
@@ -153,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--quiet", action="store_true", help="no progress and no remarks, only errors")
     cache = argparse.ArgumentParser(add_help=False)
     cache.add_argument("--cache-dir", metavar="FOLDER", help="Hub cache (default: that of huggingface_hub)")
-    _add_scoring(commands, [_scoring_options(), cache, output], raw)
+    _add_scoring(commands, [_scoring_options("r-clip-f"), cache, output], raw)
+    _add_searching(commands, cache, output, raw)
     _add_models(commands, cache, output, raw)
     # Only for the list in --help: their arguments go to rclip_metric.train as they are.
     commands.add_parser("train", help="train a robust encoder", add_help=False)
@@ -182,6 +200,50 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
     ranked.set_defaults(command=rank)
+
+
+def _add_searching(
+    commands: Any, cache: argparse.ArgumentParser, output: argparse.ArgumentParser, raw: dict[str, Any]
+) -> None:
+    """Add `index`, `search` and `duplicates`: what works on an index of images."""
+    anew, again = [_scoring_options("r-clip-f"), cache, output], [_scoring_options(None), cache, output]
+    page: Any = {"metavar": "FILE", "help": "write a page with the pictures"}
+    indexes = commands.add_parser("index", help="embed a folder of images once, to search in it", **raw)
+    tasks = indexes.add_subparsers(required=True, metavar="TASK")
+    built = tasks.add_parser("build", help="index a folder", description=_BUILD_HELP, parents=anew, **raw)
+    built.add_argument("folder", help="images, in folders of any depth; the first one on the way is their label")
+    built.add_argument("index", help="a folder to make, for the index")
+    built.add_argument("--half", action="store_true", help="keep embeddings in float16: half the memory")
+    built.set_defaults(command=search.build)
+    updated = tasks.add_parser(
+        "update", help="bring an index up to date with its folder", description=_UPDATE_HELP, parents=again, **raw
+    )
+    updated.add_argument("index", help="an index")
+    updated.add_argument("--folder", help="where the images are now, if they were moved")
+    updated.set_defaults(command=search.update)
+    told = tasks.add_parser("info", help="say what an index holds", parents=[output], **raw)
+    told.add_argument("index", help="an index")
+    told.set_defaults(command=search.info)
+
+    searched = commands.add_parser(
+        "search", help="find the images that are nearest to some", description=_SEARCH_HELP, parents=again, **raw
+    )
+    searched.add_argument("index", help="an index, or a folder of images, which is embedded for this once")
+    searched.add_argument("queries", nargs="+", metavar="QUERY", help="an image")
+    searched.add_argument("-k", type=_positive, default=10, metavar="N", help="how many (default: %(default)s)")
+    searched.add_argument("--csv", action="store_true", help="print CSV")
+    searched.add_argument("--html", **page)
+    searched.set_defaults(command=search.search)
+
+    doubled = commands.add_parser(
+        "duplicates", help="find images that are nearly the same", description=_DUPLICATES_HELP, parents=again, **raw
+    )
+    doubled.add_argument("index", help="an index, or a folder of images, which is embedded for this once")
+    doubled.add_argument(
+        "--below", type=_distance, default=0.1, metavar="D", help="distance of what is nearly the same (default: 0.1)"
+    )
+    doubled.add_argument("--html", **page)
+    doubled.set_defaults(command=search.duplicates)
 
 
 def _add_models(
@@ -213,11 +275,10 @@ def _add_models(
     manifest.set_defaults(command=_manifest)
 
 
-def _scoring_options() -> argparse.ArgumentParser:
+def _scoring_options(model: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--model", default="r-clip-f", help="name (see `models`), path, or Hub id (default: %(default)s)"
-    )
+    default = model or "that of the index; r-clip-f for a folder"
+    options.add_argument("--model", default=model, help=f"name (see `models`), path, or Hub id (default: {default})")
     options.add_argument(
         "--base",
         metavar="NAME",
@@ -245,6 +306,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
+
+
+def _distance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 2:
+        raise argparse.ArgumentTypeError(f"expected a distance above 0, at most 2, got {text!r}")
+    return value
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -1,0 +1,240 @@
+"""What the commands share that compute distances: the model on its device, progress, and what cannot be read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclip_metric.printing import complain, printable, say
+
+# What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
+if TYPE_CHECKING:
+    from rclip_metric.metric import RobustPerceptualDistance
+    from rclip_metric.retrieval import FileEmbeddings
+
+
+class UsageError(ValueError):
+    """The arguments parse, but do not make sense together."""
+
+
+class Progress:
+    """A progress bar, or nothing."""
+
+    def __init__(self, shown: bool) -> None:
+        """Draw nothing yet."""
+        self.shown = shown
+        self._bar: Any = None
+
+    def start(self, total: int) -> None:
+        """Draw the bar: it is known how many images there are."""
+        if self.shown:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            self._bar = tqdm(total=total, unit="image", leave=False, file=sys.stderr)
+
+    def advance(self) -> None:
+        """Count an image."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def complain(self, text: object) -> None:
+        """Say something on stderr, above the bar."""
+        from tqdm import tqdm
+
+        tqdm.write(f"rclip-metric: {printable(text)}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Run:
+    """A run of a command that computes distances: the model on its device, and the files that could not be read."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Load the model that the arguments name."""
+        from rclip_metric.retrieval import identity, settings
+
+        self._args = args
+        self._say: Callable[[str], object] = complain
+        self.metric = _load(args)
+        self.batch_size = args.batch_size or (8 if self.metric.device.type == "cpu" else 32)
+        self.identity = identity(self.metric)
+        self.settings = settings(self.metric, args.model, self.batch_size)
+        self.skipped: list[dict[str, str]] = []
+
+    @property
+    def json(self) -> bool:
+        """Whether JSON is to be printed."""
+        return bool(self._args.json)
+
+    @property
+    def label(self) -> str:
+        """Model, revision and what the number is, for people."""
+        model = f"{self.identity['model']}@{_short(self.identity['revision'])}"
+        measure = "1 - cos, 0 = identical, max 2" if self._args.squared else "sqrt(1 - cos), 0 = identical, max 1.414"
+        precision = "" if self.settings["dtype"] == "float32" else f"; {self.settings['dtype']}"
+        return f"{model} (distance: {measure}; resize {self.identity['resize'] or 'none'}{precision})"
+
+    @contextmanager
+    def working(self, progress: bool = True) -> Iterator[Progress]:
+        """Compute as published, with a progress bar on a terminal that begins as soon as its end is known."""
+        import torch
+
+        bar = Progress(progress and not self._args.quiet and sys.stderr.isatty())
+        if bar.shown:
+            self._say = bar.complain
+        try:
+            with _pillow_is_quiet(), _tf32_is_off():
+                yield bar
+        except torch.cuda.OutOfMemoryError as error:
+            raise UsageError(
+                f"{self.metric.device} has too little memory for {self.batch_size} images at a time: "
+                "pass a smaller --batch-size"
+            ) from error
+        finally:
+            bar.close()
+            self._say = complain
+
+    @contextmanager
+    def embeddings(self, files: Sequence[Path], progress: bool = True) -> Iterator[FileEmbeddings]:
+        """Compute the embeddings of files."""
+        from rclip_metric.retrieval import FileEmbeddings
+
+        with (
+            self.working(progress) as bar,
+            FileEmbeddings(
+                self.metric, files, batch_size=self.batch_size, on_skip=self.skip, on_done=bar.advance
+            ) as embeddings,
+        ):
+            bar.start(len(embeddings))
+            self.remark_domain(files)
+            yield embeddings
+
+    def skip(self, file: Path, reason: str) -> None:
+        """Name a file that cannot be read, and count it."""
+        self.skipped.append({"file": str(file), "reason": reason})
+        where = "" if str(file) in reason else f"{file}: "
+        self._say(f"{where}{reason}")
+
+    def remark(self, text: str) -> None:
+        """Say something on stderr, unless it is to be quiet."""
+        if not self._args.quiet:
+            self._say(text)
+
+    def remark_domain(self, files: Sequence[Path]) -> None:
+        """Say so once where a model that knows something else is asked about what is certainly a photograph."""
+        from rclip_metric.images.reading import states_exposure
+
+        encoder = self.metric.encoder
+        if encoder.domain is None or self._args.quiet:
+            return
+        photograph = next(filter(states_exposure, files), None)
+        if photograph is not None:
+            self._say(
+                f"{encoder.name} knows {encoder.domain} only, and {photograph} states a camera and its exposure: "
+                "the distances say little about photographs"
+            )
+
+    def remark_files(self, what: str, files: Sequence[Path]) -> None:
+        """Name files on stderr, not more than a screenful of them."""
+        for path in files[:20] if not self._args.quiet else ():
+            self._say(f"{what}: {path}")
+        if len(files) > 20 and not self._args.quiet:
+            self._say(f"{what}: {len(files) - 20} more, all of them named in the summary")
+
+    def remark_left_out(self, folder: Path) -> int:
+        """Count the files in a folder that are not images by their names, and say so on stderr."""
+        from rclip_metric.images.reading import list_images
+
+        known = set(list_images(folder))
+        count = sum(path not in known and not path.name.startswith(".") and path.is_file() for path in folder.iterdir())
+        if count and not self._args.quiet:
+            self._say(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
+        return count
+
+    def finish(self, summary: Any, **facts: Any) -> int:
+        """Print the summary as the last JSON line, and in words on stderr; return the exit code."""
+        record = {**summary.to_dict(), **facts, "skipped": self.skipped, **self.identity}
+        say(json.dumps({"summary": {**record, "settings": self.settings}}))
+        if not self._args.quiet:
+            mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
+            self._say(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
+        return 2 if self.skipped else 0
+
+
+def _load(args: argparse.Namespace) -> RobustPerceptualDistance:
+    import torch
+
+    from rclip_metric.metric import RobustPerceptualDistance
+    from rclip_metric.weights.digest import file_digest
+    from rclip_metric.weights.hub import without_progress_bars
+    from rclip_metric.weights.loading import load_encoder, locate
+
+    device = _device(args.device)
+    resize: Any = {None: "default", "none": None}.get(args.resize, args.resize)
+    with without_progress_bars(args.quiet):
+        encoder = load_encoder(
+            args.model, base=args.base, resize=resize, revision=args.revision, cache_dir=args.cache_dir
+        )
+        if encoder.revision is None:  # a local file that does not say: its contents do
+            path = locate(args.model, base=args.base, cache_dir=args.cache_dir, local_files_only=True).path
+            encoder.revision = f"sha256:{file_digest(path)[:12]}"
+    metric = RobustPerceptualDistance(encoder, squared=args.squared)
+    return metric.to(device=device, dtype=getattr(torch, args.dtype))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    kind, _, index = name.partition(":")
+    if kind not in there or (index and (kind != "cuda" or not index.isdecimal())):
+        raise UsageError(f"got --device {name}, expected auto, cpu, cuda, cuda:N or mps")
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise UsageError(f"there is no {name} device here")
+    return name
+
+
+@contextmanager
+def _pillow_is_quiet() -> Iterator[None]:
+    """Suppress Pillow's remarks on odd metadata and on photographs above 89 megapixels: it reads them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextmanager
+def _tf32_is_off() -> Iterator[None]:
+    """Make float32 mean float32: CUDA's convolutions otherwise round their inputs to 10 bits."""
+    from torch.backends import cudnn
+
+    allowed = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = allowed
+
+
+def number(distance: float) -> str:
+    """Write four decimals, except where they would make a small distance look like none."""
+    return f"{distance:.4f}" if distance == 0 or distance >= 0.001 else f"{distance:.1e}"
+
+
+def number_of_files(count: int) -> str:
+    """Write it with its noun."""
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def _short(revision: str) -> str:
+    return revision[:7] if len(revision) == 40 else revision

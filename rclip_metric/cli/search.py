@@ -1,0 +1,239 @@
+"""The commands `index`, `search` and `duplicates`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclip_metric.cli.run import Run, UsageError, number, number_of_files
+from rclip_metric.printing import say
+
+if TYPE_CHECKING:
+    from rclip_metric.retrieval import DuplicateGroup, Hits, ImageIndex
+
+_SHOWN = 20
+
+
+def build(args: argparse.Namespace) -> int:
+    """Index a folder; return the exit code."""
+    import torch
+
+    from rclip_metric.retrieval import ImageIndex
+
+    _require_folder(args.folder)
+    run = Run(args)
+    with run.working() as progress:
+        index = ImageIndex.build(
+            args.folder,
+            run.metric,
+            path=args.index,
+            source=args.model,
+            dtype=torch.float16 if args.half else torch.float32,
+            batch_size=run.batch_size,
+            on_skip=run.skip,
+            on_start=progress.start,
+            on_done=progress.advance,
+        )
+    facts = {"index": args.index, "images": len(index), "skipped": run.skipped}
+    _tell(run, facts, f"{len(index)} images in {args.index}, skipped {number_of_files(len(run.skipped))}; {run.label}")
+    return 2 if run.skipped else 0
+
+
+def update(args: argparse.Namespace) -> int:
+    """Bring the index of a folder up to date; return the exit code."""
+    run, index = _open(args)
+    with run.working() as progress:
+        found = index.update(
+            args.folder,
+            batch_size=run.batch_size,
+            on_skip=run.skip,
+            on_start=progress.start,
+            on_done=progress.advance,
+        )
+    facts: dict[str, Any] = {"added": found.added, "changed": found.changed, "dropped": found.dropped}
+    counts = ", ".join(f"{len(names)} {what}" for what, names in facts.items())
+    facts |= {"unchanged": found.unchanged, "skipped": run.skipped}
+    _tell(run, facts, f"{counts}, {found.unchanged} as they were, skipped {number_of_files(len(run.skipped))}")
+    return 2 if run.skipped else 0
+
+
+def info(args: argparse.Namespace) -> int:
+    """Say what an index holds, without loading its model; return the exit code."""
+    from collections import Counter
+
+    from rclip_metric.retrieval import open_storage
+
+    storage = open_storage(Path(args.index))
+    about = storage.about()
+    rows, _ = storage.read()
+    labels = Counter(row.label for row in rows if row.label is not None)
+    if args.json:
+        say(json.dumps({**about, "images": len(rows), "labels": dict(labels)}))
+        return 0
+    metric = about["metric"]
+    say(f"{len(rows)} images, embeddings of {about['dimension']} numbers in {about['dtype']}")
+    say(f"model   {metric.get('name')}@{metric.get('revision')}")
+    say(f"folder  {about.get('root') or 'none: images were added one by one'}")
+    for label, count in labels.most_common(_SHOWN):
+        say(f"{count:7}  {label}")
+    if len(labels) > _SHOWN:
+        say(f"and {len(labels) - _SHOWN} labels more")
+    return 0
+
+
+def search(args: argparse.Namespace) -> int:
+    """Print the nearest images of each query; return the exit code."""
+    queries = [Path(query) for query in args.queries]
+    for query in queries:
+        if not query.is_file():
+            raise UsageError(f"{query} is {'a folder' if query.is_dir() else 'no file'}, expected an image")
+    run, index = _open(args)
+    with run.embeddings(queries) as embeddings:
+        units = [(query, u) for query in queries if (u := embeddings[query]) is not None]
+    found = [(str(query), index.search(u.float(), k=args.k)) for query, u in units]
+    if args.html:
+        _write_page(args.html, found, run)
+    _print_hits(args, found, run)
+    return 2 if run.skipped else 0
+
+
+def duplicates(args: argparse.Namespace) -> int:
+    """Print groups of images that are nearly the same; return the exit code."""
+    from rclip_metric.retrieval import find_duplicates
+
+    run, index = _open(args)
+    groups = find_duplicates(index, args.below)
+    if args.html:
+        _write_duplicates_page(args.html, groups, run)
+    spare = [row for group in groups for row, _ in group.others]
+    size = sum(row.size or 0 for row in spare)
+    if args.json:
+        say(json.dumps({"below": args.below, "groups": [_group(group) for group in groups], **run.identity}))
+    else:
+        for group in groups:
+            say(f"keep    {group.keep.path or group.keep.id}")
+            for row, distance in group.others:
+                same = "  the same file" if row.digest is not None and row.digest == group.keep.digest else ""
+                say(f"{number(distance)}  {row.path or row.id}{same}")
+    run.remark(
+        f"{len(groups)} groups; {len(spare)} of {len(index)} images ({size / 1e6:.1f} MB) are nearer than "
+        f"{args.below:g} to one that stays; nothing was deleted; {run.label}"
+    )
+    return 2 if run.skipped else 0
+
+
+def _open(args: argparse.Namespace) -> tuple[Run, ImageIndex]:
+    """Open an index with its own model, unless another is asked for; make one in memory of a folder of images."""
+    from rclip_metric.retrieval import ImageIndex, is_index, open_storage
+
+    _require_folder(args.index)
+    path = Path(args.index)
+    if is_index(path):
+        about = open_storage(path).about()
+        args.model = args.model or about.get("source") or about["metric"].get("name")
+        run = Run(args)
+        return run, ImageIndex.open(path, run.metric)
+    args.model = args.model or "r-clip-f"
+    run = Run(args)
+    with run.working() as progress:
+        index = ImageIndex.build(
+            path,
+            run.metric,
+            batch_size=run.batch_size,
+            on_skip=run.skip,
+            on_start=progress.start,
+            on_done=progress.advance,
+        )
+    return run, index
+
+
+def _require_folder(path: str) -> None:
+    if not Path(path).is_dir():
+        raise UsageError(f"{path} is {'a file' if Path(path).exists() else 'no folder'}, expected a folder")
+
+
+def _tell(run: Run, facts: dict[str, Any], words: str) -> None:
+    if run.json:
+        say(json.dumps({**facts, **run.identity, "settings": run.settings}))
+    else:
+        say(words)
+
+
+def _hits(hits: Hits) -> Iterator[dict[str, Any]]:
+    from rclip_metric.retrieval import significant
+
+    distances, similarities = hits.distances.tolist(), hits.similarities.tolist()
+    columns = zip(hits.ids, hits.labels, hits.paths, distances, similarities, strict=True)
+    for place, (name, label, path, distance, similarity) in enumerate(columns, start=1):
+        yield {
+            "rank": place,
+            "id": name,
+            "label": label,
+            "path": path,
+            "distance": significant(distance),
+            "similarity": significant(similarity),
+        }
+
+
+def _print_hits(args: argparse.Namespace, found: Sequence[tuple[str, Hits]], run: Run) -> None:
+    if args.json:
+        for query, hits in found:
+            say(json.dumps({"query": query, "hits": list(_hits(hits)), **run.identity}))
+        return
+    if args.csv:
+        lines = io.StringIO()
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerow(["query", "rank", "id", "label", "path", "distance", "similarity"])
+        table.writerows([query, *hit.values()] for query, hits in found for hit in _hits(hits))
+        for line in lines.getvalue().splitlines():
+            say(line)
+        return
+    for query, hits in found:
+        say(f"nearest to {query}  {run.label}")
+        for hit in _hits(hits):
+            label = f"  ({hit['label']})" if hit["label"] else ""
+            say(f"{hit['rank']:{len(str(args.k))}}  {number(hit['distance'])}  {hit['path'] or hit['id']}{label}")
+
+
+def _write_page(path: str, found: Sequence[tuple[str, Hits]], run: Run) -> None:
+    from rclip_metric.cli.gallery import Group, Tile, write_gallery
+
+    groups = (
+        Group(
+            query,
+            [
+                Tile(query, "the query", path=query),
+                *(Tile(hit["id"], number(hit["distance"]), hit["label"], hit["path"]) for hit in _hits(hits)),
+            ],
+        )
+        for query, hits in found
+    )
+    write_gallery(Path(path), "The nearest images", run.label, groups)
+
+
+def _write_duplicates_page(path: str, groups: Sequence[DuplicateGroup], run: Run) -> None:
+    from rclip_metric.cli.gallery import Group, Tile, write_gallery
+
+    pages = (
+        Group(
+            "copies of one file" if group.identical else f"{len(group.others) + 1} images",
+            [
+                Tile(group.keep.id, "keep", path=group.keep.path),
+                *(Tile(row.id, number(distance), path=row.path) for row, distance in group.others),
+            ],
+        )
+        for group in groups
+    )
+    write_gallery(Path(path), "Images that are nearly the same", run.label, pages)
+
+
+def _group(group: DuplicateGroup) -> dict[str, Any]:
+    from rclip_metric.retrieval import significant
+
+    others = [{"id": row.id, "path": row.path, "distance": significant(distance)} for row, distance in group.others]
+    return {"keep": {"id": group.keep.id, "path": group.keep.path}, "others": others, "identical": group.identical}
