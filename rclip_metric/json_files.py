@@ -42,7 +42,7 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-_LIST: Kind = ("a list", lambda value: isinstance(value, list))
+_LIST: Kind = ("a list", lambda value: isinstance(value, list | tuple))  # libraries make tuples of lists
 ANYTHING: Kind = ("anything", lambda value: True)
 OBJECT: Schema = {"*": ANYTHING}
 TEXT: Kind = ("a text", lambda value: isinstance(value, str) and value != "")

@@ -59,7 +59,7 @@ def _one_or_several(kind: Kind, most: int = 8) -> Kind:
     words, holds = kind
 
     def all_hold(value: Any) -> bool:
-        return all(map(holds, value)) and 0 < len(value) <= most if isinstance(value, list) else holds(value)
+        return all(map(holds, value)) and 0 < len(value) <= most if isinstance(value, list | tuple) else holds(value)
 
     return f"{words}, or a list of up to {most}", all_hold
 
@@ -71,7 +71,7 @@ _WIDTH, _LAYERS, _HEADS = (at_most(COUNT, MOST[name]) for name in ("width", "lay
 
 # What a config may say to timm and OpenCLIP: numbers, flags and names in their registries, nothing that has them open
 # or fetch a file.
-TIMM_OPTIONS: Schema = {
+TIMM_OPTIONS: dict[str, Any] = {
     **dict.fromkeys(("act_layer?", "norm_layer?", "global_pool?", "pos_embed?", "stem_type?"), or_null(_NAME)),
     **dict.fromkeys(("class_token?", "no_embed_class?", "pre_norm?", "final_norm?", "fc_norm?"), or_null(TRUTH)),
     **dict.fromkeys(("qkv_bias?", "qk_norm?", "dynamic_img_size?", "dynamic_img_pad?", "strict_img_size?"), TRUTH),
@@ -102,14 +102,35 @@ _OPEN_CLIP_VISION: Schema = {
     **dict.fromkeys(("act_kwargs?", "norm_kwargs?"), OrNull({"eps?": _RATE, "approximate?": _NAME})),
     "attentional_pool?": one_of((False, True, "parallel", "cascade")),
     **dict.fromkeys(("attn_pooler_queries?", "attn_pooler_heads?"), _HEADS),
-    "timm_model_pretrained?": ANYTHING,  # left out of what is built
+    "timm_model_pretrained?": or_null(TRUTH),  # left out of what is built
 }
-_OPEN_CLIP: Schema = {
+_OPEN_CLIP: dict[str, Any] = {
     "embed_dim": at_most(COUNT, MOST["embed_dim"]),
     "vision_cfg": _OPEN_CLIP_VISION,
     "quick_gelu?": ANYTHING,  # `open_clip_flag` reads it
 }
+_NOTHING: Kind = ("nothing: a config names no file or address", lambda value: not value)
+_TIMM_CONFIG: Schema = {
+    **dict.fromkeys(("url?", "file?", "state_dict?", "custom_load?"), _NOTHING),
+    **dict.fromkeys(("interpolation?", "crop_mode?", "global_pool?"), or_null(_NAME)),
+    **dict.fromkeys(("mean?", "std?"), OrNull([NUMBER])),
+    "input_size?": OrNull([at_most(COUNT, MOST["image_size"])]),
+    "crop_pct?": or_null(("a share from 0.01 to 1", lambda value: is_number(value) and 0.01 <= value <= 1)),
+    "*": ANYTHING,
+}
 PREPROCESSING: Schema = {"mean?": [NUMBER], "std?": [NUMBER], "*": ANYTHING}  # `Preprocessing` checks the rest
+
+
+def check_timm_config(config: Any, options: Any, what: str) -> None:
+    """Check what a repository in timm's layout says: the config of its weights, and arguments of timm's constructor.
+
+    Raises:
+        ManifestError: Names the entry that is wrong, not known, or would have timm open or fetch something.
+    """
+    check = Checker(what)
+    check.matches("", config, _TIMM_CONFIG)
+    side = ("a positive integer", lambda value: value is None or COUNT[1](value))
+    check.matches("model_args", options, {**TIMM_OPTIONS, "img_size?": side})
 
 
 def check_open_clip_config(config: Any, what: str) -> Mapping[str, Any]:
@@ -126,3 +147,16 @@ def check_open_clip_config(config: Any, what: str) -> Mapping[str, Any]:
     whole = check.matches("", config, {"preprocess_cfg?": PREPROCESSING, "*": ANYTHING})
     found: Mapping[str, Any] = check.matches("", whole.get("model_cfg", whole), {**_OPEN_CLIP, "*": ANYTHING})
     return found
+
+
+def check_foreign_open_clip_config(config: Any, what: str) -> None:
+    """Check the OpenCLIP config of a repository or folder, which OpenCLIP builds as a whole, text tower and all.
+
+    Raises:
+        ManifestError: As for `check_open_clip_config`, or the config would have OpenCLIP fetch other models.
+    """
+    found = check_open_clip_config(config, what)
+    check = Checker(what)
+    check.matches("vision_cfg", found["vision_cfg"], {"timm_model_pretrained?": _NOTHING, "*": ANYTHING})
+    fetched = dict.fromkeys(("hf_model_name?", "hf_model_pretrained?"), _NOTHING)
+    check.matches("text_cfg", found.get("text_cfg"), OrNull({**fetched, "*": ANYTHING}))

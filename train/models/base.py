@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rclip_metric.encoder import Architecture, Encoder, TimmArchitecture, ViTArchitecture, convert, expected_shapes
 from rclip_metric.encoder.library_towers import require_known, timm_architecture, timm_config, timm_module
+from rclip_metric.encoder.limits import check_foreign_open_clip_config, check_timm_config
 from rclip_metric.encoder.open_clip_configs import open_clip_architecture, open_clip_flag
 from rclip_metric.errors import CheckpointError, UnknownModelError, WeightsError
 from rclip_metric.images import Preprocessing
@@ -32,6 +33,7 @@ from rclip_metric.train.models.text import TextModel, build_text
 from rclip_metric.train.models.text_weights import load_text
 from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.weights import explained, file_digest, get_spec, load_encoder
+from rclip_metric.weights.hub import require_hub_id
 
 _OPEN_CLIP, TIMM = "open_clip:", "timm:"  # what names of the libraries' models begin with
 _RANDOM = "random"
@@ -218,12 +220,17 @@ def _open_clip_encoder(name: str, seed: int) -> Encoder:
 def _open_clip_config(model: str) -> dict[str, Any]:
     import open_clip
 
-    if not model.startswith((_HUB, _FOLDER)):
+    foreign = model.startswith((_HUB, _FOLDER))
+    if not foreign:
         require_known("OpenCLIP", model, open_clip.list_models())
+    elif model.startswith(_HUB):
+        require_hub_id(model.removeprefix(_HUB))
     with explained(f"The config of OpenCLIP's {model}"):
         config: dict[str, Any] | None = open_clip.get_model_config(model)
     if config is None:
         raise UnknownModelError(f"OpenCLIP {open_clip.__version__} does not read {model}: update open_clip_torch.")
+    if foreign:
+        check_foreign_open_clip_config(config, f"The config of {model}")
     return config
 
 
@@ -410,8 +417,10 @@ def _timm_hub_architecture(name: str, model: str, image_size: int | None) -> tup
     """Read what the config.json of a repository says."""
     from timm.models import load_model_config_from_hf
 
+    require_hub_id(model.removeprefix(_HUB))
     with explained(f"The config of {name}"):
         config, registered, arguments = load_model_config_from_hf(model.removeprefix(_HUB))
+    check_timm_config(config, arguments or {}, f"The config of {name}")
     options = {**(arguments or {})}
     if config.get("global_pool") is not None:
         options.setdefault("global_pool", config["global_pool"])

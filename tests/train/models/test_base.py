@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.errors import CheckpointError, HubError, UnknownModelError
+from rclip_metric.errors import CheckpointError, HubError, ManifestError, UnknownModelError
 from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train.models.base import load_base, load_base_text, resized
 from rclip_metric.train.models.text_weights import load_text
@@ -207,6 +207,65 @@ def test_timm_from_the_hub(hub: Any, tmp_path: Path, name: str, settings: dict[s
         state = encoder.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
         torch.testing.assert_close(loaded(IMAGES), encoder(IMAGES), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("pretrained_cfg", {"file": "/etc/passwd"}, "field 'file': expected nothing"),
+        ("pretrained_cfg", {"url": "http://somewhere/w.pth"}, "field 'url': expected nothing"),
+        ("pretrained_cfg", {"custom_load": True}, "field 'custom_load': expected nothing"),
+        ("pretrained_cfg", {"crop_pct": 0}, "field 'crop_pct': expected a share"),
+        ("pretrained_cfg", {"mean": ["x"]}, r"field 'mean\[0\]': expected a number"),
+        ("model_args", {"checkpoint_path": "/etc/passwd"}, "field 'model_args.checkpoint_path': is not known"),
+        ("model_args", {"img_size": [64, 64]}, "field 'model_args.img_size': expected a positive integer"),
+        ("model_args", {"depth": 10**7}, "field 'model_args.depth': expected a positive integer up to 512"),
+    ],
+)
+def test_a_repository_has_timm_open_fetch_and_allocate_nothing(
+    hub: Any, part: str, change: dict[str, Any], message: str
+) -> None:
+    _, files = timm_repository("test_vit", img_size=64)
+    config = json.loads(files["config.json"])
+    config[part] |= change
+    hub.commit("me/hostile", {**files, "config.json": json.dumps(config).encode()})
+    with pytest.raises(ManifestError, match=rf"^The config of timm:hf-hub:me/hostile, {message}"):
+        load_base("timm:hf-hub:me/hostile")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_cfg", {"hf_model_name": "somebody/else"}, "field 'text_cfg.hf_model_name': expected nothing"),
+        (
+            "vision_cfg",
+            {"timm_model_name": "hf-hub:somebody/else"},
+            "field .*timm_model_name': expected a name",
+        ),
+        ("vision_cfg", {"timm_model_pretrained": True}, "field 'vision_cfg.timm_model_pretrained': expected nothing"),
+        (
+            "vision_cfg",
+            {"layers": [10**7, 1, 1, 1]},
+            "field .*layers': expected a positive integer up to 512",
+        ),
+        ("vision_cfg", {"image_size": 20_000}, "field 'vision_cfg.image_size': expected a positive integer up to 2048"),
+    ],
+)
+def test_a_repository_has_open_clip_fetch_and_allocate_nothing(
+    hub: Any, part: str, change: dict[str, Any], message: str
+) -> None:
+    config = json.loads(json.dumps(CONFIGS["resnet-for-tests"]))
+    config[part] |= change
+    hub.commit("me/hostile", {"open_clip_config.json": json.dumps({"model_cfg": config}).encode()})
+    with pytest.raises(ManifestError, match=f"^The config of hf-hub:me/hostile, {message}"):
+        load_base("open_clip:hf-hub:me/hostile")
+
+
+@pytest.mark.parametrize("name", ["timm:hf-hub:a/..", "open_clip:hf-hub:models--x/y", "timm:hf-hub:../../x"])
+def test_what_is_no_hub_id_reaches_no_library(hub: Any, name: str) -> None:
+    with pytest.raises(UnknownModelError, match="is no Hub id: that is owner/repo"):
+        load_base(name)
+    assert not hub.requests
 
 
 def test_timm_tags_come_from_the_hub_with_their_preprocessing(hub: Any) -> None:
