@@ -259,6 +259,11 @@ def test_damaged_json_is_read_or_refused_in_one_sentence() -> None:
     assert counts["refused"] > 0.3 * counts["tried"] > 10
 
 
+def test_every_committed_result_is_read() -> None:
+    folders = {path.parent for path in (ROOT / "results").rglob("*__*.json") if ".journal" not in path.parts}
+    assert sum(len(load_results([folder])) for folder in folders) > 200
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), RecursionError(), TypeError("x"), json.JSONDecodeError("x", "", 0)])
 def test_a_foreign_error_is_noticed(error: Exception) -> None:
     try:

@@ -27,7 +27,7 @@ _BOUNDS: Kind = (
     "the two bounds of an interval, in percent",
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(PERCENT[1], value)),
 )
-_SUMMARY: Schema = {"accuracy": PERCENT, "interval_95": _BOUNDS, "samples": COUNT, "*": ANYTHING}
+_SUMMARY: dict[str, Any] = {"accuracy": PERCENT, "interval_95": _BOUNDS, "samples": COUNT, "*": ANYTHING}
 _PARTS: Schema = {"*": {"clean": _SUMMARY, "robust": OrNull(_SUMMARY)}}  # by name of the part
 _MODEL: Schema = {
     "name": LINE,
