@@ -182,16 +182,22 @@ def run(stages: Sequence[Stage], processes: int, ledger: Path) -> None:
         raise SystemExit(failed)
 
 
+def names_of(plan: Plan, encoder: str) -> tuple[str, str]:
+    """What results call an encoder: the name it was saved with, and that with its folder, where the manifest has it."""
+    name = read_json(plan.out / encoder / "config.json")["name"]
+    return name, f"{name} in {encoder}"
+
+
 def records_of(plan: Plan, encoder: str) -> dict[str, dict[str, Any]]:
     """The results of an encoder by norm; {} unless both are there, of these settings and these weights."""
     known = plan.results / WEIGHTS
     if not known.exists() or read_json(known).get(encoder) != file_digest(plan.out / encoder / "model.safetensors"):
         return {}
-    name = read_json(plan.out / encoder / "config.json")["name"]
+    names = names_of(plan, encoder)
     found = {
         record["threat"]["norm"]: record
         for record in load_results(sorted(plan.results.glob("*__*.json")))
-        if record["model"]["name"] == name
+        if record["model"]["name"] in names
         and record["threat"]["steps"] == plan.steps
         and record["settings"]["limit"] == plan.triplets
     }
@@ -207,9 +213,9 @@ def evaluate(plan: Plan, processes: int) -> None:
         digest = file_digest(plan.out / encoder / "model.safetensors")
         if digests.get(encoder) != digest:
             # Not every run's encoder has a revision that the evaluation could tell old weights from new ones by.
-            name = read_json(plan.out / encoder / "config.json")["name"]
+            names = names_of(plan, encoder)
             for path in plan.results.glob("*__*.json"):
-                if read_json(path)["model"]["name"] == name:
+                if read_json(path)["model"]["name"] in names:
                     path.unlink()
             shutil.rmtree(plan.results / ".journal", ignore_errors=True)
         digests[encoder] = digest

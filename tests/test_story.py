@@ -75,7 +75,7 @@ def test_from_nothing_to_the_figures_and_only_once(tmp_path, capsys):
     methods = ["CLIP", "MLP", "LoRA", "FARE", "MLP", "LoRA", "TeCoA", "MLP", "LoRA"]
     assert [row["method"] for row in found["rows"]] == methods
     for row in found["rows"]:
-        name = "tiny-clean" if row["name"] == "clip" else row["name"]
+        name = "tiny-clean in clip" if row["name"] == "clip" else row["name"]
         for norm in ("linf", "l2"):
             outcomes = unpack(records[name, norm])
             assert row[norm]["accuracy"] == pytest.approx(100 * sum(o.robust or 0 for o in outcomes) / 24, abs=1e-4)
