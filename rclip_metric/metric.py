@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rclip_metric.distance import distance_between, length, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import RESIZES, Resize, as_batch
+from rclip_metric.images.wrapped import requires_grad, values_of
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
@@ -194,7 +195,7 @@ class RobustPerceptualDistance(nn.Module):
             raise ValueError(f"embedding must be {expected}, as embed() gives it, got {tuple(embedding.shape)}")
         if self.check_range and not torch.compiler.is_compiling():
             _check_unit(embedding)
-        _check_pairing(embedding=len(embedding), x=len(images))
+        _check_pairing(embedding=embedding.shape[0], x=images.shape[0])
         return distance_between(self._unit(images), embedding, self.squared)
 
     def two_afc(self, reference: Tensor, left: Tensor, right: Tensor) -> TwoAFC:
@@ -209,7 +210,7 @@ class RobustPerceptualDistance(nn.Module):
             `TwoAFC`, every field (N,).
         """
         reference, left, right = (self._read(images) for images in (reference, left, right))
-        _check_pairing(reference=len(reference), left=len(left), right=len(right))
+        _check_pairing(reference=reference.shape[0], left=left.shape[0], right=right.shape[0])
         u = self._unit(reference)
 
         def similarity_of(candidate: Tensor) -> Tensor:
@@ -250,11 +251,11 @@ class RobustPerceptualDistance(nn.Module):
 
     def _unit(self, images: Tensor) -> Tensor:
         """Embed (N, 3, H, W) as (N, D); the graph is kept only for images that require grad."""
-        with nullcontext() if images.requires_grad else torch.no_grad():
+        with nullcontext() if requires_grad(images) else torch.no_grad():
             return normalize(self._encoder(images))
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
-        _check_pairing(x=len(x), y=len(y))
+        _check_pairing(x=x.shape[0], y=y.shape[0])
         return length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
 
     def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -367,14 +368,16 @@ class RobustPerceptualDistance(nn.Module):
 
 def _check_pairing(**sizes: int) -> None:
     """Raise ValueError unless the batches have one size, not counting batches of one."""
-    if len(set(sizes.values()) - {1}) > 1:
+    # No set of sizes: torch.export takes no hash of one that it leaves open.
+    several = [size for size in sizes.values() if size != 1]
+    if any(size != several[0] for size in several[1:]):
         got = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"batches must have the same number of images, or one: {got}")
 
 
 def _check_unit(embeddings: Tensor) -> None:
     """Raise ValueError unless lengths are 1, within what half precision moves them (below 1 %), or 0."""
-    norm = embeddings.detach().float().norm(dim=-1)
+    norm = values_of(embeddings).float().norm(dim=-1)
     wrong = norm[((norm - 1).abs() > 0.01) & (norm != 0)]
     if len(wrong):
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, ConvNeXtArchitecture
 from rclip_metric.encoder.towers import Tower, build_tower, without_weights
 from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
+from rclip_metric.images.wrapped import is_batched
 
 if TYPE_CHECKING:
     from rclip_metric.encoder.folding import FoldedTower
@@ -187,6 +188,8 @@ class Encoder(nn.Module):
         return torch.cat([self._embed(chunk) for chunk in images.chunk(math.ceil(len(images) / size))])
 
     def _embed(self, images: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and is_batched(images):
+            return self._embed_batched(images)
         pixels = resize_images(images.float(), self.preprocessing, self.resize)  # (N, 3, S, S)
         pixels = ((pixels - self.mean) / self.std).to(self._dtype())
         if self.channels_last or (pixels.dtype in _HALVES and isinstance(self.architecture, ConvNeXtArchitecture)):
@@ -196,6 +199,15 @@ class Encoder(nn.Module):
         if self.head is not None:
             embedding = self.head(embedding)
         return embedding.float()
+
+    def _embed_batched(self, images: Tensor) -> Tensor:
+        """Embed inside `vmap`, which knows neither channels_last nor the fused kernels of attention."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel  # takes 50 ms to import
+
+        with sdpa_kernel(SDPBackend.MATH):
+            pixels = resize_images(images.float(), self.preprocessing, self.resize)
+            embedding = self.tower(((pixels - self.mean) / self.std).to(self._dtype()))
+            return (embedding if self.head is None else self.head(embedding)).float()
 
     @property
     def convolutional(self) -> bool:
@@ -208,7 +220,8 @@ class Encoder(nn.Module):
 
     def _folded_tower(self) -> FoldedTower | None:
         """Return the tower that stands in for the own one, where BatchNorms can be folded and nobody is in the way."""
-        if not self.folding or self._folded is False or self.tower.training or torch.compiler.is_compiling():
+        # Compiling comes first: what is looked at while compiling is compiled again for when it changes.
+        if torch.compiler.is_compiling() or not self.folding or self._folded is False or self.tower.training:
             return None
         # Activations that are computed again would meet other weights than the first time.
         if self.checkpointing and any(parameter.requires_grad for parameter in self.tower.parameters()):

@@ -103,7 +103,7 @@ class ViTTower(nn.Module):
         """Embed normalised pixels (N, 3, S, S), S = image_size, as (N, D)."""
         trunk = self.trunk
         patches = trunk.patch_embed(pixels).transpose(1, 2)  # (N, T, width)
-        tokens = torch.cat([trunk.cls_token.expand(len(patches), -1, -1), patches], dim=1)  # (N, 1 + T, width)
+        tokens = torch.cat([trunk.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)  # (N, 1 + T, width)
         tokens = trunk.norm_pre(tokens + trunk.pos_embed)
         *blocks, last = trunk.blocks
         for block in blocks:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rclip_metric.images.wrapped import requires_grad
 from rclip_metric.json_files import shown
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def _clamp(images: Tensor) -> Tensor:
     1e-7: a plain clamp would stop their gradient, and a loss could not darken them.
     """
     clamped = images.clamp(0, 1)
-    if not images.requires_grad:
+    if not requires_grad(images):
         return clamped
     excess = (images - clamped).detach()
     return torch.where(excess.abs() >= _ROUNDING, clamped, images - excess)  # NaN keeps its gradient as well

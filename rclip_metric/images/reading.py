@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rclip_metric.errors import ImageError as ImageError
 from rclip_metric.files import regular_file
+from rclip_metric.images.wrapped import values_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -479,7 +480,7 @@ def _check_values(images: Tensor, low: float, high: float) -> None:
     if images.numel() == 0:
         return
     # One fused pass, and one transfer for both; NaN comes out as both.
-    least, most = torch.stack(torch.aminmax(images.detach())).tolist()
+    least, most = torch.stack(torch.aminmax(values_of(images))).tolist()
     margin = TOLERANCE * (high - low)
     if not (least >= low - margin and most <= high + margin):
         raise ImageError(_range_message("images", least, most, low, high, _tensor_fix(least, most)))
