@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rclip_metric.distance import distance_between, length, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import RESIZES, Resize, as_batch
-from rclip_metric.images.wrapped import requires_grad, values_of
+from rclip_metric.images.wrapped import requires_grad, special_kind, values_of
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
@@ -188,6 +188,8 @@ class RobustPerceptualDistance(nn.Module):
             ValueError: The embeddings have another shape or length, or x is as forward refuses it.
         """
         images = self._read(x)
+        if not torch.compiler.is_compiling() and (kind := special_kind(embedding)):
+            raise ValueError(f"embedding is {kind}, expected one as embed() gives it")
         if embedding.ndim == 1:
             embedding = embedding[None]
         if embedding.ndim != 2 or embedding.shape[1] != self._encoder.embedding_dim:

@@ -1,14 +1,17 @@
-"""What is not done in silence: weights that are not finite, links to nothing, a metric that exits, negative counts."""
+"""What is not done in silence: weights that are not finite, links to nothing, exits, counts, tensors of other kinds."""
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from rclip_metric import Encoder, ImageError, RobustPerceptualDistance, score
 from rclip_metric.cli.main import main
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images import list_images
@@ -20,8 +23,10 @@ from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.metrics.weight_files import Converted, write_stored
 from rclip_metric.train.models.base import load_base
 from rclip_metric.train.models.clip import ClipConfig
+from rclip_metric.weights import load_encoder
 
-from support.images import save_noise
+from support.encoders import VIT, small_encoder
+from support.images import noise, save_noise
 from support.scenes import small_scenes
 
 # Weights that are not finite
@@ -170,3 +175,79 @@ def test_nor_of_a_command(options: list[str], tmp_path: Path, capsys: pytest.Cap
     assert said.startswith("rclip-metric: ") and said.count("\n") == 1
     assert options[-2 if "=" not in options[-1] else -1].removeprefix("--").partition("=")[0].replace("-", "_") in said
     assert not (tmp_path / "out").exists()
+
+
+# Tensors of other kinds
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "meta tensor": lambda tensor: tensor.to("meta"),
+    "sparse_coo": lambda tensor: tensor.to_sparse(),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8),
+    "float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+}
+quiet = pytest.mark.filterwarnings("ignore")  # torch's, that such tensors are new or going away
+
+
+@quiet
+@pytest.mark.parametrize("check_range", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_other_kinds_are_refused_in_one_sentence(kind: str, check_range: bool) -> None:
+    metric = RobustPerceptualDistance(small_encoder(VIT), check_range=check_range)
+    images = noise(1, 3, 32, 32)
+    other = KINDS[kind](images)
+    for call in (metric.embed, lambda x: metric(images, x), lambda x: metric.two_afc(images, x, images)):
+        with pytest.raises(ImageError, match=f"^got a.*{kind}.*expected an ordinary tensor"):
+            call(other)
+    with pytest.raises(ImageError, match=kind):
+        score(KINDS[kind](images[0]), images[0], metric.encoder)
+    with pytest.raises(ValueError, match=f"embedding is a.*{kind}"):
+        metric.distance_to(KINDS[kind](metric.embed(images)), images)
+
+
+def damaged_files(folder: Path, weights: dict[str, Tensor]) -> dict[str, Path]:
+    """Files that are no weights, by what a message must say."""
+    contents: dict[str, Any] = {"key": {0: torch.zeros(2)}, "state dict": [torch.zeros(2)], "names": torch.zeros(2)}
+    contents |= {
+        kind: {key: make(tensor) for key, tensor in weights.items()} for kind, make in KINDS.items() if kind != "nested"
+    }
+    files = {}
+    for number, (says, content) in enumerate(contents.items()):
+        files[says] = folder / f"{number}.pt"
+        torch.save(content, files[says])
+    files["torch.save"] = folder / "text.pt"
+    files["torch.save"].write_text("hello, I am a text")
+    files["safetensors file"] = folder / "text.safetensors"
+    files["safetensors file"].write_text("hello, I am a text")
+    return files
+
+
+@quiet
+def test_files_that_hold_no_weights_are_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = dict(load_encoder("tiny").state_dict())
+    image = save_noise(tmp_path / "image.png", 0)
+    for says, file in damaged_files(tmp_path, weights).items():
+        with pytest.raises(CheckpointError):
+            load_encoder(file, base="tiny")
+        convert = ["train", "convert", str(file), "--base", "tiny", "--out", str(tmp_path / "out")]
+        for command in (["score", str(image), str(image), "--model", str(file), "--base", "tiny"], convert):
+            assert main(command) == 2, says
+            said = capsys.readouterr().err
+            assert said.startswith(f"rclip-metric: {file}") and said.count("\n") == 1
+            if says != "key":
+                assert says in said, (says, said)
+    assert not (tmp_path / "out").exists()
+
+
+@quiet
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nested"])
+def test_nor_is_an_encoder_made_of_them(kind: str) -> None:
+    encoder = small_encoder(VIT)
+    weights = {key: KINDS[kind](tensor) for key, tensor in encoder.state_dict().items()}
+    with pytest.raises(CheckpointError, match=kind):
+        Encoder.from_weights(weights, VIT, encoder.preprocessing)
+    for wrong in ({0: torch.zeros(2)}, dict.fromkeys(weights, "text")):
+        with pytest.raises(CheckpointError, match=r"has the key 0|of type str"):
+            Encoder.from_weights(wrong, VIT, encoder.preprocessing)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, ConvNeXtArchitecture
 from rclip_metric.encoder.towers import Tower, build_tower, without_weights
+from rclip_metric.errors import CheckpointError
 from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
 from rclip_metric.images.wrapped import is_batched
 
@@ -157,6 +158,10 @@ class Encoder(nn.Module):
                 domain=domain,
             )
         fitting = fit(encoder.state_dict(), state, layout, architecture)
+        if empty := [key for key, value in fitting.items() if value.is_meta]:
+            raise CheckpointError(
+                f"{empty[0]} is a meta tensor, which has a shape and no values: load its values first."
+            )
         floats = {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
         encoder.load_state_dict(floats, strict=True, assign=True)
         encoder._place_constants(next(encoder.parameters()).device)

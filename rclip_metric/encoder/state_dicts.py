@@ -26,6 +26,7 @@ from rclip_metric.encoder.architectures import (
 )
 from rclip_metric.encoder.towers import build_tower
 from rclip_metric.errors import CheckpointError, UnknownModelError
+from rclip_metric.images.wrapped import special_kind
 
 _Shape = tuple[int, ...]
 _Transform = Callable[[list[Tensor], _Shape], Tensor]
@@ -144,6 +145,7 @@ def fit(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str, architecture: Architecture
 ) -> dict[str, Tensor]:
     """Do as `convert` does, for an encoder that is built: `expected` is its state dict, with or without values."""
+    _check_kinds(state)
     source = _layout(layout).source
     result: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -165,6 +167,17 @@ def fit(
             f"{key_report(missing, unexpected)}."
         )
     return result
+
+
+def _check_kinds(state: Mapping[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"The checkpoint has the key {key!r}, expected the names of tensors.")
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{key} is of type {type(tensor).__name__}, expected a tensor.")
+        kind = special_kind(tensor)
+        if kind and not tensor.is_meta:  # of a meta tensor the shape can be fitted; `Encoder.from_weights` wants more
+            raise CheckpointError(f"{key} is {kind}, expected ordinary numbers: convert it, as by dequantize or float.")
 
 
 def key_report(missing: Iterable[str], unexpected: Iterable[str]) -> str:

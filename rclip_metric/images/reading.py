@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rclip_metric.errors import ImageError as ImageError
 from rclip_metric.files import regular_file
-from rclip_metric.images.wrapped import values_of
+from rclip_metric.images.wrapped import special_kind, values_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,11 +114,11 @@ def load_image(source: ImageSource | Tensor) -> Tensor:
     import numpy as np
 
     if isinstance(source, Tensor):
-        if source.ndim not in (2, 3):
+        if not special_kind(source) and source.ndim not in (2, 3):
             raise ImageError(
                 f"got a tensor of shape {tuple(source.shape)}, expected one image (3, H, W), (1, H, W) or (H, W)"
             )
-        return as_batch(source[None] if source.ndim == 2 else source)[0]
+        return as_batch(source[None] if not special_kind(source) and source.ndim == 2 else source)[0]
     if isinstance(source, np.ndarray):
         pixels = _float_rgb(source)  # (H, W, 3)
     else:
@@ -158,6 +158,8 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
             f"got {type(images).__name__} where an image tensor (N, 3, H, W) is expected: "
             "use load_image or metric.preprocess for files, Pillow images and arrays"
         )
+    if not torch.compiler.is_compiling() and (kind := special_kind(images)):
+        raise ImageError(f"got {kind}, expected an ordinary tensor of floats in [0, 1] or uint8: convert it first")
     low, high = value_range
     # Written so that NaN fails as well; infinity minus anything is not below infinity.
     if not 0.0 < high - low < float("inf"):

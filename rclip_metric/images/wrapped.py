@@ -1,4 +1,4 @@
-"""Tensors inside `torch.func`'s transforms: `vmap` hides a dimension of them, and with it their values."""
+"""Tensors that are no plain array of numbers: of special kinds, and inside `torch.func`'s transforms."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ def _layers(tensor: Tensor) -> Iterator[Tensor]:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
         yield tensor
+
+
+def special_kind(tensor: Tensor) -> str | None:
+    """Say what kind of tensor this is if it cannot be computed with like any other, None for an ordinary one."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a tensor in the layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_quantized:
+        return f"a quantised tensor ({tensor.dtype})"
+    if tensor.is_meta:
+        return "a meta tensor, which has a shape and no values"
+    if tensor.dtype.itemsize == 1 and tensor.dtype.is_floating_point:
+        return f"a tensor of {str(tensor.dtype).removeprefix('torch.')}"
+    return None
 
 
 def values_of(tensor: Tensor) -> Tensor:

@@ -299,7 +299,9 @@ def _read_vision_tensors(path: Path, layout: str | None) -> tuple[str, dict[str,
             layout = layout or detect(keys)
             return layout, {key: file.get_tensor(key) for key in keys if vision_keys(layout, key)}
     state = read_pickle(path)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise CheckpointError(f"{path} is not a plain state dict of names and tensors.")
     layout = layout or detect(state)
     return layout, {key: tensor for key, tensor in state.items() if vision_keys(layout, key)}
@@ -328,3 +330,5 @@ def read_pickle(path: Path) -> Any:
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a file of plain tensors: {first_line(error)}.") from error
+    except (AttributeError, LookupError, TypeError) as error:  # a text, say, read as a pickle's instructions
+        raise CheckpointError(f"{path} is not a file that torch.save wrote, or it is damaged.") from error

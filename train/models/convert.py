@@ -210,6 +210,8 @@ def conversion(
 
 def _check_finite(source: Path, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
+        if tensor.is_meta:
+            raise CheckpointError(f"{source} gives {key} as a meta tensor, which has a shape and no values.")
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
                 f"{source} gives {key} values that are NaN or infinite: the file is damaged or its training failed."
