@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rclip_metric.printing import Parser, complain, say, show
+from rclip_metric.train.runs.claim import claimed, leads
 from rclip_metric.train.runs.config import count, positive, radius
 
 _ABOUT = """\
@@ -128,7 +130,9 @@ def main(argv: list[str]) -> int:
     try:
         from rclip_metric.train.benchmark import benchmark, markdown
 
-        board = benchmark(_settings(options), command=shlex.join(["rclip-metric", *argv]))
+        settings = _settings(options)
+        with claimed(options.out) if leads() else contextlib.nullcontext():
+            board = benchmark(settings, command=shlex.join(["rclip-metric", *argv]))
     except (ValueError, FloatingPointError) as error:
         complain(error)
         return 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rclip_metric.train.evaluation.results.record import check_result, result_na
 from rclip_metric.train.evaluation.results.schema import check_record
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import Metric
+from rclip_metric.train.runs.claim import claimed
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import read_sealed, write_sealed
 
@@ -131,12 +132,13 @@ class Session:
         if missing:
             journal = self.out / ".journal" / fingerprint({"marks": [marks[index].now for index in missing]})
             chosen = [attack for index in missing if (attack := wanted[index]) is not None]
-            for index, record in zip(missing, make(chosen, journal), strict=True):
-                record["settings"]["fingerprint"] = marks[index].now
-                found[index] = record
-                if self.team.rank == 0:
-                    save(paths[index], record)
-            _done(journal, self.team)
+            with _claimed([paths[index] for index in missing], self.team):
+                for index, record in zip(missing, make(chosen, journal), strict=True):
+                    record["settings"]["fingerprint"] = marks[index].now
+                    found[index] = record
+                    if self.team.rank == 0:
+                        save(paths[index], record)
+                _done(journal, self.team)
         return [record for record in found if record is not None]
 
     def _remark(self, found: Sequence[dict[str, Any]]) -> None:
@@ -196,11 +198,27 @@ def kept(
     if found is not None:
         return found
     journal = path.parent / ".journal" / mark.now
-    record = {**make(journal), "fingerprint": mark.now}
-    if team.rank == 0:
-        write_sealed(path, record)
-    _done(journal, team)
+    with _claimed([path], team):
+        record = {**make(journal), "fingerprint": mark.now}
+        if team.rank == 0:
+            write_sealed(path, record)
+        _done(journal, team)
     return record
+
+
+@contextlib.contextmanager
+def _claimed(paths: Sequence[Path], team: Team) -> Iterator[None]:
+    """Keep other runs from making the same results; those of other models or threats may go on beside this one."""
+    with contextlib.ExitStack() as held:
+        problem = ""
+        try:
+            for path in sorted(set(paths)) if team.rank == 0 else ():
+                held.enter_context(claimed(path))
+        except ValueError as error:
+            problem = str(error)
+        if problem := team.first(problem):
+            raise ValueError(problem)
+        yield
 
 
 def _found(paths: Sequence[Path], marks: Sequence[Mark], overwrite: bool, team: Team) -> list[dict[str, Any] | None]:

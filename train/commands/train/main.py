@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 
 from rclip_metric.printing import Parser, complain
+from rclip_metric.train.runs.claim import claimed, leads
 from rclip_metric.train.runs.interrupt import Interrupted
 
 # The modules of the tasks and what --help says of each: a module is imported for its own tasks alone.
@@ -50,7 +52,9 @@ def main(argv: list[str]) -> int:
     """Run `train ...`: 0 when done, 2 for bad input, 128 + N after signal N; the Hub's errors are the caller's."""
     options = build_parser(argv[1] if len(argv) > 1 else "").parse_args(argv)
     try:
-        return options.run(options) or 0
+        # Of torchrun's processes the first writes, and the others end with it.
+        with claimed(options.out) if leads() and options.out is not None else contextlib.nullcontext():
+            return options.run(options) or 0
     except (ValueError, FloatingPointError) as error:
         complain(error)
         return 2
