@@ -10,6 +10,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from support.images import noise
 from support.programs import PATIENCE
 
 SIDE, BATCHES, SIZE = 32, 4, 3
-REDUCTIONS = ("mean", "sum", "none")
+Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "none")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def batches() -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def reference(encoder: Encoder, x: Tensor, y: Tensor, reduction: str) -> Tensor:
+def reference(encoder: Encoder, x: Tensor, y: Tensor, reduction: Reduction) -> Tensor:
     """The distance without torchmetrics, of batches (B, N, ...) together."""
     distances = RobustPerceptualDistance(encoder)(x.flatten(0, -4), y.flatten(0, -4))
     return {"mean": distances.mean(), "sum": distances.sum(), "none": distances}[reduction]
@@ -49,7 +51,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def class_test(encoder: Encoder, reduction: str, rank: int = 0, world: int = 1, on_step: bool = False) -> None:
+def class_test(encoder: Encoder, reduction: Reduction, rank: int = 0, world: int = 1, on_step: bool = False) -> None:
     """The class test, in one process of `world`: batch values, and what is accumulated over batches and processes."""
     metric = RobustPerceptualDistanceMetric(encoder, reduction=reduction, dist_sync_on_step=on_step)
     for name in ("is_differentiable", "higher_is_better"):
@@ -122,7 +124,8 @@ def test_its_value_has_a_gradient_as_is_differentiable_says(encoder):
 
 def test_states_do_not_grow_beyond_what_the_reduction_needs(encoder):
     x, y = batches()
-    for reduction, states in (("mean", {"total", "rounding", "count"}), ("none", {"distances"})):
+    kept: dict[Reduction, set[str]] = {"mean": {"total", "rounding", "count"}, "none": {"distances"}}
+    for reduction, states in kept.items():
         metric = RobustPerceptualDistanceMetric(encoder, reduction=reduction)
         for batch in range(BATCHES):
             metric.update(x[batch], y[batch])

@@ -112,15 +112,15 @@ class JndData(Task[JndPair]):
             one = parts.setdefault(key.partition("/")[0], ([], []))
             one[0].append(distance)
             one[1].append(share)
-        made = {"task": self.task, "model": on.metric.describe(), "data": {**self.settings(), "judges": self.judges}}
-        made["data"] |= {"samples": len(keys), "unreadable": unreadable}
+        data = {**self.settings(), "judges": self.judges, "samples": len(keys), "unreadable": unreadable}
+        made: dict[str, Any] = {"task": self.task, "model": on.metric.describe(), "data": data}
         made |= {"precision": mean_precision(parts), "keys": keys, "distances": distances, "same": same}
         made |= {"settings": {**asdict(on.run), "limit": self.limit}, "versions": versions()}
         seconds = round(sum(block["seconds"] for block in blocks), 3)
         return [made | {"device": device_record(on.metric.device), "processes": on.team.count, "seconds": seconds}]
 
 
-def average_precision(distances: Sequence[float], same: Sequence[float]) -> float:
+def average_precision(distances: Sequence[float] | np.ndarray, same: Sequence[float] | np.ndarray) -> float:
     """Compute the area under precision and recall of "the same", pairs taken from the least distance on.
 
     As LPIPS has it (082bb24, `score_jnd_dataset` and `voc_ap`): a pair that a share s of the people call the same is s
