@@ -121,3 +121,16 @@ def test_the_speed_table_compares_with_dreamsim_s_package():
         "| ssim | - | - | - |",
         "| DreamSim, its package | 0.5 (1) | - | 100 |",
     ]
+
+
+def test_the_published_loop_beside_ours(tmp_path, capsys):
+    rows = ["as tiny was trained", "published, all four"]
+    command = ["--out", str(tmp_path), "--steps", "2", "--batch-size", "2", "--seeds", "1", "--triplets", "4"]
+    load_example("published_loop").main([*command, "--only", *rows])
+    record = json.loads((tmp_path / "published_loop.json").read_text())
+    ours, theirs = (row["recipe"] for row in record["rows"])
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert differing == {"inner_momentum", "inner_start", "full_first_step", "drop_path"}
+    assert theirs["inner_momentum"] == "published" and theirs["drop_path"] == 0.1
+    assert all(0 <= row["accuracy"]["4/255"] <= row["accuracy"]["clean"] <= 100 for row in record["rows"])
+    assert capsys.readouterr().out.endswith((tmp_path / "published_loop.md").read_text())
