@@ -21,6 +21,7 @@ from rclip_metric.encoder.architectures import (
     LIBRARY_KINDS,
     Architecture,
     ConvNeXtArchitecture,
+    OpenClipArchitecture,
     TimmArchitecture,
     ViTArchitecture,
     embedding_dim,
@@ -46,8 +47,9 @@ def build_tower(architecture: Architecture) -> Tower:
         >>> build_tower(tiny)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 16])
     """
-    native_timm = is_efficientnet_lite(architecture)
-    if isinstance(architecture, LIBRARY_KINDS) and not native_timm:
+    if isinstance(architecture, OpenClipArchitecture):
+        return LibraryTower(architecture)
+    if isinstance(architecture, TimmArchitecture) and not is_efficientnet_lite(architecture):
         return LibraryTower(architecture)
     skip = torch.empty(0).is_meta
     with _SkipMetaInitialisation() if skip else contextlib.nullcontext():
