@@ -121,7 +121,8 @@ def _kind(field: dataclasses.Field[Any]) -> tuple[Callable[[str], Any], str]:
         return radius, "EPS"
     if isinstance(field.default, tuple):
         return _numbers, "X,Y"
-    return {int: (int, "N"), float: (_number, "X"), str: (str, "TEXT")}[type(field.default)]
+    kinds: dict[type, tuple[Callable[[str], Any], str]] = {int: (int, "N"), float: (_number, "X"), str: (str, "TEXT")}
+    return kinds[type(field.default)]
 
 
 def _number(text: str) -> float:
