@@ -10,10 +10,10 @@ from typing import Any, Literal
 from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
-from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
+from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, TWO_AFC_RADII
 
 FORMATS = ("nights", "bapps", "things", "cue-conflict")
-PAPER_BALLS = (LpBall("linf", 4 / 255), LpBall("l2", 3.0))
+PAPER_BALLS = tuple(LpBall(norm, eps) for norm, eps in TWO_AFC_RADII.items())
 SWEEP = (0.25, 0.5, 2.0, 4.0)  # of each radius, beside the radius itself
 
 

@@ -98,8 +98,13 @@ PUBLISHED = {
 BAPPS_ATTACKED = 1000  # per split
 BAPPS_SPLITS = frozenset({"cnn", "color", "deblur", "frameinterp", "superres", "traditional"})
 
-_TWO_AFC = {("linf", 4 / 255): "linf", ("l2", 3.0): "l2"}
-_ZERO_SHOT = {("linf", 2 / 255): "linf_2", ("linf", 4 / 255): "linf_4"}
+TWO_AFC_RADII = {"linf": 4 / 255, "l2": 3.0}
+"""The paper's ball of each norm, for 2AFC, in the scale of [0, 1] images of 224 pixels."""
+ZERO_SHOT_RADII = (2 / 255, 4 / 255)
+"""The paper's l_inf balls for zero-shot classification."""
+TWO_AFC_COLUMNS = {(norm, eps): norm for norm, eps in TWO_AFC_RADII.items()}
+ZERO_SHOT_COLUMNS = {("linf", eps): f"linf_{255 * eps:g}" for eps in ZERO_SHOT_RADII}
+"""What a manifest's numbers are called, by norm and radius."""
 
 
 def published_as(name: str, samples: int, digest: str, split: str | None = None, *, stated: bool = False) -> str | None:
@@ -218,6 +223,6 @@ def _threat_column(threat: Mapping[str, Any], task: str) -> str | None:
     usual = usual and threat.get("targets") in (None, 9) and not any(threat[key] for key in threat.keys() - known)
     if not usual or threat.get("steps") != 100 or threat.get("restarts") not in (None, 1):
         return None
-    columns = _ZERO_SHOT if zero_shot else _TWO_AFC
+    columns = ZERO_SHOT_COLUMNS if zero_shot else TWO_AFC_COLUMNS
     same = [name for (norm, eps), name in columns.items() if norm == threat["norm"] and abs(eps - threat["eps"]) < 1e-6]
     return same[0] if same else None

@@ -10,12 +10,10 @@ from typing import Any
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.evaluation.results.labels import Record, data_label, model_label
 from rclip_metric.train.evaluation.results.record import USUAL, load_results
-from rclip_metric.train.metrics.paper import BAPPS_ATTACKED
+from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, TWO_AFC_COLUMNS, ZERO_SHOT_COLUMNS
 
 _PAPER_SIDE = 224  # pixels; the paper's l_2 radius is that of images of this size
-_TWO_AFC = (("linf", 4 / 255, "linf"), ("l2", 3.0, "l2"))
-_ZERO_SHOT = (("linf", 2 / 255, "linf_2"), ("linf", 4 / 255, "linf_4"))
-_COLUMNS = ("clean", *(name for *_, name in (*_TWO_AFC, *_ZERO_SHOT)))
+_COLUMNS = ("clean", *TWO_AFC_COLUMNS.values(), *ZERO_SHOT_COLUMNS.values())
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def _column(record: Record, image_size: int) -> str | None:
     if any(part["robust"] is None or part["robust"]["samples"] < BAPPS_ATTACKED for part in parts):
         return None
     scenes = record["data"]["name"].startswith("scenes")
-    for norm, eps, name in _ZERO_SHOT if zero_shot else _TWO_AFC:
+    for (norm, eps), name in (ZERO_SHOT_COLUMNS if zero_shot else TWO_AFC_COLUMNS).items():
         scale = image_size / _PAPER_SIDE if norm == "l2" and scenes else 1.0
         if threat["norm"] == norm and abs(threat["eps"] / (eps * scale) - 1) < 1e-3:
             return name

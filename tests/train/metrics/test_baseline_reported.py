@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from rclip_metric.train.benchmark import settings
+from rclip_metric.train.evaluation.tasks import zero_shot
+from rclip_metric.train.metrics import paper
 from rclip_metric.train.metrics.paper import REPORTED, reported_of
 from rclip_metric.train.metrics.registry import BASELINES
 
@@ -60,3 +65,19 @@ def test_only_known_names_and_percentages() -> None:
             assert set(numbers) <= {"clean", "linf", "l2"}
             assert all(0 <= number <= numbers["clean"] <= 100 for number in numbers.values())
     assert reported_of("lpips-alex") == {}
+
+
+def test_the_papers_radii_are_written_once() -> None:
+    """No other module names a ball of the paper as a number: defaults, tables and columns follow these."""
+    root = Path(paper.__file__).parents[1]
+    pattern = re.compile(r'\("(linf|l2)", (2 / 255|4 / 255|3\.0)\)|"(linf|l2)": (4 / 255|3\.0)')
+    found = {
+        path.name
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if pattern.search(line) and ">>>" not in line and "... " not in line
+    }
+    assert found == {"paper.py"}
+    assert {str(ball) for ball in settings.PAPER_BALLS} == {"linf 4/255", "l2 3"}
+    assert [str(ball) for ball in zero_shot.PAPER_BALLS] == ["linf 2/255", "linf 4/255"]
+    assert list(paper.ZERO_SHOT_COLUMNS.values()) == ["linf_2", "linf_4"]

@@ -8,9 +8,7 @@ from typing import Any
 
 from rclip_metric.train.benchmark.page.reading import Board, Found, at, score
 from rclip_metric.train.benchmark.page.words import norm_name
-
-PAPER_BALLS = {"linf": 4 / 255, "l2": 3.0}
-
+from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 
 def paper_section(board: Board) -> dict[str, Any]:
     """List the columns that have any number, and their groups; empty if the papers have none."""
@@ -18,14 +16,14 @@ def paper_section(board: Board) -> dict[str, Any]:
     rows = [metrics.get(row["metric"]) for row in board.paper]
     columns: list[tuple[Any, ...]] = []  # where from, of which data, whether those are the paper's, heading, numbers
     for key in ("nights", "bapps"):
-        for ball in ("clean", *PAPER_BALLS):
+        for ball in ("clean", *TWO_AFC_RADII):
             values = [at(row, key, ball) for row in board.paper]
             columns.append(("paper", key.upper(), True, "clean" if ball == "clean" else norm_name(ball), values))
     if not any(map(_filled, columns)):
         return {}
     for data in (data for data in board.sets() if data["judged"]):
         near: list[Found] = []
-        for norm, eps in PAPER_BALLS.items():
+        for norm, eps in TWO_AFC_RADII.items():
             threats = [threat for threat in board.tried(data) if threat["norm"] == norm]
             near += sorted(threats, key=lambda threat: abs((threat["eps"] or 0.0) - eps))[:1]
         for threat in (None, *near):

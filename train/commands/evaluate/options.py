@@ -9,9 +9,9 @@ from typing import Any
 
 from rclip_metric.printing import Parser
 from rclip_metric.train.attacks.threat import NORMS, LpBall
+from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 from rclip_metric.train.runs.config import count, positive, radius
 
-PAPER_RADII = {"linf": 4 / 255, "l2": 3.0}
 _ABOUT = "How well a metric agrees with people, clean and under attack."
 _EPILOG = """\
 Any other metric: --model MODULE:FUNCTION calls the function with the device and expects an object as described in
@@ -244,12 +244,12 @@ def balls_of(norms: Sequence[str] | None, radii: Sequence[float] | None) -> list
     Raises:
         ValueError: if they do not fit each other.
     """
-    names: list[Any] = list(norms or PAPER_RADII)
+    names: list[Any] = list(norms or TWO_AFC_RADII)
     if radii is None:
-        unknown = [name for name in names if name not in PAPER_RADII]
+        unknown = [name for name in names if name not in TWO_AFC_RADII]
         if unknown:
             raise ValueError(f"the paper has no radius for {unknown[0]}: pass --eps")
-        return [LpBall(name, PAPER_RADII[name]) for name in names]
+        return [LpBall(name, TWO_AFC_RADII[name]) for name in names]
     if len(names) == 1:
         return [LpBall(names[0], eps) for eps in radii]
     if len(radii) != len(names):

@@ -22,12 +22,13 @@ from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.run import Task, evaluate
 from rclip_metric.train.metrics.base import EmbeddingMetric, EncoderMetric
+from rclip_metric.train.metrics.paper import ZERO_SHOT_RADII
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import full_float32
 from rclip_metric.weights import short_digest, tensors_digest
 
-PAPER_BALLS = (LpBall("linf", 2 / 255), LpBall("linf", 4 / 255))
+PAPER_BALLS = tuple(LpBall("linf", eps) for eps in ZERO_SHOT_RADII)
 USUAL_PROMPTS = "imagenet"
 
 _COUNTS = ("evaluations", "zero_gradients", "nonfinite_gradients")
