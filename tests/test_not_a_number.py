@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rclip_metric import Encoder, RobustPerceptualDistance, score
 from rclip_metric.distance import distance_between, normalize
-from rclip_metric.encoder import TimmArchitecture
+from rclip_metric.encoder import Architecture, TimmArchitecture
 from rclip_metric.errors import CheckpointError
 from rclip_metric.metric import TwoAFC
 from rclip_metric.retrieval import FileEmbeddings, Summary
@@ -38,7 +38,7 @@ from support.images import noise, save_noise
 
 NAN, INF = math.nan, math.inf
 LITE = TimmArchitecture(model="tf_efficientnet_lite0", image_size=32, features=1280, projection=16)
-ARCHITECTURES = {"convnext": CONVNEXT, "vit": VIT, "lite": LITE}
+ARCHITECTURES: dict[str, Architecture] = {"convnext": CONVNEXT, "vit": VIT, "lite": LITE}
 VALUES = (NAN, INF, -INF, 1e30, -1e30, 1e12)
 
 
@@ -259,7 +259,7 @@ def text() -> TextModel:
 
 
 def tasks(files: list[Path], text: TextModel) -> dict[str, Any]:
-    afc = TwoAfcData("mine", "test", [TripletFiles("1", *files[:3], share=0.0, split="test")])
+    afc = TwoAfcData("mine", "test", [TripletFiles("1", files[0], files[1], files[2], share=0.0, split="test")])
     odd = OddOneOutData("mine", Things(tuple(files), torch.tensor([[0, 1, 3]]), torch.tensor([2])))
     images = tuple(LabelledImage(path.name, path, label=0) for path in files)
     folders, prompts = LabelledFolders(("red", "blue"), images), Prompts("mine", ("a photo of a {}",), None)

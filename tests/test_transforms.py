@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from rclip_metric import Encoder, ImageError, RobustPerceptualDistance
-from rclip_metric.encoder import TimmArchitecture
+from rclip_metric.encoder import Architecture, TimmArchitecture
 
 from support.encoders import CONVNEXT, VIT, small_encoder
 from support.images import noise
 
 LITE = TimmArchitecture(model="tf_efficientnet_lite0", image_size=32, features=1280, projection=16)
-ARCHITECTURES = {"convnext": CONVNEXT, "vit": VIT, "lite": LITE}
-CLOSE = {"atol": 1e-5, "rtol": 1e-3}
+ARCHITECTURES: dict[str, Architecture] = {"convnext": CONVNEXT, "vit": VIT, "lite": LITE}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-3}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

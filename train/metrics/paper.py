@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rclip_metric.train.attacks.threat import Norm
 from rclip_metric.weights import get_spec, model_names
 from rclip_metric.weights.local import packaged_revision
 from rclip_metric.weights.manifest import PACKAGED
@@ -98,7 +99,7 @@ PUBLISHED = {
 BAPPS_ATTACKED = 1000  # per split
 BAPPS_SPLITS = frozenset({"cnn", "color", "deblur", "frameinterp", "superres", "traditional"})
 
-TWO_AFC_RADII = {"linf": 4 / 255, "l2": 3.0}
+TWO_AFC_RADII: dict[Norm, float] = {"linf": 4 / 255, "l2": 3.0}
 """The paper's ball of each norm, for 2AFC, in the scale of [0, 1] images of 224 pixels."""
 ZERO_SHOT_RADII = (2 / 255, 4 / 255)
 """The paper's l_inf balls for zero-shot classification."""
