@@ -92,10 +92,13 @@ def search(args: argparse.Namespace) -> int:
     for query in queries:
         if not query.is_file():
             raise UsageError(f"{query} is {'a folder' if query.is_dir() else 'no file'}, expected an image")
+    import torch
+
     run, index = _open(args)
     with run.embeddings(queries) as embeddings:
         units = [(query, u) for query in queries if (u := embeddings[query]) is not None]
-    found = [(str(query), index.search(u.float(), k=args.k)) for query, u in units]
+    hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k) if units else []
+    found = list(zip((str(query) for query, _ in units), hits, strict=True))
     if args.html:
         _write_page(args.html, found, run)
     _print_hits(args, found, run)

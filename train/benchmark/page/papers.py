@@ -10,6 +10,7 @@ from rclip_metric.train.benchmark.page.reading import Board, Found, at, score
 from rclip_metric.train.benchmark.page.words import norm_name
 from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 
+
 def paper_section(board: Board) -> dict[str, Any]:
     """List the columns that have any number, and their groups; empty if the papers have none."""
     metrics = {metric["id"]: metric for metric in board.metrics}
