@@ -48,18 +48,19 @@ def contestants(embeddings: torch.Tensor, queries: torch.Tensor, k: int, folder:
     if find_spec("faiss"):
         import faiss
 
-        flat = faiss.IndexScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        if values.dtype == np.float32:
-            flat = faiss.IndexFlatIP(values.shape[1])
+        halves = values.dtype == np.float16
+        product, kind = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
+        size = values.shape[1]
+        flat: Any = faiss.IndexScalarQuantizer(size, kind, product) if halves else faiss.IndexFlatIP(size)
         for part in embeddings.split(2**16):
             flat.add(part.float().numpy())
         found["FAISS, exact"] = lambda: flat.search(queries.numpy(), k)[1]
     if find_spec("lancedb"):
         import lancedb
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped]
 
         flattened = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        table = lancedb.connect(folder).create_table(
+        table: Any = lancedb.connect(folder).create_table(
             "all", pa.table({"embedding": flattened, "row": range(len(values))})
         )
 

@@ -97,7 +97,7 @@ def search(args: argparse.Namespace) -> int:
     run, index = _open(args)
     with run.embeddings(queries) as embeddings:
         units = [(query, u) for query in queries if (u := embeddings[query]) is not None]
-    hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k) if units else []
+    hits: Any = index.search(torch.stack([u for _, u in units]).float(), k=args.k) if units else []
     found = list(zip((str(query) for query, _ in units), hits, strict=True))
     if args.html:
         _write_page(args.html, found, run)

@@ -2,6 +2,7 @@
 
 from rclip_metric.retrieval.duplicates import DuplicateGroup, find_duplicates
 from rclip_metric.retrieval.embeddings import (
+    Embedder,
     FileEmbeddings,
     Pairing,
     Summary,
@@ -18,6 +19,7 @@ from rclip_metric.retrieval.storage import Row, is_index, open_storage
 
 __all__ = [
     "DuplicateGroup",
+    "Embedder",
     "FileEmbeddings",
     "Hits",
     "ImageIndex",

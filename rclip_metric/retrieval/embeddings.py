@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from rclip_metric.distance import distance_between
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images.reading import list_images
 from rclip_metric.metric import RobustPerceptualDistance
+
+if TYPE_CHECKING:
+    from rclip_metric.images.reading import ImageSource
 
 # Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
 _DECODERS = min(4, os.cpu_count() or 1)
@@ -82,6 +85,26 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
+class Embedder(Protocol):
+    """What is needed of a metric to embed files: `RobustPerceptualDistance` has it, and every metric that embeds.
+
+    Example:
+        >>> metric: Embedder = RobustPerceptualDistance("tiny")
+        >>> metric.embed(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 128])
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """Read one image: (3, S, S) in [0, 1]."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed (N, 3, S, S) as (N, D) of unit length."""
+
+
 class FileEmbeddings:
     """Unit embeddings of image files, computed in batches as they are asked for.
 
@@ -111,7 +134,7 @@ class FileEmbeddings:
 
     def __init__(
         self,
-        metric: RobustPerceptualDistance,
+        metric: Embedder,
         files: Iterable[Path],
         *,
         batch_size: int,
@@ -195,13 +218,17 @@ class FileEmbeddings:
                 embeddings = self._metric.embed(pixels)  # (N, D)
                 if not embeddings.isfinite().all():
                     raise CheckpointError(
-                        f"{self._metric.encoder.name} gives embeddings that are not finite: "
+                        f"{_name(self._metric)} gives embeddings that are not finite: "
                         "the weights are damaged, or their dtype is too small for them."
                     )
             self._by_pixels.update(zip(batch, embeddings, strict=True))
         self._found.update((key, self._by_pixels[digest]) for key, digest in waiting)
         batch.clear()
         waiting.clear()
+
+
+def _name(metric: Embedder) -> str:
+    return str(getattr(getattr(metric, "encoder", metric), "name", "the metric"))
 
 
 def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:

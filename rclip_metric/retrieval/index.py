@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,32 +18,16 @@ from rclip_metric.distance import normalize
 from rclip_metric.errors import ImageError, StorageError
 from rclip_metric.images.reading import list_images_below
 from rclip_metric.metric import RobustPerceptualDistance
-from rclip_metric.retrieval.embeddings import FileEmbeddings
+from rclip_metric.retrieval.embeddings import Embedder, FileEmbeddings
 from rclip_metric.retrieval.neighbours import nearest
 from rclip_metric.retrieval.storage import Row, Storage, create_storage, open_storage, require_free
-
-if TYPE_CHECKING:
-    from rclip_metric.images.reading import ImageSource
+from rclip_metric.weights import tensors_digest
 
 _BLOCK = 512
 """Files whose embeddings are written at a time: what a process that is killed loses."""
 _DTYPES = {torch.float32: "float32", torch.float16: "float16"}
 
 Skip = Callable[[Path, str], None]
-
-
-class Embedder(Protocol):
-    """What an index needs of a metric: `RobustPerceptualDistance` has it, and every metric that embeds."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where images have to be."""
-
-    def preprocess(self, image: ImageSource) -> Tensor:
-        """Read one image: (3, S, S) in [0, 1]."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embed (N, 3, S, S) as (N, D) of unit length."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +199,9 @@ class ImageIndex:
             MissingPackageError: LanceDB was asked for and is not installed.
         """
         embeddings = self._require_embeddings("saving it")
-        self._create(Path(path), format, embeddings.shape[1])
+        storage = self._create(Path(path), format, embeddings.shape[1])
         for start in range(0, len(self), 2**14):
-            self._storage.write(self.rows[start : start + 2**14], embeddings[start : start + 2**14])
+            storage.write(self.rows[start : start + 2**14], embeddings[start : start + 2**14])
 
     def __len__(self) -> int:
         """Count the images."""
@@ -473,11 +457,12 @@ class ImageIndex:
         self._places = {row.id: place for place, row in enumerate(rows)}
         self._parts = [embeddings] if rows else []
 
-    def _create(self, path: Path, format: str | None, dimension: int) -> None:
+    def _create(self, path: Path, format: str | None, dimension: int) -> Storage:
         root = None if self.root is None else str(self.root)
-        about = {"metric": identity_of(self.metric), "source": self.source, "root": root}
+        about: dict[str, Any] = {"metric": identity_of(self.metric), "source": self.source, "root": root}
         about |= {"dimension": dimension, "dtype": _DTYPES[self.dtype]}
         self._storage = create_storage(path, about, format)
+        return self._storage
 
     def _require_embeddings(self, doing: str) -> Tensor:
         embeddings = self.embeddings
@@ -495,15 +480,15 @@ class ImageIndex:
 
 
 def identity_of(metric: Embedder) -> dict[str, Any]:
-    """Name what embeddings mean nothing without: model, revision and preprocessing, JSON."""
+    """Name what embeddings mean nothing without: model, revision, digest of its weights and preprocessing, JSON."""
     if isinstance(metric, RobustPerceptualDistance):
         encoder = metric.encoder
-        preprocessing = encoder.preprocessing.to_dict()
         return {
             "name": encoder.name,
             "revision": encoder.revision,
+            "weights": tensors_digest(encoder.state_dict()),  # as they are now, not as they were loaded
             "resize": encoder.resize,
-            "preprocessing": preprocessing,
+            "preprocessing": encoder.preprocessing.to_dict(),
         }
     described: dict[str, Any] = metric.describe()  # type: ignore[attr-defined]
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]

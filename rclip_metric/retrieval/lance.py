@@ -29,7 +29,7 @@ class LanceTable:
     @classmethod
     def create(cls, path: Path, about: dict[str, Any]) -> LanceTable:
         """Make an empty index."""
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped]
 
         width = {"float16": pa.float16(), "float32": pa.float32()}[about["dtype"]]
         text, number = pa.string(), pa.int64()

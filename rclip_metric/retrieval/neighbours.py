@@ -91,7 +91,7 @@ def pairs_within(embeddings: Tensor, below: float, *, squared: bool = False) -> 
                 pairs = (products >= lowest).nonzero() + torch.tensor([start, first], device=products.device)
                 pairs = pairs[pairs[:, 0] < pairs[:, 1]]
                 for part in pairs.split(step):
-                    distances = distance_between(*embeddings[part.T], squared)
+                    distances = distance_between(embeddings[part[:, 0]], embeddings[part[:, 1]], squared)
                     near = distances < below
                     found.append(part[near])
                     apart.append(distances[near])

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rclip_metric.errors import MissingPackageError, StorageError
@@ -204,12 +202,16 @@ class PartFiles:
         return checked_about(about, file), parts
 
     def _write_part(self, rows: Sequence[Row], embeddings: Tensor) -> str:
+        from safetensors.torch import save_file
+
         name = f"part-{uuid.uuid4().hex}.safetensors"
         with written_whole(self.path / name, flush=True) as partial:
             save_file({"embeddings": embeddings.cpu().contiguous()}, partial, {"rows": json.dumps(rows)})
         return name
 
     def _read_part(self, name: str, dimension: int) -> tuple[list[Row], Tensor]:
+        from safetensors import SafetensorError, safe_open
+
         file = self.path / name
         try:
             with safe_open(file, "pt") as part:

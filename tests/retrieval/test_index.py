@@ -115,6 +115,11 @@ def test_another_model_is_told_and_both_are_named(folder, metric, tmp_path, kind
         StorageError, match=r"holds embeddings of first@1 .*, and this is second@2 .*: open it with that"
     ):
         ImageIndex.open(tmp_path / "kept", other)
+    changed = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1"))
+    with torch.no_grad():
+        next(changed.encoder.parameters()).add_(1e-3)
+    with pytest.raises(StorageError, match="holds embeddings of first@1"):
+        ImageIndex.open(tmp_path / "kept", changed)
     squashed = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1", resize="squash"))
     with pytest.raises(StorageError, match="holds embeddings of first@1"):
         ImageIndex.open(tmp_path / "kept", squashed)

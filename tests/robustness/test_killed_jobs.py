@@ -74,7 +74,7 @@ def jobs(data: Path) -> dict[str, Job]:
     tuned = ["--base", data / "base", "--batch-size", "8", "--device", "cpu", "--quiet"]
     attacked = ["--norm", "linf", "--eps", "4/255", "--steps", "4", "--batch-size", "3", "--device", "cpu", "--quiet"]
     nights = f"nights:{data / 'nights'}"
-    found = {
+    found: dict[str, tuple[list[Any], Callable[[Path], Any]]] = {
         "eval nights": (["--data", data / "nights", "--model", "tiny", *attacked], records),
         "benchmark": (["--metrics", "tiny,l2", "--data", nights, "--norms", "linf:4/255", "--steps", "4",
                        "--batch-size", "3", "--device", "cpu", "--quiet"], records),
