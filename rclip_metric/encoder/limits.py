@@ -24,7 +24,7 @@ from rclip_metric.json_files import (
 )
 
 MOST = {
-    **{"image_size": 2048, "heads": 512, "mlp_ratio": 64, "norm_eps": 1},
+    **{"image_size": 2048, "heads": 512, "mlp_ratio": 64, "norm_eps": 1, "pre_norm_eps": 1},
     **dict.fromkeys(("depth", "depths", "layers"), 512),
     **dict.fromkeys(("width", "widths", "features", "projection", "embed_dim"), 32_768),
 }
