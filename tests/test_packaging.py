@@ -17,6 +17,7 @@ DATA = [
     "rclip_metric/models/README.md",
     "rclip_metric/models/r-lite-f.safetensors",
     "rclip_metric/models/tiny-clean.safetensors",
+    "rclip_metric/cli/templates/gallery.html",
     "rclip_metric/models/tiny-text.safetensors",
     "rclip_metric/models/tiny.safetensors",
     "rclip_metric/py.typed",

@@ -94,7 +94,7 @@ class ImageIndex:
         ...         Image.new("RGB", (64, 64), name).save(Path(folder, f"{name}.png"))
         ...     index = ImageIndex.build(folder, metric)
         ...     hits = index.search(Path(folder, "blue.png"), k=2)
-        >>> hits.ids[0], hits.distances[0].item()
+        >>> hits.ids[0], round(hits.distances[0].item(), 4)
         ('blue.png', 0.0)
     """
 

@@ -75,8 +75,8 @@ def pairs_within(embeddings: Tensor, below: float, *, squared: bool = False) -> 
     Example:
         >>> alike = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
         >>> pairs, distances = pairs_within(alike, 0.5)
-        >>> pairs.tolist(), distances.round(decimals=4).tolist()
-        ([[0, 2]], [0.4472])
+        >>> pairs.tolist(), round(distances.item(), 4)
+        ([[0, 2]], 0.4472)
     """
     if not 0 < below < float("inf"):
         raise ValueError(f"the distance must be a positive number, got {below}")

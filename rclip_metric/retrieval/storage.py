@@ -29,6 +29,10 @@ class Row(NamedTuple):
         size: Bytes of the file.
         modified: The file's time of modification, nanoseconds.
         digest: BLAKE2b of the file's bytes, 128 bits, hexadecimal.
+
+    Example:
+        >>> Row("cats/1.jpg", label="cats").path is None
+        True
     """
 
     id: str
@@ -92,6 +96,12 @@ def open_storage(path: Path) -> Storage:
     Raises:
         StorageError: There is none.
         MissingPackageError: It is a LanceDB table and LanceDB is not installed.
+
+    Example:
+        >>> open_storage(Path("nowhere"))
+        Traceback (most recent call last):
+            ...
+        rclip_metric.errors.StorageError: nowhere does not exist: make one with `rclip-metric index build ...`
     """
     if (path / LANCE_FOLDER).is_dir():
         return _lance()(path)
@@ -102,7 +112,12 @@ def open_storage(path: Path) -> Storage:
 
 
 def is_index(path: Path) -> bool:
-    """Return whether a folder holds an index, of either kind."""
+    """Return whether a folder holds an index, of either kind.
+
+    Example:
+        >>> is_index(Path("nowhere"))
+        False
+    """
     return (path / LANCE_FOLDER).is_dir() or (path / PartFiles.INDEX).is_file()
 
 

@@ -86,7 +86,7 @@ def test_lore_is_fare_and_the_priced_excess_of_the_clean_embedding():
 @pytest.mark.parametrize("loss", ["fare", "tecoa", "sim-clip", "lore"])
 def test_a_step_reports_the_equation_at_the_clean_image_when_eps_is_zero(loss):
     """Without room to attack, z = x: every loss is a formula of the two clean embeddings."""
-    config = dataclasses.replace(CONFIG, loss=loss, eps=0.0)
+    config = dataclasses.replace(CONFIG, loss=loss, eps=0.0, drop_path=0.0)
     classes = F.normalize(torch.randn(3, 16, generator=seeded(5)), dim=1) if loss == "tecoa" else None
     step = stepper(config, shift=0.05, classes=classes)
     images, labels = pictures(), torch.tensor([0, 1, 2, 0, 1, 2])
