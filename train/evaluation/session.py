@@ -247,7 +247,7 @@ def _read(path: Path, mark: Mark) -> tuple[dict[str, Any] | None, str]:
     except ValueError as error:
         return None, f"{str(error).removesuffix('.')}: remove it"
     stated = record.get("settings", {}) if isinstance(record, dict) else None
-    known = {record.get("fingerprint"), stated.get("fingerprint")} if isinstance(stated, dict) else set()
+    known = [record.get("fingerprint"), stated.get("fingerprint")] if isinstance(stated, dict) else []
     if mark.now in known or (not sealed and mark.before in known):
         return record, ""
     return None, f"{path} holds a result of other data or settings: choose another --out"
