@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from rclip_metric.json_files import ANYTHING, NATURAL, OBJECT, Checker, Schema, at_most
+from rclip_metric.json_files import ANYTHING, NATURAL, OBJECT, Checker, Schema, at_most, shown
 from rclip_metric.printing import printable
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import append_line, checksum, whole_lines
@@ -100,7 +100,7 @@ def _done(journal: Path | None, name: str, blocks: int) -> dict[int, Any]:
         for path in sorted(journal.glob(f"{name}-*.jsonl")):
             for line in whole_lines(path):
                 if line.get("checksum") != checksum(line):
-                    damaged = f"{path} has a damaged line, of block {line.get('block')}, which is evaluated again"
+                    damaged = f"{path} has a damaged line, of block {shown(line.get('block'))}, which is evaluated again"
                     warnings.warn(damaged, RuntimeWarning, stacklevel=3)
                 else:
                     Checker(str(path)).matches("", line, schema)
