@@ -100,7 +100,8 @@ def _done(journal: Path | None, name: str, blocks: int) -> dict[int, Any]:
         for path in sorted(journal.glob(f"{name}-*.jsonl")):
             for line in whole_lines(path):
                 if line.get("checksum") != checksum(line):
-                    damaged = f"{path} has a damaged line, of block {shown(line.get('block'))}, which is evaluated again"
+                    block = shown(line.get("block"))
+                    damaged = f"{path} has a damaged line, of block {block}, which is evaluated again"
                     warnings.warn(damaged, RuntimeWarning, stacklevel=3)
                 else:
                     Checker(str(path)).matches("", line, schema)
