@@ -70,3 +70,7 @@ class DigestError(WeightsError):
 
 class StorageError(WeightsError):
     """The file cannot be stored here: full disk, read-only cache, or a path that is not a folder."""
+
+
+class ImageIndexError(ValueError):
+    """An index of images that is not there, damaged, of another model, or asked for what it does not hold."""

@@ -17,7 +17,7 @@ from rclip_metric import __version__
 from rclip_metric.cli import search
 from rclip_metric.cli.run import UsageError
 from rclip_metric.cli.score import rank, score
-from rclip_metric.errors import DigestError, HubError, ImageError, StorageError, WeightsError
+from rclip_metric.errors import DigestError, HubError, ImageError, ImageIndexError, StorageError, WeightsError
 from rclip_metric.files import written_whole
 from rclip_metric.printing import Parser, complain, give_up, printable, say, show
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         code = 130
-    except (ImageError, UsageError, WeightsError) as error:
+    except (ImageError, ImageIndexError, UsageError, WeightsError) as error:
         complain(error)
         code = _exit_code(error)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rclip_metric.errors import ImageIndexError
 from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.neighbours import pairs_within
 from rclip_metric.retrieval.storage import Row
@@ -42,7 +43,8 @@ def find_duplicates(index: ImageIndex, below: float) -> list[DuplicateGroup]:
         Groups of two images and more: those of identical files first, then the nearest first.
 
     Raises:
-        ValueError: The index is empty or `below` is not a positive number.
+        ImageIndexError: The index is empty.
+        ValueError: `below` is not a positive number.
 
     Example:
         >>> import torch
@@ -53,7 +55,7 @@ def find_duplicates(index: ImageIndex, below: float) -> list[DuplicateGroup]:
         [('a', ['c'])]
     """
     if index.embeddings is None:
-        raise ValueError("the index is empty: add images before looking for duplicates.")
+        raise ImageIndexError("the index is empty: add images before looking for duplicates.")
     pairs, distances = pairs_within(index.embeddings, below, squared=index.squared)
     near: dict[int, dict[int, float]] = {}
     for (one, other), distance in zip(pairs.tolist(), distances.tolist(), strict=True):

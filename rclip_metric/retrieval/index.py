@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.distance import normalize
-from rclip_metric.errors import ImageError, StorageError
+from rclip_metric.errors import ImageError, ImageIndexError
 from rclip_metric.images.reading import list_images_below
 from rclip_metric.metric import RobustPerceptualDistance
 from rclip_metric.retrieval.embeddings import Embedder, FileEmbeddings
@@ -101,11 +101,11 @@ class ImageIndex:
     def __init__(self, metric: Embedder, *, dtype: torch.dtype = torch.float32) -> None:
         """Begin empty, in memory."""
         if not hasattr(metric, "embed"):
-            raise ValueError(
+            raise ImageIndexError(
                 f"{getattr(metric, 'name', metric)} gives no embeddings: an index needs a metric that does."
             )
         if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be torch.float32 or torch.float16, got {dtype}.")
+            raise ImageIndexError(f"dtype must be torch.float32 or torch.float16, got {dtype}.")
         self.metric = metric
         self.dtype = dtype
         self.rows: list[Row] = []
@@ -147,14 +147,14 @@ class ImageIndex:
 
         Raises:
             ImageError: The folder cannot be listed.
-            ValueError: There are no images in it.
-            StorageError: There is something at `path` already.
+            ImageIndexError: There are no images in it.
+            ImageIndexError: There is something at `path` already.
         """
         index = cls(metric, dtype=dtype)
         root = Path(folder)
         files = list_images_below(root)
         if not files:
-            raise ValueError(f"there are no images below {root}.")
+            raise ImageIndexError(f"there are no images below {root}.")
         index.root, index.source = root.resolve(), source
         if path is not None:
             index._destination = Path(path), None
@@ -168,14 +168,14 @@ class ImageIndex:
         """Open an index that was saved or built at a path; what is added goes there at once.
 
         Raises:
-            StorageError: There is no index, it is damaged, or it was made by another model: both are named.
+            ImageIndexError: There is no index, it is damaged, or it was made by another model: both are named.
             MissingPackageError: It is a LanceDB table and LanceDB is not installed.
         """
         storage = open_storage(Path(path))
         about = storage.about()
         made_by, asked = about.get("metric"), identity_of(metric)
         if made_by != asked:
-            raise StorageError(
+            raise ImageIndexError(
                 f"{path} holds embeddings of {_described(made_by)}, and this is {_described(asked)}: open it with that "
                 "model, or build it anew with this one."
             )
@@ -195,7 +195,7 @@ class ImageIndex:
             format: "lance" (LanceDB, the extra `index`), "safetensors", or None for the first if it is installed.
 
         Raises:
-            StorageError: There is something there already.
+            ImageIndexError: There is something there already.
             MissingPackageError: LanceDB was asked for and is not installed.
         """
         embeddings = self._require_embeddings("saving it")
@@ -246,11 +246,11 @@ class ImageIndex:
             How many were added.
 
         Raises:
-            ValueError: Lengths differ, an id stands twice, or an embedding is not finite or of another size.
+            ImageIndexError: Lengths differ, an id stands twice, or an embedding is not finite or of another size.
         """
         if isinstance(items, Tensor):
             if ids is None:
-                raise ValueError("images and embeddings need ids: a name for each.")
+                raise ImageIndexError("images and embeddings need ids: a name for each.")
             rows = _rows(ids, labels, len(items))
             for start in range(0, len(items), _BLOCK):
                 part = items[start : start + _BLOCK]
@@ -295,12 +295,12 @@ class ImageIndex:
             on_done: Called after each of them.
 
         Raises:
-            ValueError: The index was not built from a folder and none is given.
+            ImageIndexError: The index was not built from a folder and none is given.
             ImageError: The folder cannot be listed.
         """
         root = self.root if folder is None else Path(folder)
         if root is None:
-            raise ValueError("this index was not built from a folder: say which one it is of.")
+            raise ImageIndexError("this index was not built from a folder: say which one it is of.")
         skipped: list[tuple[str, str]] = []
 
         def skip(file: Path, reason: str) -> None:
@@ -351,11 +351,11 @@ class ImageIndex:
 
         Raises:
             ImageError: A query cannot be read.
-            ValueError: The index is empty, k is below 1, or more than there are images.
+            ImageIndexError: The index is empty, k is below 1, or more than there are images.
         """
         embeddings = self._require_embeddings("searching")
         if not 1 <= k <= len(self):
-            raise ValueError(f"k must be between 1 and the {len(self)} images of the index, got {k}.")
+            raise ImageIndexError(f"k must be between 1 and the {len(self)} images of the index, got {k}.")
         units, single = self._queries(query)
         found = [nearest(part, embeddings, k, squared=True) for part in units.split(256)]
         hits = []
@@ -386,7 +386,7 @@ class ImageIndex:
         single = isinstance(query, str | os.PathLike) or not isinstance(query, Sequence)
         images = [self.metric.preprocess(item) for item in ([query] if single else query)]
         if not images:
-            raise ValueError("there are no queries.")
+            raise ImageIndexError("there are no queries.")
         return self._embed(torch.stack(images), 32), single
 
     def _embed(self, images: Tensor, batch_size: int) -> Tensor:
@@ -396,17 +396,17 @@ class ImageIndex:
 
     def _units(self, embeddings: Tensor, rows: Sequence[Row]) -> Tensor:
         if embeddings.dim() != 2 or not embeddings.is_floating_point():
-            raise ValueError(
+            raise ImageIndexError(
                 f"got a {embeddings.dtype} tensor of shape {tuple(embeddings.shape)}, expected images (N, 3, H, W) or "
                 "embeddings (N, D)"
             )
         if self._parts and embeddings.shape[1] != self._parts[0].shape[1]:
-            raise ValueError(f"embeddings must have {self._parts[0].shape[1]} numbers, got {embeddings.shape[1]}.")
+            raise ImageIndexError(f"embeddings must have {self._parts[0].shape[1]} numbers, got {embeddings.shape[1]}.")
         finite = embeddings.isfinite().all(dim=1) & (embeddings != 0).any(dim=1)
         if not finite.all():
             place = int((~finite).nonzero()[0])
             which = f" ({rows[place].id})" if rows else ""
-            raise ValueError(f"embedding {place}{which} is zero or not finite: it has no direction.")
+            raise ImageIndexError(f"embedding {place}{which} is zero or not finite: it has no direction.")
         return normalize(embeddings)
 
     def _add_files(
@@ -467,7 +467,7 @@ class ImageIndex:
     def _require_embeddings(self, doing: str) -> Tensor:
         embeddings = self.embeddings
         if embeddings is None:
-            raise ValueError(f"the index is empty: add images before {doing}.")
+            raise ImageIndexError(f"the index is empty: add images before {doing}.")
         return embeddings
 
     def _is_as_it_was(self, file: Path, row: Row) -> bool:
@@ -514,10 +514,10 @@ def _named(files: Iterable[Path], root: Path) -> list[tuple[Path, Row]]:
 def _rows(ids: Sequence[str], labels: Sequence[str | None] | None, count: int) -> list[Row]:
     for what, given in (("ids", ids), ("labels", labels)):
         if given is not None and len(given) != count:
-            raise ValueError(f"{what} must be one for each of {count} images, got {len(given)}.")
+            raise ImageIndexError(f"{what} must be one for each of {count} images, got {len(given)}.")
     twice = [name for name, times in Counter(ids).items() if times > 1]
     if twice:
-        raise ValueError(f"the id {twice[0]!r} stands twice: give each image one of its own.")
+        raise ImageIndexError(f"the id {twice[0]!r} stands twice: give each image one of its own.")
     return [Row(name, label) for name, label in zip(ids, labels or [None] * count, strict=True)]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rclip_metric.errors import StorageError
+from rclip_metric.errors import ImageIndexError, first_line
 from rclip_metric.retrieval.storage import LANCE_FOLDER, Row, checked_about
 
 _TABLE = LANCE_FOLDER.removesuffix(".lance")
@@ -24,7 +25,8 @@ class LanceTable:
     def __init__(self, path: Path) -> None:
         """Open an index that exists."""
         self.path = path
-        self._table = _database(path).open_table(_TABLE)
+        with _explained(path, "is damaged", "build the index again"):
+            self._table = _database(path).open_table(_TABLE)
 
     @classmethod
     def create(cls, path: Path, about: dict[str, Any]) -> LanceTable:
@@ -45,14 +47,15 @@ class LanceTable:
         try:
             about = json.loads((self._table.schema.metadata or {})[b"about"])
         except (KeyError, ValueError) as error:
-            raise StorageError(f"{self.path} is a LanceDB table of something else.") from error
+            raise ImageIndexError(f"{self.path} is a LanceDB table of something else.") from error
         return checked_about(about, self.path)
 
     def read(self) -> tuple[list[Row], Tensor]:
         """Return the rows and their embeddings (N, D)."""
         about = self.about()
-        self._table.checkout_latest()
-        found = self._table.to_arrow()
+        with _explained(self.path, "is damaged", "build the index again"):
+            self._table.checkout_latest()
+            found = self._table.to_arrow()
         columns = [found[name].to_pylist() for name in Row._fields]
         rows = [Row(*values) for values in zip(*columns, strict=True)]
         matrix = torch.empty(len(rows), about["dimension"], dtype=getattr(torch, about["dtype"]))
@@ -72,17 +75,28 @@ class LanceTable:
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in Row._fields}
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
         upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        upsert.execute(pa.table(columns, schema=schema))
+        with _explained(self.path, "cannot be written", "what was added before is there"):
+            upsert.execute(pa.table(columns, schema=schema))
 
     def remove(self, ids: Iterable[str]) -> None:
         """Drop rows."""
         names = list(ids)
         for start in range(0, len(names), _BLOCK):
             quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + _BLOCK])
-            self._table.delete(f"id IN ({quoted})")
+            with _explained(self.path, "cannot be written", "what was dropped before is gone"):
+                self._table.delete(f"id IN ({quoted})")
 
 
 def _database(path: Path) -> Any:
     import lancedb
 
     return lancedb.connect(os.fspath(path))
+
+
+@contextlib.contextmanager
+def _explained(path: Path, what: str, then: str) -> Iterator[None]:
+    """Turn what LanceDB raises into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ImageIndexError(f"{path} {what} ({first_line(error)}): {then}.") from error

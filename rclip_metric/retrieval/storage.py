@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rclip_metric.errors import MissingPackageError, StorageError
+from rclip_metric.errors import ImageIndexError, MissingPackageError
 from rclip_metric.files import written_whole
 
 FORMAT = "rclip-metric index"
@@ -70,7 +70,7 @@ def create_storage(path: Path, about: dict[str, Any], format: str | None = None)
         format: "lance", "safetensors", or None for the first if it is installed.
 
     Raises:
-        StorageError: There is something at the path already.
+        ImageIndexError: There is something at the path already.
         MissingPackageError: LanceDB was asked for and is not installed.
     """
     require_free(path)
@@ -85,30 +85,30 @@ def create_storage(path: Path, about: dict[str, Any], format: str | None = None)
 
 
 def require_free(path: Path) -> None:
-    """Raise StorageError unless an index can be made at a path: nothing is there, or an empty folder."""
+    """Raise ImageIndexError unless an index can be made at a path: nothing is there, or an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StorageError(f"{path} is there already: give an index a folder of its own, or remove this one first.")
+        raise ImageIndexError(f"{path} is there already: give an index a folder of its own, or remove this one first.")
 
 
 def open_storage(path: Path) -> Storage:
     """Find out what kind of index a folder holds.
 
     Raises:
-        StorageError: There is none.
+        ImageIndexError: There is none.
         MissingPackageError: It is a LanceDB table and LanceDB is not installed.
 
     Example:
         >>> open_storage(Path("nowhere"))
         Traceback (most recent call last):
             ...
-        rclip_metric.errors.StorageError: nowhere does not exist: make one with `rclip-metric index build ...`
+        rclip_metric.errors.ImageIndexError: nowhere does not exist: make one with `rclip-metric index build ...`
     """
     if (path / LANCE_FOLDER).is_dir():
         return _lance()(path)
     if is_index(path):
         return PartFiles(path)
     what = "is no index" if path.exists() else "does not exist"
-    raise StorageError(f"{path} {what}: make one with `rclip-metric index build FOLDER {path}`.")
+    raise ImageIndexError(f"{path} {what}: make one with `rclip-metric index build FOLDER {path}`.")
 
 
 def is_index(path: Path) -> bool:
@@ -213,7 +213,7 @@ class PartFiles:
             if not all(isinstance(name, str) and os.path.basename(name) == name for name in parts):
                 raise ValueError("a part is no file name")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{file} is damaged: build the index again.") from error
+            raise ImageIndexError(f"{file} is damaged: build the index again.") from error
         return checked_about(about, file), parts
 
     def _write_part(self, rows: Sequence[Row], embeddings: Tensor) -> str:
@@ -235,17 +235,17 @@ class PartFiles:
             if embeddings.shape != (len(rows), dimension):
                 raise ValueError("rows and embeddings do not belong together")
         except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
-            raise StorageError(f"{file} is missing or damaged: build the index again.") from error
+            raise ImageIndexError(f"{file} is missing or damaged: build the index again.") from error
         return rows, embeddings
 
 
 def checked_about(about: dict[str, Any], where: object) -> dict[str, Any]:
     """Return what an index says of itself, if it is one that this version reads."""
     if about.get("format") != FORMAT or about.get("format_version") != FORMAT_VERSION:
-        raise StorageError(
+        raise ImageIndexError(
             f"{where} is of format {about.get('format')!r} {about.get('format_version')!r}, and this version reads "
             f"{FORMAT!r} {FORMAT_VERSION}."
         )
     if about.get("dtype") not in ("float32", "float16") or type(about.get("dimension")) is not int:
-        raise StorageError(f"{where} is damaged: it states no dtype or dimension.")
+        raise ImageIndexError(f"{where} is damaged: it states no dtype or dimension.")
     return about

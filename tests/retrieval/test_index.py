@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rclip_metric import ImageError, ImageIndex, RobustPerceptualDistance
-from rclip_metric.errors import MissingPackageError, StorageError
+from rclip_metric.errors import ImageIndexError, MissingPackageError
 from rclip_metric.retrieval import FileEmbeddings, find_duplicates
 from rclip_metric.retrieval.storage import Row
 from rclip_metric.train.metrics import EmbeddingMetric, load_metric
@@ -112,16 +112,16 @@ def test_another_model_is_told_and_both_are_named(folder, metric, tmp_path, kind
     built(folder, metric)[0].save(tmp_path / "kept", format=kind)
     other = RobustPerceptualDistance(small_encoder(spread=True, name="second", revision="2", seed=1))
     with pytest.raises(
-        StorageError, match=r"holds embeddings of first@1 .*, and this is second@2 .*: open it with that"
+        ImageIndexError, match=r"holds embeddings of first@1 .*, and this is second@2 .*: open it with that"
     ):
         ImageIndex.open(tmp_path / "kept", other)
     changed = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1"))
     with torch.no_grad():
         next(changed.encoder.parameters()).add_(1e-3)
-    with pytest.raises(StorageError, match="holds embeddings of first@1"):
+    with pytest.raises(ImageIndexError, match="holds embeddings of first@1"):
         ImageIndex.open(tmp_path / "kept", changed)
     squashed = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1", resize="squash"))
-    with pytest.raises(StorageError, match="holds embeddings of first@1"):
+    with pytest.raises(ImageIndexError, match="holds embeddings of first@1"):
         ImageIndex.open(tmp_path / "kept", squashed)
 
 
@@ -269,9 +269,9 @@ def test_without_lancedb_there_is_the_other_format_and_one_sentence(folder, metr
 
 def test_bad_input_is_one_sentence(folder, metric, tmp_path):
     index = ImageIndex(metric)
-    with pytest.raises(ValueError, match="the index is empty: add images before searching"):
+    with pytest.raises(ImageIndexError, match="the index is empty: add images before searching"):
         index.search(torch.eye(16)[0])
-    with pytest.raises(ValueError, match="the index is empty"):
+    with pytest.raises(ImageIndexError, match="the index is empty"):
         index.save(tmp_path / "nothing")
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="there are no images below"):
@@ -291,9 +291,9 @@ def test_bad_input_is_one_sentence(folder, metric, tmp_path):
     with pytest.raises(KeyError, match="the index has no x"):
         index.remove(["a", "x"])
     assert index.ids == ["a", "b", "c"]
-    with pytest.raises(StorageError, match="does not exist: make one with"):
+    with pytest.raises(ImageIndexError, match="does not exist: make one with"):
         ImageIndex.open(tmp_path / "nowhere", metric)
-    with pytest.raises(StorageError, match="is there already"):
+    with pytest.raises(ImageIndexError, match="is there already"):
         index.save(folder)
 
 
@@ -304,16 +304,16 @@ def test_damaged_files_are_told(folder, metric, tmp_path):
     whole = part.read_bytes()
     for damage in (whole[:-5], b"", whole.replace(b"cats", b'"ts"', 1)):
         part.write_bytes(damage)
-        with pytest.raises(StorageError, match="missing or damaged"):
+        with pytest.raises(ImageIndexError, match="missing or damaged"):
             ImageIndex.open(tmp_path / "kept", metric)
     part.unlink()
-    with pytest.raises(StorageError, match="missing or damaged"):
+    with pytest.raises(ImageIndexError, match="missing or damaged"):
         ImageIndex.open(tmp_path / "kept", metric)
     listed = tmp_path / "kept" / "index.json"
     good = json.loads(listed.read_text())
     for text in ("{", "[]", "{}", json.dumps({**good, "parts": ["../x"]}), json.dumps({**good, "dtype": "int8"})):
         listed.write_text(text)
-        with pytest.raises(StorageError, match="is damaged"):
+        with pytest.raises(ImageIndexError, match="is damaged"):
             ImageIndex.open(tmp_path / "kept", metric)
 
 
