@@ -222,7 +222,7 @@ def list_images_below(folder: str | os.PathLike[str]) -> list[Path]:
     """List the images in a folder and in those below it, sorted by path, part by part.
 
     As `list_images`; hidden folders are left out as well. Links to folders are followed, unless they lead back to a
-    folder that holds them.
+    folder that holds them. A link to nothing is an image that cannot be read.
 
     Raises:
         ImageError: A folder is missing, not a folder, or cannot be read.
@@ -251,8 +251,9 @@ def list_images_below(folder: str | os.PathLike[str]) -> list[Path]:
                 real = os.path.realpath(entry.path)
                 if real not in holders:
                     waiting.append((Path(entry.path), holders | {real}))
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                found.append(Path(entry.path))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                    found.append(Path(entry.path))
     return sorted(found, key=lambda path: path.parts)
 
 

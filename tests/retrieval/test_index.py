@@ -62,6 +62,15 @@ def test_a_tree_is_indexed_by_path_and_labelled_by_folder(folder, metric):
         torch.testing.assert_close(index.embeddings[0], embeddings[first], atol=1e-6, rtol=0)
 
 
+def test_links_are_followed_once_and_one_to_nothing_is_named(folder, metric, tmp_path):
+    save_noise(tmp_path / "elsewhere" / "far.png", 30)
+    (folder / "birds").symlink_to(tmp_path / "elsewhere")
+    (folder / "cats" / "up").symlink_to(folder)
+    (folder / "cats" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    index, skipped = built(folder, metric)
+    assert sorted(index.ids) == sorted(["birds/far.png", *IDS]) and sorted(skipped) == ["broken.jpg", "gone.png"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_distances_are_the_metrics(folder, metric, dtype):
     index, _ = built(folder, metric, dtype=dtype)
