@@ -247,13 +247,13 @@ def list_images_below(folder: str | os.PathLike[str]) -> list[Path]:
         except OSError as error:
             raise ImageError(f"cannot list {here}: {_reason(error)}") from error
         for entry in entries:
+            named_so = os.path.splitext(entry.name)[1].lower() in SUFFIXES
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real not in holders:
                     waiting.append((Path(entry.path), holders | {real}))
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
-                    found.append(Path(entry.path))
+            elif named_so and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))):
+                found.append(Path(entry.path))
     return sorted(found, key=lambda path: path.parts)
 
 
