@@ -213,6 +213,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads({threads})
+torch.backends.mkldnn.enabled = {onednn}
 from rclip_metric.train.finetuning.nights import NightsConfig, tune_nights
 from rclip_metric.weights import load_encoder
 
@@ -237,7 +238,7 @@ def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path):
     out = tmp_path / "cut"
     script = CHILD.format(
         base=str(tmp_path / "base"), data=str(nights), out=str(out), config=dataclasses.asdict(config), die=7,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads(), onednn=torch.backends.mkldnn.enabled,
     )  # fmt: skip
     child = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr

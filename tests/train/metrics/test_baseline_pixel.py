@@ -145,7 +145,7 @@ def test_an_image_s_distance_does_not_depend_on_its_batch(name: str) -> None:
     together = built.similarities(x, built.fix(y))
     apart = torch.cat([built.similarities(x[i : i + 1], y[i : i + 1]) for i in range(5)])
     assert together.shape == (5, 2)
-    torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)  # convolutions of another size round otherwise
 
 
 def test_no_rounding_to_half_precision() -> None:
