@@ -98,10 +98,11 @@ def open_storage(path: Path) -> Storage:
         MissingPackageError: It is a LanceDB table and LanceDB is not installed.
 
     Example:
-        >>> open_storage(Path("nowhere"))
-        Traceback (most recent call last):
-            ...
-        rclip_metric.errors.ImageIndexError: nowhere does not exist: make one with `rclip-metric index build ...`
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = create_storage(Path(folder), {"dimension": 4, "dtype": "float32"}, "safetensors")
+        ...     open_storage(Path(folder)).about()["dimension"]
+        4
     """
     if (path / LANCE_FOLDER).is_dir():
         return _lance()(path)
