@@ -59,6 +59,14 @@ def test_fare_that_lost_more_than_its_share_stops_and_with_a_larger_share_goes_o
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["unreadable"] == 4  # two epochs of eight
 
 
+def test_a_link_to_nothing_is_one_of_them(tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images", good=7, bad=0)
+    (images / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    command = [*FARE, "--images", str(images), "--out", str(tmp_path / "run"), "--max-unreadable", "0.25"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["unreadable"] == 2  # two epochs of eight
+
+
 @pytest.mark.parametrize(
     ("share", "told"),
     [
