@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from rclip_metric.errors import ImageError, WeightsError
     from rclip_metric.images import load_image
     from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
-    from rclip_metric.retrieval import ImageIndex
+    from rclip_metric.retrieval import ContentFilter, ImageIndex
     from rclip_metric.weights import WeightSpec, load_manifest, model_names
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContentFilter",
     "Encoder",
     "ImageError",
     "ImageIndex",
@@ -31,6 +32,7 @@ __all__ = [
 
 # Nothing is imported before it is used: what needs no torch, such as --help, does not wait for it.
 _MODULES = {
+    "ContentFilter": "retrieval",
     "Encoder": "encoder",
     "ImageError": "errors",
     "ImageIndex": "retrieval",

@@ -1,5 +1,6 @@
-"""Embeddings of many image files, the distances between them, and an index to search in."""
+"""Embeddings of many image files, the distances between them, an index to search in, and a filter by examples."""
 
+from rclip_metric.retrieval.content_filter import ContentFilter, Decision
 from rclip_metric.retrieval.duplicates import DuplicateGroup, find_duplicates
 from rclip_metric.retrieval.embeddings import (
     Embedder,
@@ -18,6 +19,8 @@ from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.storage import Row, is_index, open_storage
 
 __all__ = [
+    "ContentFilter",
+    "Decision",
     "DuplicateGroup",
     "Embedder",
     "FileEmbeddings",

@@ -356,7 +356,7 @@ class ImageIndex:
         embeddings = self._require_embeddings("searching")
         if not 1 <= k <= len(self):
             raise ImageIndexError(f"k must be between 1 and the {len(self)} images of the index, got {k}.")
-        units, single = self._queries(query)
+        units, single = self.unit_embeddings(query)
         found = [nearest(part, embeddings, k, squared=True) for part in units.split(256)]
         hits = []
         for halves, places in ((d, r) for part in found for d, r in zip(*part, strict=True)):
@@ -373,10 +373,8 @@ class ImageIndex:
             )
         return hits[0] if single else hits
 
-    # How it is done
-
-    def _queries(self, query: Any) -> tuple[Tensor, bool]:
-        """Return unit embeddings (Q, D), and whether one query was given and not a list of them."""
+    def unit_embeddings(self, query: Any) -> tuple[Tensor, bool]:
+        """Embed queries as `search` takes them: (Q, D), and whether one was given and not a list of them."""
         if isinstance(query, Tensor):
             single = query.dim() in (1, 3)
             batch = query[None] if single else query
@@ -388,6 +386,16 @@ class ImageIndex:
         if not images:
             raise ImageIndexError("there are no queries.")
         return self._embed(torch.stack(images), 32), single
+
+    def labelled(self, label: str) -> ImageIndex:
+        """Make an index in memory of the images that have a label."""
+        places = [place for place, row in enumerate(self.rows) if row.label == label]
+        part = ImageIndex(self.metric, dtype=self.dtype)
+        if places:
+            part._set([self.rows[place] for place in places], self._require_embeddings("choosing any")[places])
+        return part
+
+    # How it is done
 
     def _embed(self, images: Tensor, batch_size: int) -> Tensor:
         with torch.inference_mode():
