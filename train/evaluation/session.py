@@ -52,10 +52,8 @@ class Mark:
 def _as_before(value: Any) -> Any:
     """Take out of settings what was not part of them before."""
     if isinstance(value, dict):
-        known = {
-            key: item for key, item in value.items() if key != "content" and (key != "weights" or "name" not in value)
-        }
-        return {key: _as_before(item) for key, item in known.items()}
+        digest = "weights" if "name" in value and isinstance(value.get("weights"), str) else None  # else a metric's own
+        return {key: _as_before(item) for key, item in value.items() if key not in ("content", digest)}
     return [_as_before(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -17,9 +17,9 @@ from rclip_metric.train.commands.evaluate.main import main
 from rclip_metric.train.data.contents import contents_digest, file_digests, tree_digest
 from rclip_metric.train.evaluation import session as session_module
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
-from rclip_metric.train.evaluation.blocks import run_blocks
+from rclip_metric.train.evaluation.blocks import fingerprint, run_blocks
 from rclip_metric.train.evaluation.results.record import load_results
-from rclip_metric.train.evaluation.session import Session
+from rclip_metric.train.evaluation.session import Mark, Session
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.metrics import load_metric
 from rclip_metric.train.metrics.base import EncoderMetric
@@ -213,3 +213,10 @@ def test_settings_changed_in_a_state_are_damage(tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"step":"100"', b'"step":"900"'))
     with pytest.raises(CheckpointError, match="is damaged: its bytes are not those that were written"):
         tensor_file.read(path)
+
+
+def test_what_a_metric_calls_weights_itself_was_part_of_its_results_before():
+    """MS-SSIM's factors of its scales are no digest."""
+    settings = {"model": load_metric("ms-ssim", image_size=176).describe(), "seed": 0}
+    assert settings["model"]["weights"] == [0.0448, 0.2856, 0.3001, 0.2363, 0.1333]
+    assert Mark.of({**settings, "content": "a"}).before == fingerprint(settings)
