@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ def contestants(embeddings: torch.Tensor, queries: torch.Tensor, k: int, folder:
 
     found["numpy"] = by_numpy
     if find_spec("faiss"):
-        import faiss
-
+        faiss: Any = import_module("faiss")
         halves = values.dtype == np.float16
         product, kind = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
         size = values.shape[1]
