@@ -156,17 +156,16 @@ class Run:
 
         known = set(list_images(folder))
         count = sum(path not in known and not path.name.startswith(".") and path.is_file() for path in folder.iterdir())
-        if count and not self._args.quiet:
-            self._say(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
+        if count:
+            self.remark(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
         return count
 
     def finish(self, summary: Any, **facts: Any) -> int:
         """Print the summary as the last JSON line, and in words on stderr; return the exit code."""
         record = {**summary.to_dict(), **facts, "skipped": self.skipped, **self.identity}
         say(json.dumps({"summary": {**record, "settings": self.settings}}))
-        if not self._args.quiet:
-            mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
-            self._say(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
+        mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
+        self.remark(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
         return 2 if self.skipped else 0
 
 

@@ -313,15 +313,18 @@ class ImageIndex:
         touched = [here[name] for name in here if name in self._places and not self._is_as_it_was(*here[name])]
         on_start(len(new) + len(touched))
         again: list[tuple[Path, Row]] = []
+        same: list[Row] = []
         for file, row in touched:
             stamped = _stamped(file, row)
             known = self.rows[self._places[row.id]]
             if stamped is not None and stamped.digest == known.digest:
-                place = self._places[row.id]
-                self._write([stamped], self._require_embeddings("updating it")[place : place + 1])
+                same.append(stamped)
                 on_done()
             else:
                 again.append((file, row))
+        if same:
+            places = [self._places[row.id] for row in same]
+            self._write(same, self._require_embeddings("updating it")[places])
         self._add_files([*new, *again], batch_size, skip, on_done)
         bad = {name for name, _ in skipped}
         vanished = [name for name in self._places if name not in here]

@@ -159,7 +159,7 @@ def _jnd(options: argparse.Namespace) -> None:
         else:
             records.append(session.single(session.out / data.file_name(metric), data, metric, run))
     if team.rank == 0:
-        print(jnd_table(records))
+        show(f"{jnd_table(records)}\n")
     if broken := list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"])):
         raise ValueError(f"{len(broken)} pairs could not be read and were left out; the first: {broken[0]}")
 
