@@ -24,6 +24,7 @@ METRIC = (
     ("encoder",),
     ("weights",),
     ("metric",),
+    ("detectors",),
     ("compare", "retrieval", "torchmetric"),
     ("cli",),
 )

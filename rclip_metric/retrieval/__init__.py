@@ -1,5 +1,6 @@
 """Embeddings of many image files, the distances between them, an index to search in, and a filter by examples."""
 
+from rclip_metric.retrieval.any_of import AnyOf, Verdict
 from rclip_metric.retrieval.content_filter import ContentFilter, Decision
 from rclip_metric.retrieval.duplicates import DuplicateGroup, find_duplicates
 from rclip_metric.retrieval.embeddings import (
@@ -19,6 +20,7 @@ from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.storage import Row, is_index, open_storage
 
 __all__ = [
+    "AnyOf",
     "ContentFilter",
     "Decision",
     "DuplicateGroup",
@@ -30,6 +32,7 @@ __all__ = [
     "Row",
     "Summary",
     "Update",
+    "Verdict",
     "all_pairs",
     "distances",
     "find_duplicates",
