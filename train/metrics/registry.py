@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +11,12 @@ from typing import Any, Literal
 from rclip_metric.errors import UnknownModelError
 from rclip_metric.images import Resize
 from rclip_metric.metric import RobustPerceptualDistance
+from rclip_metric.plugins import call_plugin, is_plugin
 from rclip_metric.train.metrics.base import EncoderMetric, Metric
 from rclip_metric.train.metrics.weight_files import Converted, Request
 
 RANDOM = "@random"
+_PARTS = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
 _DREAMSIM = "from the release page of ssundaram21/dreamsim on GitHub"
 _LIPSIM = "from the page that SaraGhazanfari/lipsim on GitHub links to"
 
@@ -135,26 +135,10 @@ def load_metric(
         from rclip_metric.train.models.base import load_base
 
         return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
-    module, colon, function = name.partition(":")
-    if colon and not os.path.exists(name):
-        return _user_metric(name, module, function, device)
+    if is_plugin(name):
+        metric: Metric = call_plugin(name, device, what="metric", parts=_PARTS, see="rclip_metric.train.metrics.base")
+        return metric
     return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
-
-
-def _user_metric(name: str, module: str, function: str, device: str) -> Metric:
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # the console script, other than python -m, does not look where the user stands
-    try:
-        built: Metric = getattr(importlib.import_module(module), function)(device)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the metric {name} names no function that can be imported: {error}") from error
-    except SystemExit as stop:  # an exit code of its own would pass for ours
-        raise ValueError(f"the metric {name} ended the program (exit {stop.code!r}) and returned no metric") from stop
-    parts = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
-    missing = [part for part in parts if not hasattr(built, part)]
-    if missing:
-        raise ValueError(f"the metric {name} is an object without {missing[0]!r}: see rclip_metric.train.metrics.base")
-    return built
 
 
 def convert_baseline(name: str, source: Path, *, backbone: str | None = None) -> Converted:
