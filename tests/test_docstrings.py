@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Packages whose every public class and function, the names in __all__, has an example.
 FACES = [
     "rclip_metric",
+    "rclip_metric.detectors",
     "rclip_metric.encoder",
     "rclip_metric.images",
     "rclip_metric.retrieval",

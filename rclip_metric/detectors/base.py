@@ -21,6 +21,13 @@ class Detector(Protocol):
     Attributes:
         name: As it stands in tables.
         threshold: An image is unsafe from this score on.
+
+    Example:
+        >>> from PIL import Image
+        >>> from rclip_metric.detectors import load_detector
+        >>> detector: Detector = load_detector("opennsfw")
+        >>> detector.preprocess(Image.new("RGB", (400, 300))).shape
+        torch.Size([3, 224, 224])
     """
 
     name: str
