@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rclip_metric.errors import CheckpointError, MissingPackageError
 from rclip_metric.images import as_batch, load_image, open_image
 from rclip_metric.weights import check_file
-from rclip_metric.weights.wire_format import integer, integers, messages, read_fields, texts
+from rclip_metric.weights.wire_format import integer, integers, message, messages, read_fields, text, texts
 
 if TYPE_CHECKING:
     import os
@@ -217,12 +217,12 @@ def _state(file: Path) -> dict[str, Tensor]:
     """
     where = str(file)
     model = read_fields(memoryview(file.read_bytes()), where)
-    [graph] = (read_fields(message, where) for message in messages(model, 7, where))
-    tensors = dict(_tensor(message, where) for message in messages(graph, 5, where))
+    graph = read_fields(message(model, 7, where), where)
+    tensors = dict(_tensor(part, where) for part in messages(graph, 5, where))
     state = {}
-    for message in messages(graph, 1, where):
-        node = read_fields(message, where)
-        inputs, [output], [kind] = (texts(node, number, where) for number in (1, 2, 4))
+    for part in messages(graph, 1, where):
+        node = read_fields(part, where)
+        inputs, output, kind = texts(node, 1, where), text(node, 2, where), text(node, 4, where)
         if kind == "Conv":
             name = output.removeprefix("bn_").partition("/")[0]
             key = "conv_1" if name == "1" else "blocks.{}_{}.{}".format(*name.split("_", 2))
@@ -234,8 +234,8 @@ def _state(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _tensor(message: memoryview, where: str) -> tuple[str, Tensor]:
-    fields = read_fields(message, where)
-    [name], [values] = texts(fields, 8, where), messages(fields, 9, where)
+def _tensor(part: memoryview, where: str) -> tuple[str, Tensor]:
+    fields = read_fields(part, where)
     kind = torch.float32 if integer(fields, 2, where) == _FLOAT else torch.int64
-    return name, torch.frombuffer(bytearray(values), dtype=kind).view(integers(fields, 1, where))
+    values = torch.frombuffer(bytearray(message(fields, 9, where)), dtype=kind)
+    return text(fields, 8, where), values.view(integers(fields, 1, where))

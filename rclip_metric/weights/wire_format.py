@@ -13,6 +13,7 @@ Value = int | memoryview
 Fields = Mapping[int, list[Value]]
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
+_MOST = 1_000_000  # values of one message, each of which takes far more memory than its two bytes
 
 
 def read_varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
@@ -33,11 +34,11 @@ def read_varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
     raise CheckpointError(f"{where} is damaged: a number in it does not end.")
 
 
-def read_fields(message: memoryview, where: str) -> Fields:
+def read_fields(data: memoryview, where: str) -> Fields:
     """Take a message apart.
 
     Args:
-        message: Its bytes.
+        data: Its bytes.
         where: What it is part of, for the error.
 
     Returns:
@@ -52,23 +53,26 @@ def read_fields(message: memoryview, where: str) -> Fields:
         {1: 1, 2: <memory at 0x...>}
     """
     fields: defaultdict[int, list[Value]] = defaultdict(list)
-    at = 0
-    while at < len(message):
-        key, at = read_varint(message, at, where)
+    at = count = 0
+    while at < len(data):
+        count += 1
+        if count > _MOST:
+            raise CheckpointError(f"{where} has a message of more than {_MOST} values, which is not read here.")
+        key, at = read_varint(data, at, where)
         number, kind = key >> 3, key & 7
         value: Value
         if kind == _VARINT:
-            value, at = read_varint(message, at, where)
+            value, at = read_varint(data, at, where)
         else:
             if kind == _BYTES:
-                length, at = read_varint(message, at, where)
+                length, at = read_varint(data, at, where)
             elif kind in _FIXED:
                 length = _FIXED[kind]
             else:
                 raise CheckpointError(f"{where} is damaged: it has a field of the unknown kind {kind}.")
-            if length > len(message) - at:
-                raise CheckpointError(f"{where} is damaged or cut off: {len(message) - at} of {length} bytes are left.")
-            value = message[at : at + length]
+            if length > len(data) - at:
+                raise CheckpointError(f"{where} is damaged or cut off: {len(data) - at} of {length} bytes are left.")
+            value = data[at : at + length]
             at += length
         fields[number].append(value)
     return fields
@@ -82,7 +86,7 @@ def integers(fields: Fields, number: int, where: str) -> list[int]:
             found.append(value)
             continue
         at = 0
-        while at < len(value):
+        while at < len(value) and len(found) < _MOST:
             one, at = read_varint(value, at, where)
             found.append(one)
     return found
@@ -107,9 +111,19 @@ def messages(fields: Fields, number: int, where: str) -> list[memoryview]:
     return found
 
 
+def message(fields: Fields, number: int, where: str) -> memoryview:
+    """Return the value of a field of bytes or a message, the last if there are several; empty where it is left out."""
+    return messages(fields, number, where)[-1] if number in fields else memoryview(b"")
+
+
 def texts(fields: Fields, number: int, where: str) -> list[str]:
     """Return the values of a field of texts; CheckpointError where they are none."""
     try:
         return [bytes(value).decode() for value in messages(fields, number, where)]
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where} is damaged: its field {number} is no text.") from error
+
+
+def text(fields: Fields, number: int, where: str) -> str:
+    """Return the value of a field of text, the last if there are several; empty where it is left out."""
+    return texts(fields, number, where)[-1] if number in fields else ""

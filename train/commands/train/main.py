@@ -25,6 +25,7 @@ TASKS = {
     },
     "nights": {"nights": "tune an encoder on NIGHTS-format triplets: LoRA inside it, or an MLP on top of it"},
     "convert": {"convert": "turn a vision tower, an MLP head or a LoRA adapter of others into an encoder of ours"},
+    "detector": {"convert-detector": "turn a head of LAION's detector of unsafe images into a file of ours"},
     "baseline": {"baseline": "convert DreamSim, LipSim or R-LPIPS, to benchmark them"},
     "export": {"export": "publish a run's encoder"},
 }
