@@ -12,7 +12,7 @@ from torch import Tensor
 from rclip_metric.detectors.laion import HeadOrigin, LaionHead
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.models.saved_model import DATA, GRAPH, INDEX, SavedModel, read_saved_model
-from rclip_metric.weights import file_digest
+from rclip_metric.weights import file_digest, tensors_digest
 
 _LAYER = re.compile(r"layer_with_weights-(\d+)/(mean|variance|count|kernel|bias)")
 _COLUMN = re.compile(r"layer_with_weights-\d+/encoding_layers/(\d+)/token_counts/\.ATTRIBUTES/table-(?:keys|values)")
@@ -21,10 +21,12 @@ _BESIDE = re.compile(
     r"_CHECKPOINTABLE_OBJECT_GRAPH|keras_api/metrics/.*|(?:.*/)?\.?optimizer/.*|.*/\.OPTIMIZER_SLOT/.*"
 )
 _DECIMAL = re.compile(r"-?\d{1,6}\.\d{6}")
-# The published heads, by their sizes: name, and the model in the manifest that gives the embeddings.
-_PUBLISHED = {
-    (768, 64, 512, 256, 1): ("laion-vit-l-14", "clip-vit-l-14"),
-    (512, 32, 32, 1): ("laion-vit-b-32", None),  # OpenAI's ViT-B/32, which the manifest has not
+_LOOKED_UP = "columns looked up: "
+# The published heads, by the sha256 of their tensors: name, and the model in the manifest that gives the embeddings.
+PUBLISHED = {
+    "8f176b41826fa03de4dac2d04f69bf4aeeadfce06741309a648c08619643bba4": ("laion-vit-l-14", "clip-vit-l-14"),
+    # Of OpenAI's ViT-B/32, which the manifest has not.
+    "befa3fad075b4a883c9fd0d24d2fe780a552426574e6e504fd61a9dd5aff5d1f": ("laion-vit-b-32", None),
 }
 
 
@@ -36,7 +38,7 @@ def convert_laion(
     Args:
         source: The zip file, or the folder that it unpacks to.
         name: Of the detector; None for the published one's.
-        base: The model that gives its embeddings; None for the published one's, where the manifest has it.
+        base: The model that gives its embeddings; None for the published one's, if the manifest has it.
 
     Returns:
         What `save_head` takes.
@@ -52,17 +54,14 @@ def convert_laion(
     """
     model = read_saved_model(source)
     tensors = _tensors(model, str(source))
-    sizes = (tensors["mean"].numel(), *(tensors[key].numel() for key in tensors if key.endswith(".bias")))
     LaionHead(tensors)  # says what does not fit
     if model.layers is not None:
-        columns = sorted(
-            int(key.split(".")[1]) for key in tensors if key.startswith("lookup.") and key.endswith("keys")
-        )
-        _check_layers(model.layers, len(sizes) - 1, columns, str(source))
-    known, usual = _PUBLISHED.get(sizes, (source.stem, None))
+        _check_layers(model.layers, tensors, str(source))
+    published = PUBLISHED.get(tensors_digest(tensors))
+    known, usual = published or (source.stem, None)
     files = [source] if source.is_file() else [source / part for part in (INDEX, DATA, GRAPH)]
     sources = {file.name: file_digest(file) for file in files}
-    return tensors, HeadOrigin(name or known, base or usual, "MIT" if sizes in _PUBLISHED else None, sources)
+    return tensors, HeadOrigin(name or known, base or usual, "MIT" if published else None, sources)
 
 
 def _tensors(model: SavedModel, where: str) -> dict[str, Tensor]:
@@ -101,12 +100,14 @@ def _sorted(table: dict[str, int], where: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(keys, dtype=torch.int64), torch.tensor(ranks, dtype=torch.float32)
 
 
-def _check_layers(layers: list[dict[str, Any]], dense: int, columns: list[int], where: str) -> None:
+def _check_layers(layers: list[dict[str, Any]], tensors: dict[str, Tensor], where: str) -> None:
     """Refuse other steps than those that `LaionHead` takes: ReLU between the layers and a sigmoid at the end."""
     steps = [_step(layer) for layer in layers]
-    steps = [step for step in steps if step not in ("InputLayer", "Dropout")]
-    looked_up = ", ".join(map(str, columns)) or "none"
-    expected = [f"columns looked up: {looked_up}", "Normalization", *(["Dense", "ReLU"] * dense)[:-1], "sigmoid"]
+    steps = [step for step in steps if step not in ("InputLayer", "Dropout", f"{_LOOKED_UP}none")]
+    columns = [key.split(".")[1] for key in tensors if key.startswith("lookup.") and key.endswith(".keys")]
+    dense = sum(key.endswith(".bias") for key in tensors)
+    expected = [f"{_LOOKED_UP}{', '.join(columns)}"] if columns else []
+    expected += ["Normalization", *(["Dense", "ReLU"] * dense)[:-1], "sigmoid"]
     if steps != expected:
         raise CheckpointError(
             f"{where} is none of LAION's detectors: its layers are {', '.join(steps)}, expected {', '.join(expected)}."
@@ -119,10 +120,10 @@ def _step(layer: dict[str, Any]) -> str:
     settings = config if isinstance(config, dict) else {}
     kind = str(layer.get("class_name"))
     if kind == "Custom>MultiCategoryEncoding":
-        encodings = dict(enumerate(settings.get("encoding", [])))
-        looked_up = [str(column) for column, encoding in encodings.items() if encoding == "int"]
-        others = {encoding for encoding in encodings.values()} - {"int", "none"}
-        return f"columns looked up: {', '.join(looked_up) or 'none'}" if not others else f"columns as {others}"
+        encodings = [str(encoding) for encoding in settings.get("encoding", [])]
+        looked_up = [str(column) for column, encoding in enumerate(encodings) if encoding == "int"]
+        others = set(encodings) - {"int", "none"}
+        return f"{_LOOKED_UP}{', '.join(looked_up) or 'none'}" if not others else f"columns as {others}"
     if kind == "Activation":
         return str(settings.get("activation"))
     if kind == "Dense" and settings.get("activation") != "linear":

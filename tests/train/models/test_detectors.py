@@ -17,8 +17,10 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from rclip_metric.detectors import LaionHead, load_detector, load_head
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.commands.train import detector as command
+from rclip_metric.train.models import detectors
 from rclip_metric.train.models.detectors import convert_laion
 from rclip_metric.train.models.saved_model import masked_crc, read_saved_model
+from rclip_metric.weights import tensors_digest
 
 from support import saved_models
 from support.programs import run_command
@@ -158,14 +160,15 @@ def test_the_command_writes_a_file_that_the_detector_is_loaded_from(tmp_path: Pa
         run_command(command, "convert-detector", source, tmp_path / "head.bin")
 
 
-PUBLISHED = [((64, 512, 256, 1), 768, "laion-vit-l-14", "clip-vit-l-14"), ((32, 32, 1), 512, "laion-vit-b-32", None)]
-
-
-@pytest.mark.parametrize(("widths", "dim", "name", "base"), PUBLISHED)
-def test_the_published_heads_are_told_by_their_sizes(tmp_path: Path, monkeypatch, widths, dim, name, base):
-    monkeypatch.setitem(globals(), "DIM", dim)
-    _, origin = convert_laion(Written(widths).write(tmp_path / "model"))
-    assert (origin.name, origin.base, origin.license) == (name, base, "MIT")
+def test_the_published_heads_are_told_by_their_tensors(tmp_path: Path, monkeypatch):
+    folder = Written().write(tmp_path / "model")
+    tensors, _ = convert_laion(folder)
+    monkeypatch.setitem(detectors.PUBLISHED, tensors_digest(tensors), ("laion-vit-l-14", "clip-vit-l-14"))
+    for source in (folder, saved_models.zipped(folder)):
+        _, origin = convert_laion(source)
+        assert (origin.name, origin.base, origin.license) == ("laion-vit-l-14", "clip-vit-l-14", "MIT")
+    _, origin = convert_laion(folder, name="mine", base="tiny")
+    assert (origin.name, origin.base) == ("mine", "tiny")
 
 
 def test_no_table_and_no_list_of_layers(tmp_path: Path):
