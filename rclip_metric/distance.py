@@ -24,7 +24,7 @@ def normalize(embeddings: Tensor) -> Tensor:
     Returns:
         (..., D) of length 1 along the last dimension.
     """
-    with _full_precision(embeddings.device):
+    with full_precision(embeddings.device):
         wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         squared = wide.square().sum(-1, keepdim=True)
         known = torch.where(squared < torch.inf, squared, torch.nan)
@@ -45,7 +45,7 @@ def distance_between(u: Tensor, v: Tensor, squared: bool = False) -> Tensor:
     Returns:
         (...) in [0, sqrt(2)], or in [0, 2] if squared; float32 or wider.
     """
-    with _full_precision(u.device):
+    with full_precision(u.device):
         wide = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
         return length(u.to(wide) - v.to(wide), squared)
 
@@ -59,6 +59,6 @@ def length(difference: Tensor, squared: bool) -> Tensor:
     return torch.where(apart, torch.where(apart, half, 1.0).sqrt(), 0.0)
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Turn autocast off. On other devices it has nothing of the head on its lists, or does not exist."""
     return torch.autocast(device.type, enabled=False) if device.type in {"cpu", "cuda", "xpu"} else nullcontext()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rclip_metric.distance import normalize
-from rclip_metric.retrieval import nearest, pairs_within
+from rclip_metric.retrieval import nearest, neighbours, pairs_within
 
 CHUNKS = "rclip_metric.retrieval.neighbours._ROWS"
 
@@ -20,9 +20,18 @@ def by_numpy(queries: torch.Tensor, embeddings: torch.Tensor) -> np.ndarray:
     return np.sqrt(np.square(x[:, None] - y[None]).sum(2) / 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("count", "rows"), [(500, 64), (500, 2**16), (3, 64)])
-def test_it_finds_what_numpy_finds(dtype, count, rows, monkeypatch):
+@pytest.fixture(params=[False, True], ids=["float32 products", "bfloat16 products"])
+def coarse(request, monkeypatch) -> bool:
+    """Multiply in one way or the other, whatever this processor is good at."""
+    monkeypatch.setattr("rclip_metric.retrieval.neighbours._COARSE_ROWS", 1)
+    monkeypatch.setattr("rclip_metric.retrieval.neighbours._COARSE_QUERIES", 1)
+    monkeypatch.setattr("rclip_metric.retrieval.neighbours._bfloat16_is_fast", lambda device: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("count", "rows"), [(500, 64), (5000, 600), (500, 2**16), (3, 64)])
+def test_it_finds_what_numpy_finds(dtype, count, rows, coarse, monkeypatch):
     monkeypatch.setattr(CHUNKS, rows)
     embeddings, queries = units(count, dtype=dtype), units(7, seed=1)
     distances, found = nearest(queries, embeddings, 10)
@@ -33,6 +42,62 @@ def test_it_finds_what_numpy_finds(dtype, count, rows, monkeypatch):
     assert np.allclose(distances.numpy(), np.sort(wanted, axis=1)[:, :k], atol=2e-7)
     squares, same = nearest(queries, embeddings, 10, squared=True)
     assert torch.equal(same, found) and np.allclose(squares.numpy(), distances.numpy() ** 2, atol=1e-6)
+
+
+def hard(kind: str, dtype: torch.dtype) -> torch.Tensor:
+    """What products of few digits tell badly apart."""
+    noise = torch.randn(6000, 96, generator=torch.Generator().manual_seed(3))
+    if kind == "outliers":  # as CLIP's embeddings have: a number that is much larger than the others
+        noise[:, 5] += 30
+    elif kind == "a crowd":  # a third of them within what bfloat16 rounds away
+        noise[:2000] = noise[0] + 0.01 * noise[:2000]
+    elif kind == "small numbers":  # most below what float16 normally holds
+        noise[:, 3:] *= 3e-5
+    elif kind == "copies":
+        noise[1000:1500] = noise[7].clone()
+    return normalize(noise).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", ["outliers", "a crowd", "small numbers", "copies"])
+def test_nothing_is_missed_where_products_tell_little(kind, dtype, coarse, monkeypatch):
+    monkeypatch.setattr(CHUNKS, 1000)
+    embeddings = hard(kind, dtype)
+    queries = embeddings[[0, 7, 1999, 4000]].float()
+    distances, found = nearest(queries, embeddings, 20, squared=True)
+    wanted = np.sort(by_numpy(queries, embeddings) ** 2, axis=1)[:, :20]
+    # Of distances that float32 takes for equal either may come first: it is the distances that must be the smallest.
+    assert np.allclose(distances.numpy(), wanted, rtol=1e-5, atol=1e-9)
+    there = by_numpy(queries, embeddings) ** 2
+    assert np.allclose(np.take_along_axis(there, found.numpy(), axis=1), wanted, rtol=1e-5, atol=1e-9)
+    if kind == "copies":
+        assert found[1].tolist() == [7, *range(1000, 1019)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["outliers", "a crowd", "small numbers", "copies", "noise"])
+def test_products_are_no_more_wrong_than_is_said(kind, dtype):
+    """A product may stand in for a distance, up to a constant of the query."""
+    embeddings = hard(kind, dtype)
+    queries = embeddings[::40]
+    x, y = queries.double(), embeddings.double()
+    halves = (x[:, None] - y[None]).square().sum(2) / 2 - x.square().sum(1, keepdim=True) / 2 - 0.5
+    for products, wrong in (neighbours._in_float32(queries), neighbours._in_bfloat16(queries)):
+        error = (products(embeddings[:4096]).T.double() + halves[:, :4096]).abs().max().item()
+        assert error <= wrong < 0.03, (error, wrong)
+    assert error > wrong / 20  # of bfloat16: what is said is no guess either
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_not_finite_is_near_to_nothing(dtype, coarse):
+    queries, embeddings = units(2), units(300, dtype=dtype)
+    for bad in (float("nan"), float("inf")):
+        queries[1, 3] = bad
+        with pytest.raises(ValueError, match="is not finite"):
+            nearest(queries, embeddings, 3)
+    embeddings[1, 3] = float("nan")
+    with pytest.raises(ValueError, match="is not finite"):
+        nearest(units(2), embeddings, 300)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
