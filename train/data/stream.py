@@ -320,7 +320,8 @@ def open_stream(
     if batch_size < world:
         raise ValueError(f"a batch of {batch_size} leaves some of {world} processes without an image: raise it")
     if _is_shards(source):
-        from rclip_metric.train.data.shards import ShardSampler, find_shards
+        from rclip_metric.images.shards import find_shards
+        from rclip_metric.train.data.shards import ShardSampler
 
         found = find_shards(source)
         shards = ShardSampler(found, batch_size, seed, start, stop, rank=rank, world=world, labels=labels)

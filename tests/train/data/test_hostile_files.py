@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rclip_metric.errors import CheckpointError
+from rclip_metric.images.shards import index_shard
 from rclip_metric.json_files import read_json
 from rclip_metric.train.data.class_table import read_class_table
-from rclip_metric.train.data.shards import index_shard
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.triplets import read_bapps, read_nights
 from rclip_metric.train.finetuning.clip import read_captions

@@ -16,10 +16,11 @@ import webdataset
 from PIL import Image
 
 from rclip_metric.images import load_image
+from rclip_metric.images.shards import find_shards, index_shard
 from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.classes import read_classes
 from rclip_metric.train.data.images import SUFFIXES, find_images, walk_images
-from rclip_metric.train.data.shards import ShardSampler, find_shards, index_shard
+from rclip_metric.train.data.shards import ShardSampler
 from rclip_metric.train.data.stream import open_stream
 
 SIDE = 8
