@@ -15,7 +15,6 @@ from rclip_metric.printing import complain, printable, say
 
 # What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
-    from rclip_metric.metric import RobustPerceptualDistance
     from rclip_metric.retrieval import FileEmbeddings
 
 
@@ -60,11 +59,23 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Load the model that the arguments name."""
-        from rclip_metric.retrieval import identity, settings
+        from rclip_metric.retrieval import ModelSource, identity, settings
+        from rclip_metric.weights.hub import without_progress_bars
 
         self._args = args
         self._say: Callable[[str], object] = complain
-        self.metric = _load(args)
+        device = _device(args.device)
+        self.source = ModelSource(
+            args.model,
+            base=args.base,
+            revision=args.revision,
+            resize=args.resize,
+            cache_dir=args.cache_dir,
+            squared=args.squared,
+            dtype=args.dtype,
+        )
+        with without_progress_bars(args.quiet):
+            self.metric = self.source.load(device)
         self.batch_size = args.batch_size or (8 if self.metric.device.type == "cpu" else 32)
         self.identity = identity(self.metric)
         self.settings = settings(self.metric, args.model, self.batch_size)
@@ -167,27 +178,6 @@ class Run:
         mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
         self.remark(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
         return 2 if self.skipped else 0
-
-
-def _load(args: argparse.Namespace) -> RobustPerceptualDistance:
-    import torch
-
-    from rclip_metric.metric import RobustPerceptualDistance
-    from rclip_metric.weights.digest import file_digest
-    from rclip_metric.weights.hub import without_progress_bars
-    from rclip_metric.weights.loading import load_encoder, locate
-
-    device = _device(args.device)
-    resize: Any = {None: "default", "none": None}.get(args.resize, args.resize)
-    with without_progress_bars(args.quiet):
-        encoder = load_encoder(
-            args.model, base=args.base, resize=resize, revision=args.revision, cache_dir=args.cache_dir
-        )
-        if encoder.revision is None:  # a local file that does not say: its contents do
-            path = locate(args.model, base=args.base, cache_dir=args.cache_dir, local_files_only=True).path
-            encoder.revision = f"sha256:{file_digest(path)[:12]}"
-    metric = RobustPerceptualDistance(encoder, squared=args.squared)
-    return metric.to(device=device, dtype=getattr(torch, args.dtype))
 
 
 def _device(name: str) -> str:

@@ -9,13 +9,16 @@ from rclip_metric.retrieval.embeddings import (
     Pairing,
     Summary,
     all_pairs,
+    decoders,
     distances,
     identity,
     pair_by_name,
+    read_ahead,
     settings,
     significant,
 )
 from rclip_metric.retrieval.index import Hits, ImageIndex, Update
+from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.storage import Row, is_index, open_storage
 
@@ -28,12 +31,14 @@ __all__ = [
     "FileEmbeddings",
     "Hits",
     "ImageIndex",
+    "ModelSource",
     "Pairing",
     "Row",
     "Summary",
     "Update",
     "Verdict",
     "all_pairs",
+    "decoders",
     "distances",
     "find_duplicates",
     "identity",
@@ -42,6 +47,7 @@ __all__ = [
     "open_storage",
     "pair_by_name",
     "pairs_within",
+    "read_ahead",
     "settings",
     "significant",
 ]

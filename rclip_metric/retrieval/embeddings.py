@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from rclip_metric.metric import RobustPerceptualDistance
 
 if TYPE_CHECKING:
     from rclip_metric.images.reading import ImageSource
+
+_Item = TypeVar("_Item")
+_Read = TypeVar("_Read")
 
 # Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
 _DECODERS = min(4, os.cpu_count() or 1)
@@ -105,6 +108,42 @@ class Embedder(Protocol):
         """Embed (N, 3, S, S) as (N, D) of unit length."""
 
 
+def decoders() -> ThreadPoolExecutor:
+    """Start the threads that decode images: few, as they keep up with any device.
+
+    Example:
+        >>> with decoders() as pool:
+        ...     pool.submit(len, b"bytes").result()
+        5
+    """
+    return ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[_Item], _Read], items: Iterable[_Item], count: int
+) -> Iterator[tuple[_Item, Future[_Read]]]:
+    """Yield items in order, each with what is read of it, while threads work on those that follow.
+
+    Args:
+        pool: The threads.
+        read: Called with an item, in a thread.
+        items: Taken as they are needed.
+        count: How many are read ahead, at most: what is in memory at a time.
+
+    Example:
+        >>> with decoders() as pool:
+        ...     [(word, length.result()) for word, length in read_ahead(pool, len, ["a", "few", "words"], 2)]
+        [('a', 1), ('few', 3), ('words', 5)]
+    """
+    waiting: deque[tuple[_Item, Future[_Read]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(read, item)))
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
 class FileEmbeddings:
     """Unit embeddings of image files, computed in batches as they are asked for.
 
@@ -152,7 +191,7 @@ class FileEmbeddings:
         for file in files:
             distinct.setdefault(os.path.realpath(file), file)
         self._count = len(distinct)
-        self._pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._pool = decoders()
         self._batches = self._work(distinct)
 
     def __len__(self) -> int:
@@ -180,7 +219,7 @@ class FileEmbeddings:
         """Embed batch by batch, as far as it is iterated: True after each batch."""
         waiting: list[tuple[str, bytes]] = []
         batch: dict[bytes, Tensor] = {}
-        for key, file, decoded in self._decoded(files):
+        for (key, file), decoded in read_ahead(self._pool, self._read, files.items(), 2 * self._batch_size):
             try:
                 digest, pixels = decoded.result()
             except ValueError as error:  # an ImageError, or a size that resize=None does not take
@@ -197,18 +236,8 @@ class FileEmbeddings:
         self._embed(batch, waiting)
         yield True
 
-    def _decoded(self, files: dict[str, Path]) -> Iterator[tuple[str, Path, Future[tuple[bytes, Tensor]]]]:
-        """Yield the files in order, with no more than two batches of pixels in memory at a time."""
-        ahead: deque[tuple[str, Path, Future[tuple[bytes, Tensor]]]] = deque()
-        for key, file in files.items():
-            ahead.append((key, file, self._pool.submit(self._read, file)))
-            if len(ahead) > 2 * self._batch_size:
-                yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
-
-    def _read(self, file: Path) -> tuple[bytes, Tensor]:
-        pixels = self._metric.preprocess(file)  # (3, S, S)
+    def _read(self, named: tuple[str, Path]) -> tuple[bytes, Tensor]:
+        pixels = self._metric.preprocess(named[1])  # (3, S, S)
         return hashlib.blake2b(pixels.numpy().data, digest_size=16).digest(), pixels
 
     def _embed(self, batch: dict[bytes, Tensor], waiting: list[tuple[str, bytes]]) -> None:
