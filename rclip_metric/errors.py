@@ -74,3 +74,7 @@ class StorageError(WeightsError):
 
 class ImageIndexError(ValueError):
     """An index of images that is not there, damaged, of another model, or asked for what it does not hold."""
+
+
+class FilterError(ValueError):
+    """A filter that cannot be made of the examples that were given, or work that cannot be begun or gone on with."""

@@ -26,6 +26,7 @@ METRIC = (
     ("metric",),
     ("detectors",),
     ("compare", "retrieval", "torchmetric"),
+    ("filtering",),
     ("cli",),
 )
 TRAIN = (

@@ -19,6 +19,7 @@ FACES = [
     "rclip_metric",
     "rclip_metric.detectors",
     "rclip_metric.encoder",
+    "rclip_metric.filtering",
     "rclip_metric.images",
     "rclip_metric.retrieval",
     "rclip_metric.weights",

@@ -1,4 +1,4 @@
-"""A page of pictures in one file: queries with what was found, or images with their near-duplicates."""
+"""A page of pictures in one file: queries with what was found, images with their near-duplicates, or a filter's."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ class Tile:
         name: Of the image.
         number: Its distance, or what it is.
         label: Its class.
-        path: The file that is shown; None, or one that cannot be read, leaves the place empty.
+        path: The file that is shown, or its bytes; None, or one that cannot be read, leaves the place empty.
+        blurred: Whether the picture is blurred until somebody asks to see it.
     """
 
     name: str
     number: str
     label: str | None = None
-    path: str | None = None
+    path: str | bytes | None = None
+    blurred: bool = False
 
     @property
     def image(self) -> str | None:
@@ -49,10 +51,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Group:
-    """A row of the page: the first tile is shown large."""
+    """A row of the page: the first tile is shown large, unless all are alike."""
 
     title: str
     tiles: Sequence[Tile] = field(default_factory=list)
+    alike: bool = False
 
 
 def write_gallery(path: Path, title: str, about: str, groups: Iterable[Group]) -> None:

@@ -14,10 +14,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclip_metric import __version__
+from rclip_metric.cli import filter as filtering
 from rclip_metric.cli import search
 from rclip_metric.cli.run import UsageError
 from rclip_metric.cli.score import rank, score
-from rclip_metric.errors import DigestError, HubError, ImageError, ImageIndexError, StorageError, WeightsError
+from rclip_metric.errors import (
+    DigestError,
+    FilterError,
+    HubError,
+    ImageError,
+    ImageIndexError,
+    StorageError,
+    WeightsError,
+)
 from rclip_metric.files import written_whole
 from rclip_metric.printing import Parser, complain, give_up, printable, say, show
 
@@ -115,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         code = 130
-    except (ImageError, ImageIndexError, UsageError, WeightsError) as error:
+    except (FilterError, ImageError, ImageIndexError, UsageError, WeightsError) as error:
         complain(error)
         code = _exit_code(error)
     except OSError as error:
@@ -245,6 +254,16 @@ def _add_searching(
     doubled.add_argument("--html", **page)
     doubled.set_defaults(command=search.duplicates)
 
+    filtered = commands.add_parser(
+        "filter",
+        help="give images the class of the examples they are nearest to",
+        description=filtering.HELP,
+        parents=[_scoring_options(None, "that of the pools; r-clip-f for a folder"), cache, output],
+        **raw,
+    )
+    filtering.add_options(filtered, _positive, _distance)
+    filtered.set_defaults(command=filtering.decide)
+
 
 def _add_models(
     commands: Any, cache: argparse.ArgumentParser, output: argparse.ArgumentParser, raw: dict[str, Any]
@@ -275,9 +294,11 @@ def _add_models(
     manifest.set_defaults(command=_manifest)
 
 
-def _scoring_options(model: str | None) -> argparse.ArgumentParser:
+def _scoring_options(
+    model: str | None, otherwise: str = "that of the index; r-clip-f for a folder"
+) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    default = model or "that of the index; r-clip-f for a folder"
+    default = model or otherwise
     options.add_argument("--model", default=model, help=f"name (see `models`), path, or Hub id (default: {default})")
     options.add_argument(
         "--base",

@@ -30,12 +30,12 @@ class Progress:
         self.shown = shown
         self._bar: Any = None
 
-    def start(self, total: int) -> None:
-        """Draw the bar: it is known how many images there are."""
+    def start(self, total: int, unit: str = "image") -> None:
+        """Draw the bar: it is known how many there are."""
         if self.shown:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
-            self._bar = tqdm(total=total, unit="image", leave=False, file=sys.stderr)
+            self._bar = tqdm(total=total, unit=unit, leave=False, file=sys.stderr)
 
     def advance(self) -> None:
         """Count an image."""

@@ -17,7 +17,7 @@ from rclip_metric.retrieval.embeddings import (
     settings,
     significant,
 )
-from rclip_metric.retrieval.index import Hits, ImageIndex, Update
+from rclip_metric.retrieval.index import Hits, ImageIndex, Update, identity_of
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.storage import Row, is_index, open_storage
@@ -42,6 +42,7 @@ __all__ = [
     "distances",
     "find_duplicates",
     "identity",
+    "identity_of",
     "is_index",
     "nearest",
     "open_storage",

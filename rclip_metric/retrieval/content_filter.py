@@ -106,11 +106,12 @@ class ContentFilter:
             raise ImageIndexError(f"threshold must be a positive distance or None, got {threshold}.")
         self.metric, self.k, self.threshold = metric, k, threshold
 
-    def decide(self, queries: Any) -> list[Decision]:
+    def decide(self, queries: Any, *, warn: bool = True) -> list[Decision]:
         """Decide on images.
 
         Args:
             queries: Files or Pillow images, images (N, 3, H, W), or embeddings (N, D).
+            warn: Whether to warn of queries that are among the examples.
 
         Returns:
             A decision on each.
@@ -131,7 +132,7 @@ class ContentFilter:
             hits = {label: several[number] for label, several in found.items()}
             decisions.append(self._decision(hits))
             itself += [one.ids[0] for one in hits.values() if float(one.distances[0]) < _SAME]
-        if itself:
+        if itself and warn:
             more = f" and {len(itself) - 1} more" if len(itself) > 1 else ""
             warnings.warn(f"{itself[0]}{more} of the examples is a query itself", UserWarning, stacklevel=2)
         return decisions

@@ -491,7 +491,12 @@ class ImageIndex:
 
 
 def identity_of(metric: Embedder) -> dict[str, Any]:
-    """Name what embeddings mean nothing without: model, revision, digest of its weights and preprocessing, JSON."""
+    """Name what embeddings mean nothing without: model, revision, digest of its weights and preprocessing, JSON.
+
+    Example:
+        >>> list(identity_of(RobustPerceptualDistance("tiny")))
+        ['name', 'revision', 'weights', 'resize', 'preprocessing']
+    """
     if isinstance(metric, RobustPerceptualDistance):
         encoder = metric.encoder
         return {
