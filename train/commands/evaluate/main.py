@@ -23,6 +23,8 @@ PAPER: dict[str, dict[str, Any]] = {
     "jnd": {"protocol": "mAP", "interpolation": "bilinear", "side": 64, "attack": "none"},
     "things": {"attack": "none"},
     "cue-conflict": {"attack": "none"},
+    "neighbours": {"database": "15,000 images of MS-COCO's training set", "k": 1, "attack": "apgd", "norm": "linf",
+                   "eps": "4/255", "steps": 50},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
                  "targets": 9},
 }  # fmt: skip
@@ -47,7 +49,8 @@ def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
 
     chunk_size = options.chunk_size or chunk_size_of(metric)
     resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
-    precision = team.first(metric_precision(options.precision, metric))  # where it is measured they may not agree
+    asked = getattr(options, "precision", "float32")
+    precision = team.first(metric_precision(asked, metric))  # where it is measured they may not agree
     return RunSettings(options.seed, options.batch_size, chunk_size, precision, resample)
 
 
@@ -193,6 +196,43 @@ def _cue_conflict(options: argparse.Namespace) -> None:
     if data.left_out and join(options.device).rank == 0:
         _say(f"{len(data.left_out)} images are no references; the first: {data.left_out[0]}")
     _judge(options, lambda _: data, ())
+
+
+def _neighbours(options: argparse.Namespace) -> None:
+    from rclip_metric.retrieval import is_index
+    from rclip_metric.train.evaluation import Session
+    from rclip_metric.train.evaluation.results.curves import new_figure
+    from rclip_metric.train.evaluation.results.neighbour_pictures import Pictures, write_figure, write_page
+    from rclip_metric.train.evaluation.searched import Folder, Indexed
+    from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, choose_queries, neighbours_table
+    from rclip_metric.train.metrics.registry import load_metric
+    from rclip_metric.train.runs.distributed import join
+
+    _needs(options, "database", "queries", "model", "out")
+    new_figure(1, 1)  # what it needs is told before any work
+    indexed = is_index(options.database)
+    if indexed and options.sample:
+        raise ValueError("--sample chooses files of a folder, and an index is searched whole: leave it out")
+    queries = choose_queries(options.queries, options.count, options.seed)
+    folder = None if indexed else Folder.at(options.database, options.sample, options.seed)
+    team = join(options.device)
+    session, ball = Session(options.out, options.overwrite, team, options.quiet), LpBall(options.norm, options.eps)
+    records, database = [], folder
+    for name in options.model:
+        metric = load_metric(name, device=str(team.device))
+        database = folder or Indexed(options.database, metric)
+        task = Neighbours(queries, database, ball, options.k, options.steps)
+        path = options.out / task.file_name(metric)
+        records.append(session.single(path, task, metric, _run_settings(options, metric, team)))
+    if team.rank == 0:
+        pictures = Pictures({query.key: query.path for query in queries}.__getitem__, database.picture)
+        write_figure(records, pictures, options.out / "neighbours.png")
+        write_page(records, pictures, options.out / "neighbours.html")
+        show(f"{neighbours_table(records)}\n")
+    for noun, part in (("queries", "data"), ("images", "database")):
+        found = [record["data"] if part == "data" else record["data"]["database"] for record in records]
+        if broken := list(dict.fromkeys(problem for data in found for problem in data["unreadable"])):
+            raise ValueError(f"{len(broken)} {noun} could not be read and were left out; the first: {broken[0]}")
 
 
 def _sanity(options: argparse.Namespace) -> None:
@@ -355,6 +395,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "things": _things,
     "zeroshot": _zeroshot,
     "cue-conflict": _cue_conflict,
+    "neighbours": _neighbours,
     "sanity": _sanity,
     "table": _table,
 }

@@ -52,6 +52,8 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("things", "odd-one-out in the THINGS format", _things_options, judged, people, no_attack, **raw)
     add("zeroshot", "zero-shot classification of a folder per class", _zeroshot_options, judged, _name_options(), **raw)
     add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
+    neighbours = "nearest neighbours of queries, clean and under attack: a figure and a page"
+    add("neighbours", neighbours, _neighbours_options, _run_options(), **raw)
     add("sanity", sanity, _sanity_options, judged, people, **raw)
     add("table", "results as a leaderboard and as plots", _table_options)
     return parser
@@ -134,6 +136,19 @@ def _cue_conflict_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _neighbours_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--database", type=Path, metavar="DIR|INDEX", help="images to find: a folder, or an index")
+    parser.add_argument("--sample", type=positive, metavar="N", help="only N images of the folder, at random by --seed")
+    parser.add_argument("--queries", type=Path, nargs="+", metavar="DIR|FILE", help="a folder, or image files")
+    parser.add_argument(
+        "--count", type=positive, metavar="N", help="of them, N at random by --seed (default: all files, 4 of a folder)"
+    )
+    parser.add_argument("-k", type=positive, default=5, metavar="K", help="neighbours (default: %(default)s)")
+    parser.add_argument("--norm", choices=NORMS, default="linf", help="default: %(default)s")
+    parser.add_argument("--eps", type=radius, default=4 / 255, help="default: 4/255, the paper's")
+    parser.add_argument("--steps", type=count, default=50, help="of APGD (default: %(default)s, the figure's)")
+
+
 def _sanity_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--norm", nargs="+", choices=NORMS)
@@ -178,24 +193,15 @@ def _set_options() -> argparse.ArgumentParser:
     return options
 
 
-def _judged_options() -> argparse.ArgumentParser:
+def _run_options() -> argparse.ArgumentParser:
+    """Who is judged and how it runs, whatever the data."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--data", type=Path, help="folder of the set (things: or its table)")
-    options.add_argument(
-        "--allow-outside",
-        action="store_true",
-        help="paths in the set's tables (data.csv, a list of images) may lead out of its folder",
-    )
     options.add_argument("--model", nargs="+", help="names, paths, Hub ids, or MODULE:FUNCTION")
     options.add_argument("--out", type=Path, help="folder for the results, one JSON per model and threat; resumes")
     options.add_argument("--overwrite", action="store_true", help="replace results of other settings")
     options.add_argument(
-        "--check", action="store_true", help="only read every image of the set, and say what is broken"
-    )
-    options.add_argument(
         "--preset", choices=("paper",), help="print the paper's settings, which are the defaults, and stop"
     )
-    options.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     options.add_argument("--seed", type=count, default=0, help="of the random starts (default: %(default)s)")
     options.add_argument(
         "--batch-size",
@@ -207,6 +213,23 @@ def _judged_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
     )
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    options.add_argument("--quiet", action="store_true", help="no progress bar")
+    return options
+
+
+def _judged_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[_run_options()])
+    options.add_argument("--data", type=Path, help="folder of the set (things: or its table)")
+    options.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="paths in the set's tables (data.csv, a list of images) may lead out of its folder",
+    )
+    options.add_argument(
+        "--check", action="store_true", help="only read every image of the set, and say what is broken"
+    )
+    options.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     options.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "auto"),
@@ -214,8 +237,6 @@ def _judged_options() -> argparse.ArgumentParser:
         help="of the attack's own passes; successes are always confirmed in float32. auto: bfloat16 where the device "
         "is fast at it (default: %(default)s, as in the paper)",
     )
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    options.add_argument("--quiet", action="store_true", help="no progress bar")
     return options
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rclip_metric.files import written_whole
 from rclip_metric.train.evaluation.results.labels import (
@@ -68,12 +68,12 @@ class Chart:
 
 def plot(records: Sequence[Record], path: Path) -> None:
     """Draw accuracy against eps into a .png, .svg or .pdf file, written atomically; see `figure`."""
-    _write(figure(records), path)
+    write_plot(figure(records), path)
 
 
 def sweep_plot(records: Sequence[Record], path: Path, x: str = "steps") -> None:
     """Draw accuracy against a setting of the attack into a file, as `plot` does; see `sweep_figure`."""
-    _write(sweep_figure(records, x), path)
+    write_plot(sweep_figure(records, x), path)
 
 
 def figure(records: Sequence[Record]) -> Figure:
@@ -185,18 +185,29 @@ def _position(record: Record, threat: Threat, x: str) -> float:
     return float(value)
 
 
-def _empty_figure(chart: Chart) -> Figure:
-    """Make a figure with a panel per norm, their shared axis, the title and the legend."""
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    """Make an empty figure of so many inches that no window shows.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
     except ImportError as error:
         raise ValueError('plots need matplotlib, which is an extra: pip install "rclip-metric[plot]"') from error
-    names = [_literal(label).replace(" @ ", "\n@ ") for label in chart.labels]
-    legend = MARGIN + LETTER * max(len(line) for name in names for line in name.splitlines())
-    drawn = Figure(figsize=(PANEL[0] * len(chart.panels) + legend, PANEL[1]), layout="constrained")
+    drawn = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(drawn)
+    return drawn
+
+
+def _empty_figure(chart: Chart) -> Figure:
+    """Make a figure with a panel per norm, their shared axis, the title and the legend."""
+    names = [literal(label).replace(" @ ", "\n@ ") for label in chart.labels]
+    legend = MARGIN + LETTER * max(len(line) for name in names for line in name.splitlines())
+    drawn = new_figure(PANEL[0] * len(chart.panels) + legend, PANEL[1], "constrained")
+    from matplotlib.lines import Line2D
+
     for axes in drawn.subplots(1, len(chart.panels), squeeze=False, sharey=True)[0]:
         axes.set_ylim(0, 100)
         axes.set_yticks(range(0, 101, 20))
@@ -204,7 +215,7 @@ def _empty_figure(chart: Chart) -> Figure:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     drawn.axes[0].set_ylabel("accuracy (%)")
-    drawn.suptitle(f"{_literal(chart.title)}\n{_literal(chart.subtitle)}", fontsize=11, x=0.01, ha="left")
+    drawn.suptitle(f"{literal(chart.title)}\n{literal(chart.subtitle)}", fontsize=11, x=0.01, ha="left")
     lines = [Line2D([], [], **_look(number)) for number in range(len(chart.labels))]
     drawn.axes[-1].legend(
         lines,
@@ -229,16 +240,17 @@ def _draw(axes: Axes, curve: Curve, number: int) -> None:
     x, y, low, high = curve.columns()
     look = _look(number)
     axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-    axes.plot(x, y, label=_literal(curve.label), clip_on=False, **look)  # markers at 0 and 100 are whole
+    axes.plot(x, y, label=literal(curve.label), clip_on=False, **look)  # markers at 0 and 100 are whole
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Escape what matplotlib takes for mathematics, or leaves out of a legend for its first character."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
-def _write(drawn: Figure, path: Path) -> None:
+def write_plot(drawn: Figure, path: Path) -> None:
+    """Write a figure to a file, in the format that its name ends in, as a whole or not at all."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} names no format for a plot: end it in {', '.join(SUFFIXES)}")

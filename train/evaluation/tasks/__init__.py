@@ -3,6 +3,7 @@
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, evaluate_cue_conflict
 from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.tasks.jnd import JndData, average_precision, jnd_data
+from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, Query, choose_queries, overlap_at_k
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
 from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance, direct_attack, direct_record
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
@@ -11,7 +12,9 @@ from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAtta
 __all__ = [
     "CueConflictData",
     "JndData",
+    "Neighbours",
     "OddOneOutData",
+    "Query",
     "SelfDistance",
     "TwoAfcData",
     "ZeroShot",
@@ -20,6 +23,7 @@ __all__ = [
     "at_equal_steps",
     "average_precision",
     "bapps_data",
+    "choose_queries",
     "cue_conflict_data",
     "direct_attack",
     "direct_record",
@@ -29,5 +33,6 @@ __all__ = [
     "evaluate_zero_shot",
     "jnd_data",
     "nights_data",
+    "overlap_at_k",
     "things_data",
 ]

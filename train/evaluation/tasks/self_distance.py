@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rclip_metric.train.attacks.apgd import apgd
+from rclip_metric.train.attacks.base import AttackResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.triplets import TripletFiles
 from rclip_metric.train.evaluation.attack import DEFAULTS, fixed_options
@@ -101,15 +102,7 @@ class SelfDistance(Task[TripletFiles]):
             return {**{name: [] for name in COLUMNS}, "unreadable": unreadable, **dict.fromkeys(COSTS, 0)}
         paths = [triplet.reference for triplet in read]
         clean = images.pixels(paths)
-        fixed = fixed_options(metric, clean[:, None], chunk)  # (n, 1, ...)
-        found = apgd(
-            lambda points, indices: -metric.similarities(points, fixed[indices])[:, 0],
-            clean,
-            self.ball,
-            self.steps,
-            seeds=on.seeds(read),
-            chunk_size=chunk,
-        )
+        found, fixed = moved_away(metric, clean, self.ball, self.steps, on.seeds(read), chunk)
         last = self.samples.index(read[-1])
         others = (triplet.reference for triplet in (*self.samples[last + 1 :], *self.samples[:last]))  # round the end
         after = next(([path] for path in others if not images.problems(None, [path])), [])
@@ -141,6 +134,37 @@ class SelfDistance(Task[TripletFiles]):
         made |= {"settings": {**asdict(on.run), "precision": "float32", "images": self.images}, "versions": versions()}
         made |= {"device": device_record(on.metric.device), "processes": on.team.count, "seconds": round(seconds, 3)}
         return [{**made, "images_per_second": round(evaluations / seconds, 2) if seconds else None}]
+
+
+def moved_away(
+    metric: Metric, clean: Tensor, ball: LpBall, steps: int, seeds: Sequence[int], chunk_size: int | None
+) -> tuple[AttackResult, Tensor]:
+    """Attack images (n, 3, S, S) so that the metric finds them as unlike themselves as it can (the paper's eq. 6).
+
+    At the image itself the gradient is zero; APGD begins at a random point of the ball.
+
+    Returns:
+        What the attack found; its loss is minus the similarity to the clean image. And what the metric keeps of the
+        clean images, (n, 1, ...).
+
+    Example:
+        >>> import torch
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> clean = torch.full((1, 3, 16, 16), 0.5)
+        >>> found, _ = moved_away(load_metric("linf", image_size=16), clean, LpBall("linf", 8 / 255), 3, [0], None)
+        >>> round(255 * (found.images - clean).abs().max().item(), 2)
+        8.0
+    """
+    fixed = fixed_options(metric, clean[:, None], chunk_size)  # (n, 1, ...)
+    found = apgd(
+        lambda points, indices: -metric.similarities(points, fixed[indices])[:, 0],
+        clean,
+        ball,
+        steps,
+        seeds=seeds,
+        chunk_size=chunk_size,
+    )
+    return found, fixed
 
 
 def direct_attack(
