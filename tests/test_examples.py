@@ -134,3 +134,19 @@ def test_the_published_loop_beside_ours(tmp_path, capsys):
     assert theirs["inner_momentum"] == "published" and theirs["drop_path"] == 0.1
     assert all(0 <= row["accuracy"]["4/255"] <= row["accuracy"]["clean"] <= 100 for row in record["rows"])
     assert capsys.readouterr().out.endswith((tmp_path / "published_loop.md").read_text())
+
+
+def test_the_figure_of_neighbours(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert load_example("neighbours_figure").draw(tmp_path, pool=3, steps=1) == 0
+    assert capsys.readouterr().out.count("| pool | 24 | 3 | linf 4/255, 1 steps |") == 3
+    here = EXAMPLES.parent / "results" / "neighbours"
+    for folder, images in ((tmp_path, 24), (here, 400)):
+        with Image.open(folder / "neighbours.png") as figure:
+            assert figure.size == (1431, 1084) and (folder / "neighbours.png").stat().st_size < 300_000
+        records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        assert {record["model"]["name"] for record in records} == {"tiny", "tiny-clean", "l2"}
+        for record in records:
+            assert record["data"]["database"]["images"] == images and len(record["neighbours"]) == 3
+            shares = [row["overlap"] for row in record["neighbours"]]
+            assert record["overlap"]["mean"] == pytest.approx(100 * sum(shares) / 3, abs=1e-4)
