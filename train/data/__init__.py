@@ -4,6 +4,7 @@ from rclip_metric.train.data.augmentation import Augmentation
 from rclip_metric.train.data.check import check_images
 from rclip_metric.train.data.classes import LabelledFolders, LabelledImage, Prompts, read_classes, read_prompts
 from rclip_metric.train.data.cue_conflict import ConflictTriplet, conflict_triplets, read_conflicts
+from rclip_metric.train.data.filter_pools import FilterImage, FilterPools, Sizes, read_filter_pools
 from rclip_metric.train.data.images import ImageFiles, StepSampler, find_images, loader
 from rclip_metric.train.data.photo_recipes import PHOTO_KINDS
 from rclip_metric.train.data.photos import PHOTOS_RECORD, PhotosConfig, write_photos
@@ -19,11 +20,14 @@ __all__ = [
     "Augmentation",
     "Batch",
     "ConflictTriplet",
+    "FilterImage",
+    "FilterPools",
     "ImageFiles",
     "LabelledFolders",
     "LabelledImage",
     "PhotosConfig",
     "Prompts",
+    "Sizes",
     "StepSampler",
     "Stream",
     "Things",
@@ -38,6 +42,7 @@ __all__ = [
     "read_bapps",
     "read_classes",
     "read_conflicts",
+    "read_filter_pools",
     "read_nights",
     "read_prompts",
     "read_things",
