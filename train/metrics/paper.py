@@ -95,6 +95,8 @@ PUBLISHED = {
     "bapps": PublishedSet((36_001, 36_999)),
     "things": PublishedSet((4_000_000, 5_000_000)),  # 4.7 million
     "imagenet": PublishedSet((50_000, 50_000)),  # the validation set
+    "nsfw": PublishedSet((1000, 2000)),  # queries of a content filter, 1000 of each of two classes
+    "guns": PublishedSet((1000, 14_000)),  # 1000 unsafe ones under attack; 10,000 safe and 4000 unsafe clean
 }
 BAPPS_ATTACKED = 1000  # per split
 BAPPS_SPLITS = frozenset({"cnn", "color", "deblur", "frameinterp", "superres", "traditional"})

@@ -1,6 +1,7 @@
 """The tasks that metrics are judged by, one file each; and how each is read from a folder."""
 
 from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, evaluate_cue_conflict
+from rclip_metric.train.evaluation.tasks.filtering import Filtering, evaluate_filter
 from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.tasks.jnd import JndData, average_precision, jnd_data
 from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, Query, choose_queries, overlap_at_k
@@ -11,6 +12,7 @@ from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAtta
 
 __all__ = [
     "CueConflictData",
+    "Filtering",
     "JndData",
     "Neighbours",
     "OddOneOutData",
@@ -28,6 +30,7 @@ __all__ = [
     "direct_attack",
     "direct_record",
     "evaluate_cue_conflict",
+    "evaluate_filter",
     "evaluate_odd_one_out",
     "evaluate_two_afc",
     "evaluate_zero_shot",
