@@ -25,6 +25,8 @@ PAPER: dict[str, dict[str, Any]] = {
     "cue-conflict": {"attack": "none"},
     "neighbours": {"database": "15,000 images of MS-COCO's training set", "k": 1, "attack": "apgd", "norm": "linf",
                    "eps": "4/255", "steps": 50},
+    "filter": {"pool-size": 500, "targets": 16, "queries": 1000, "attack": "apgd", "norm": "linf", "eps": "8/255",
+               "steps": 200},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
                  "targets": 9},
 }  # fmt: skip
@@ -235,6 +237,38 @@ def _neighbours(options: argparse.Namespace) -> None:
             raise ValueError(f"{len(broken)} {noun} could not be read and were left out; the first: {broken[0]}")
 
 
+def _filter(options: argparse.Namespace) -> None:
+    from rclip_metric.train.commands.evaluate.filtering import filter_task
+    from rclip_metric.train.evaluation import Session
+    from rclip_metric.train.evaluation.results.filter_table import filter_table
+    from rclip_metric.train.evaluation.tasks.filtering import evaluate_filter
+    from rclip_metric.train.metrics.registry import load_metric
+    from rclip_metric.train.runs.distributed import join
+
+    _needs(options, "data")
+    task = filter_task(options)
+    if options.check:
+        return _checked(task.paths(), options)
+    _needs(options, "model")
+    balls = [] if options.attack == "none" else balls_of([options.norm], options.eps or [8 / 255])
+    team = join(options.device)
+    session = Session(options.out, options.overwrite, team, options.quiet)
+    detectors = []
+    for name in options.detector:
+        from rclip_metric.detectors.loading import load_detector
+
+        detectors.append(load_detector(name, str(team.device)))
+    how: dict[str, Any] = {"steps": options.steps, "adaptive": options.adaptive, "detectors": detectors}
+    records: list[dict[str, Any]] = []
+    for name in options.model:
+        metric = load_metric(name, device=str(team.device))
+        run = _run_settings(options, metric, team)
+        records += evaluate_filter(metric, task, balls, run, session=session, **how)
+    if team.rank == 0:
+        show(f"{filter_table(records)}\n\n")
+    _finish(records, options, team.rank)
+
+
 def _sanity(options: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
@@ -396,6 +430,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "zeroshot": _zeroshot,
     "cue-conflict": _cue_conflict,
     "neighbours": _neighbours,
+    "filter": _filter,
     "sanity": _sanity,
     "table": _table,
 }

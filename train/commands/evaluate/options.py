@@ -54,6 +54,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
     neighbours = "nearest neighbours of queries, clean and under attack: a figure and a page"
     add("neighbours", neighbours, _neighbours_options, _run_options(), **raw)
+    add("filter", "a content filter by examples: where queries land", _filter_options, judged, _name_options(), **raw)
     add("sanity", sanity, _sanity_options, judged, people, **raw)
     add("table", "results as a leaderboard and as plots", _table_options)
     return parser
@@ -147,6 +148,33 @@ def _neighbours_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm", choices=NORMS, default="linf", help="default: %(default)s")
     parser.add_argument("--eps", type=radius, default=4 / 255, help="default: 4/255, the paper's")
     parser.add_argument("--steps", type=count, default=50, help="of APGD (default: %(default)s, the figure's)")
+
+
+def _filter_options(parser: argparse.ArgumentParser) -> None:
+    roles = ("safe", "buffer", "unsafe")
+    for role, usual in (("safe", "safe or neutral, else all the rest"), ("buffer", "buffer or sexy"),
+                        ("unsafe", "unsafe or porn")):  # fmt: skip
+        parser.add_argument(f"--{role}", nargs="+", metavar="CLASS", help=f"classes that are {role} (default: {usual})")
+    parser.add_argument("--no-buffer", action="store_true", help="leave the buffer out of the pool")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="CSV",
+        help="a table with the columns class and file, relative to the table's folder (default: a folder per class)",
+    )
+    parser.add_argument("--query", choices=roles, help="only queries of this role, with --target (default: both ways)")
+    parser.add_argument("--target", choices=roles, help="the role that they shall pass for")
+    parser.add_argument("--pool-size", type=positive, metavar="N", help="images per role in the pool (default: 500)")
+    parser.add_argument("--targets", type=positive, metavar="N", help="images that are aimed at (default: 16)")
+    parser.add_argument("--queries", type=positive, metavar="N", help="per role that is queried (default: 1000)")
+    parser.add_argument(
+        "--detector", nargs="+", default=[], metavar="NAME", help="of unsafe images, alone and together with the filter"
+    )
+    parser.add_argument("--attack", choices=("apgd", "none"), default="apgd", help="default: %(default)s")
+    parser.add_argument("--norm", choices=NORMS, default="linf")
+    parser.add_argument("--eps", nargs="+", type=radius, help="default: 8/255")
+    parser.add_argument("--steps", type=count, default=200, help="per APGD run (default: %(default)s)")
+    parser.add_argument("--adaptive", action="store_true", help="also an attacker who knows the pool")
 
 
 def _sanity_options(parser: argparse.ArgumentParser) -> None:
