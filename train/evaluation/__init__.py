@@ -11,6 +11,7 @@ from rclip_metric.train.evaluation.attack import (
     RunSettings,
     attack_block,
 )
+from rclip_metric.train.evaluation.ranking import mean_average_precision, precision_at
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
@@ -30,4 +31,6 @@ __all__ = [
     "evaluate",
     "kept",
     "load_results",
+    "mean_average_precision",
+    "precision_at",
 ]
