@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from rclip_metric.train.data.ground_truth import checked_truth
+
 # What counts as found, and what leaves the ranking first (Radenovic et al. 2018, section 3).
 DIFFICULTIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "E": (("easy",), ("junk", "hard")),
     "M": (("easy", "hard"), ("junk",)),
     "H": (("hard",), ("junk", "easy")),
 }
-LISTS = ("easy", "hard", "junk")
 AT = (1, 5, 10)
 
 
@@ -161,40 +162,6 @@ def _rankings(ranks: Tensor | np.ndarray) -> np.ndarray:
                 f"{len(everything) - 1}: pass all rows of the database, each once, best first"
             )
     return rankings.astype(np.int64)
-
-
-def checked_truth(truth: Mapping[str, Any], rows: int, where: str) -> dict[str, np.ndarray]:
-    """Return the lists of a query's ground truth as int64 arrays.
-
-    Args:
-        truth: with at least one of `LISTS`.
-        rows: of the database.
-        where: what it is, as the subject of a sentence.
-
-    Raises:
-        ValueError: if it is something else, or names a row that is not there, or one twice.
-    """
-    if not isinstance(truth, Mapping) or not any(name in truth for name in LISTS):
-        known = ", ".join(map(str, truth)) if isinstance(truth, Mapping) else type(truth).__name__
-        raise ValueError(f"{where} has none of {', '.join(LISTS)}: expected lists of rows, got {known or 'nothing'}")
-    found = {name: _listed(truth.get(name, ()), f"{where}, {name},") for name in LISTS}
-    everything = np.concatenate(list(found.values()))
-    if len(everything) and not 0 <= everything.min() <= everything.max() < rows:
-        wrong = next(int(row) for row in everything if not 0 <= row < rows)
-        raise ValueError(f"{where} names row {wrong}, and the database has rows 0 to {rows - 1}")
-    distinct, counts = np.unique(everything, return_counts=True)
-    if len(distinct) < len(everything):
-        raise ValueError(f"{where} names row {int(distinct[counts > 1][0])} twice: each is easy, hard or junk, or none")
-    return found
-
-
-def _listed(values: Any, where: str) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if not array.size:
-        return np.zeros(0, np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{where} must be a list of rows, integers, and holds {array.dtype}")
-    return array.astype(np.int64).ravel()
 
 
 def _average_precision(places: np.ndarray) -> float:
