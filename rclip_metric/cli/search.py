@@ -14,7 +14,7 @@ from rclip_metric.cli.run import Run, UsageError, number, number_of_files
 from rclip_metric.printing import say
 
 if TYPE_CHECKING:
-    from rclip_metric.retrieval import DuplicateGroup, Hits, ImageIndex
+    from rclip_metric.retrieval import Approximation, DuplicateGroup, Hits, ImageIndex
 
 _SHOWN = 20
 
@@ -62,23 +62,35 @@ def update(args: argparse.Namespace) -> int:
     return 2 if run.skipped else 0
 
 
+def approximate(args: argparse.Namespace) -> int:
+    """Prepare an index for approximate search; return the exit code."""
+    run, index = _open(args)
+    found = index.approximate()
+    _tell(run, {"index": args.index, **found._asdict()}, _recall(found))
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     """Say what an index holds, without loading its model; return the exit code."""
     from collections import Counter
 
-    from rclip_metric.retrieval import open_storage
+    from rclip_metric.retrieval import SearchableStorage, open_storage
 
     storage = open_storage(Path(args.index))
     about = storage.about()
-    rows, _ = storage.read()
+    rows = storage.rows()
+    approximation = storage.approximation() if isinstance(storage, SearchableStorage) else None
     labels = Counter(row.label for row in rows if row.label is not None)
     if args.json:
-        say(json.dumps({**about, "images": len(rows), "labels": dict(labels)}))
+        known = approximation and approximation._asdict()
+        say(json.dumps({**about, "images": len(rows), "labels": dict(labels), "approximate": known}))
         return 0
     metric = about["metric"]
     say(f"{len(rows)} images, embeddings of {about['dimension']} numbers in {about['dtype']}")
     say(f"model   {metric.get('name')}@{metric.get('revision')}")
     say(f"folder  {about.get('root') or 'none: images were added one by one'}")
+    if approximation is not None:
+        say(f"search  {_recall(approximation)}")
     for label, count in labels.most_common(_SHOWN):
         say(f"{count:7}  {label}")
     if len(labels) > _SHOWN:
@@ -94,10 +106,14 @@ def search(args: argparse.Namespace) -> int:
             raise UsageError(f"{query} is {'a folder' if query.is_dir() else 'no file'}, expected an image")
     import torch
 
-    run, index = _open(args)
+    run, index = _open(args, in_memory=False)
+    if args.approximate and index.approximation is not None:
+        run.remark(_recall(index.approximation))
     with run.embeddings(queries) as embeddings:
         units = [(query, u) for query in queries if (u := embeddings[query]) is not None]
-    hits: Any = index.search(torch.stack([u for _, u in units]).float(), k=args.k) if units else []
+    hits: Any = []
+    if units:
+        hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k, approximate=args.approximate)
     found = list(zip((str(query) for query, _ in units), hits, strict=True))
     if args.html:
         _write_page(args.html, found, run)
@@ -130,7 +146,7 @@ def duplicates(args: argparse.Namespace) -> int:
     return 2 if run.skipped else 0
 
 
-def _open(args: argparse.Namespace) -> tuple[Run, ImageIndex]:
+def _open(args: argparse.Namespace, in_memory: bool = True) -> tuple[Run, ImageIndex]:
     """Open an index with its own model, unless another is asked for; make one in memory of a folder of images."""
     from rclip_metric.retrieval import ImageIndex, is_index, open_storage
 
@@ -140,7 +156,7 @@ def _open(args: argparse.Namespace) -> tuple[Run, ImageIndex]:
         about = open_storage(path).about()
         args.model = args.model or about.get("source") or about["metric"].get("name")
         run = Run(args)
-        return run, ImageIndex.open(path, run.metric)
+        return run, ImageIndex.open(path, run.metric, in_memory=in_memory)
     args.model = args.model or "r-clip-f"
     run = Run(args)
     with run.working() as progress:
@@ -153,6 +169,13 @@ def _open(args: argparse.Namespace) -> tuple[Run, ImageIndex]:
             on_done=progress.advance,
         )
     return run, index
+
+
+def _recall(found: Approximation) -> str:
+    return (
+        f"approximate search finds {100 * found.recall:.1f} % of the {found.k} nearest, measured on {found.sample} of "
+        f"the {found.images} images that there were"
+    )
 
 
 def _require_folder(path: str) -> None:

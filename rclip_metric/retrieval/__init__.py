@@ -17,13 +17,16 @@ from rclip_metric.retrieval.embeddings import (
     settings,
     significant,
 )
-from rclip_metric.retrieval.index import Hits, ImageIndex, Update, identity_of
+from rclip_metric.retrieval.identity import identity_of
+from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
-from rclip_metric.retrieval.storage import Row, is_index, open_storage
+from rclip_metric.retrieval.rows import Hits, Update
+from rclip_metric.retrieval.storage import Approximation, Row, SearchableStorage, is_index, open_storage
 
 __all__ = [
     "AnyOf",
+    "Approximation",
     "ContentFilter",
     "Decision",
     "DuplicateGroup",
@@ -34,6 +37,7 @@ __all__ = [
     "ModelSource",
     "Pairing",
     "Row",
+    "SearchableStorage",
     "Summary",
     "Update",
     "Verdict",

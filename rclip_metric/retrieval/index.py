@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,59 +13,25 @@ from torch import Tensor
 from rclip_metric.distance import normalize
 from rclip_metric.errors import ImageError, ImageIndexError
 from rclip_metric.images.reading import list_images_below
-from rclip_metric.metric import RobustPerceptualDistance
 from rclip_metric.retrieval.embeddings import Embedder, FileEmbeddings
+from rclip_metric.retrieval.identity import described, identity_of
 from rclip_metric.retrieval.neighbours import nearest
-from rclip_metric.retrieval.storage import Row, Storage, create_storage, open_storage, require_free
-from rclip_metric.weights import tensors_digest
+from rclip_metric.retrieval.rows import Hits, Update, named, rows_of, stamped_row
+from rclip_metric.retrieval.storage import (
+    Approximation,
+    Row,
+    SearchableStorage,
+    Storage,
+    create_storage,
+    open_storage,
+    require_free,
+)
 
 _BLOCK = 512
 """Files whose embeddings are written at a time: what a process that is killed loses."""
 _DTYPES = {torch.float32: "float32", torch.float16: "float16"}
 
 Skip = Callable[[Path, str], None]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """The nearest images of one query, nearest first.
-
-    Attributes:
-        ids: (k,) names in the index.
-        labels: (k,) classes, None where there is none.
-        paths: (k,) files, None where the index has none.
-        distances: (k,) as the metric measures them, float32.
-        similarities: (k,) cosines, float32.
-
-    Example:
-        >>> from rclip_metric import RobustPerceptualDistance
-        >>> index = ImageIndex(RobustPerceptualDistance("tiny"))
-        >>> _ = index.add(torch.eye(128)[:2], ids=["a", "b"])
-        >>> index.search(torch.eye(128)[0], k=2).ids
-        ['a', 'b']
-    """
-
-    ids: list[str]
-    labels: list[str | None]
-    paths: list[str | None]
-    distances: Tensor
-    similarities: Tensor
-
-
-@dataclass(frozen=True)
-class Update:
-    """What `ImageIndex.update` found: ids of each kind, and files that could not be read with the reason.
-
-    Example:
-        >>> Update(added=["new.jpg"]).changed
-        []
-    """
-
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    unchanged: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 class ImageIndex:
@@ -80,7 +42,6 @@ class ImageIndex:
         dtype: float32, or float16, which halves the memory and moves a distance by less than 0.001.
 
     Attributes:
-        rows: What is known of each image, in the order of `embeddings`.
         root: The folder that it was built from, None if there is none.
         source: By what the metric can be had again, where that was said.
 
@@ -108,12 +69,14 @@ class ImageIndex:
             raise ImageIndexError(f"dtype must be torch.float32 or torch.float16, got {dtype}.")
         self.metric = metric
         self.dtype = dtype
-        self.rows: list[Row] = []
         self.root: Path | None = None
         self.source: str | None = None
+        self._rows: list[Row] = []
         self._places: dict[str, int] = {}
         self._parts: list[Tensor] = []  # of the embeddings, in the order of the rows
         self._storage: Storage | None = None
+        self._on_disk: SearchableStorage | None = None  # the storage, as long as its rows are there alone
+        self._dimension: int | None = None
         self._destination: tuple[Path, str | None] | None = None  # where it is kept as soon as D is known
 
     @classmethod
@@ -160,12 +123,18 @@ class ImageIndex:
             index._destination = Path(path), None
             require_free(Path(path))
         on_start(len(files))
-        index._add_files(_named(files, root), batch_size, on_skip or _refuse, on_done)
+        index._add_files(named(files, root), batch_size, on_skip or _refuse, on_done)
         return index
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], metric: Embedder) -> ImageIndex:
+    def open(cls, path: str | os.PathLike[str], metric: Embedder, *, in_memory: bool = True) -> ImageIndex:
         """Open an index that was saved or built at a path; what is added goes there at once.
+
+        Args:
+            path: A folder.
+            metric: The one that made it.
+            in_memory: False leaves a LanceDB table on disk and searches through it there, as exactly, reading it once
+                for each batch of queries; what needs to know all rows, as `update` does, reads them nevertheless.
 
         Raises:
             ImageIndexError: There is no index, it is damaged, or it was made by another model: both are named.
@@ -176,15 +145,19 @@ class ImageIndex:
         made_by, asked = about.get("metric"), identity_of(metric)
         if made_by != asked:
             raise ImageIndexError(
-                f"{path} holds embeddings of {_described(made_by)}, and this is {_described(asked)}: open it with that "
+                f"{path} holds embeddings of {described(made_by)}, and this is {described(asked)}: open it with that "
                 "model, or build it anew with this one."
             )
         index = cls(metric, dtype=getattr(torch, about["dtype"]))
         index.root = None if about.get("root") is None else Path(about["root"])
         index.source = about.get("source")
         index._storage = storage
-        rows, embeddings = storage.read()
-        index._set(rows, embeddings.to(metric.device))
+        index._dimension = about["dimension"]
+        if isinstance(storage, SearchableStorage) and not in_memory:
+            index._on_disk = storage
+        else:
+            rows, embeddings = storage.read()
+            index._set(rows, embeddings.to(metric.device))
         return index
 
     def save(self, path: str | os.PathLike[str], *, format: str | None = None) -> None:
@@ -205,11 +178,18 @@ class ImageIndex:
 
     def __len__(self) -> int:
         """Count the images."""
-        return len(self.rows)
+        return len(self._rows) if self._on_disk is None else self._on_disk.count()
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is known of each image, in the order of `embeddings`."""
+        self._read()
+        return self._rows
 
     @property
     def embeddings(self) -> Tensor | None:
         """The unit embeddings (N, D), on the metric's device; None while the index is empty."""
+        self._read()
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts)]
         return self._parts[0] if self._parts else None
@@ -251,18 +231,19 @@ class ImageIndex:
         if isinstance(items, Tensor):
             if ids is None:
                 raise ImageIndexError("images and embeddings need ids: a name for each.")
-            rows = _rows(ids, labels, len(items))
+            rows = rows_of(ids, labels, len(items))
             for start in range(0, len(items), _BLOCK):
                 part = items[start : start + _BLOCK]
                 embeddings = self._embed(part, batch_size) if part.dim() == 4 else self._units(part, rows[start:])
                 self._write(rows[start : start + _BLOCK], embeddings)
             return len(items)
         files = [Path(item) for item in items]
-        rows = _rows([str(file) for file in files] if ids is None else ids, labels, len(files))
+        rows = rows_of([str(file) for file in files] if ids is None else ids, labels, len(files))
         return self._add_files(list(zip(files, rows, strict=True)), batch_size, on_skip or _refuse, lambda: None)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Drop images; KeyError for one that is not there."""
+        self._read()
         dropped = set(ids)
         if unknown := sorted(dropped - self._places.keys()):
             raise KeyError(f"the index has no {unknown[0]}")
@@ -301,6 +282,7 @@ class ImageIndex:
         root = self.root if folder is None else Path(folder)
         if root is None:
             raise ImageIndexError("this index was not built from a folder: say which one it is of.")
+        self._read()
         skipped: list[tuple[str, str]] = []
 
         def skip(file: Path, reason: str) -> None:
@@ -308,14 +290,14 @@ class ImageIndex:
             if on_skip is not None:
                 on_skip(file, reason)
 
-        here = {row.id: (file, row) for file, row in _named(list_images_below(root), root)}
+        here = {row.id: (file, row) for file, row in named(list_images_below(root), root)}
         new = [here[name] for name in here if name not in self._places]
         touched = [here[name] for name in here if name in self._places and not self._is_as_it_was(*here[name])]
         on_start(len(new) + len(touched))
         again: list[tuple[Path, Row]] = []
         same: list[Row] = []
         for file, row in touched:
-            stamped = _stamped(file, row)
+            stamped = stamped_row(file, row)
             known = self.rows[self._places[row.id]]
             if stamped is not None and stamped.digest == known.digest:
                 same.append(stamped)
@@ -339,42 +321,86 @@ class ImageIndex:
         )
 
     @overload
-    def search(self, query: str | os.PathLike[str], k: int = 10) -> Hits: ...
+    def search(self, query: str | os.PathLike[str], k: int = 10, *, approximate: bool = False) -> Hits: ...
     @overload
-    def search(self, query: Tensor, k: int = 10) -> Hits | list[Hits]: ...
+    def search(self, query: Tensor, k: int = 10, *, approximate: bool = False) -> Hits | list[Hits]: ...
     @overload
-    def search(self, query: Sequence[Any], k: int = 10) -> list[Hits]: ...
-    def search(self, query: Any, k: int = 10) -> Hits | list[Hits]:
+    def search(self, query: Sequence[Any], k: int = 10, *, approximate: bool = False) -> list[Hits]: ...
+    def search(self, query: Any, k: int = 10, *, approximate: bool = False) -> Hits | list[Hits]:
         """Find the nearest images.
 
         Args:
             query: A file or Pillow image, an image (3, H, W) or an embedding (D,): its hits. Several, as a list or
                 with a dimension more: a list of hits.
             k: How many.
+            approximate: Look where `approximate` has found that the nearest are likely to be, which reads little of the
+                table; some may be missed, and the distances of those that are found are exact.
 
         Raises:
             ImageError: A query cannot be read.
-            ImageIndexError: The index is empty, k is below 1, or more than there are images.
+            ImageIndexError: The index is empty, k is below 1, or more than there are images; or it was not prepared
+                for an approximate search.
         """
-        embeddings = self._require_embeddings("searching")
-        if not 1 <= k <= len(self):
-            raise ImageIndexError(f"k must be between 1 and the {len(self)} images of the index, got {k}.")
+        count = len(self)
+        if not count:
+            raise ImageIndexError("the index is empty: add images before searching.")
+        if not 1 <= k <= count:
+            raise ImageIndexError(f"k must be between 1 and the {count} images of the index, got {k}.")
         units, single = self.unit_embeddings(query)
-        found = [nearest(part, embeddings, k, squared=True) for part in units.split(256)]
         hits = []
-        for halves, places in ((d, r) for part in found for d, r in zip(*part, strict=True)):
-            rows = [self.rows[place] for place in places.tolist()]
-            halves = halves.cpu()
-            hits.append(
-                Hits(
-                    ids=[row.id for row in rows],
-                    labels=[row.label for row in rows],
-                    paths=[row.path for row in rows],
-                    distances=halves if self.squared else halves.sqrt(),
-                    similarities=1 - halves,
+        for part in units.split(256):
+            rows, halves = self._nearest(part, k, approximate)
+            for found, squares in zip(rows, halves.cpu(), strict=True):
+                hits.append(
+                    Hits(
+                        ids=[row.id for row in found],
+                        labels=[row.label for row in found],
+                        paths=[row.path for row in found],
+                        distances=squares if self.squared else squares.sqrt(),
+                        similarities=1 - squares,
+                    )
                 )
-            )
         return hits[0] if single else hits
+
+    @property
+    def approximation(self) -> Approximation | None:
+        """What `approximate` has measured; None where it has not been called."""
+        return self._storage.approximation() if isinstance(self._storage, SearchableStorage) else None
+
+    def approximate(self, *, sample: int = 256, k: int = 10) -> Approximation:
+        """Prepare the table for approximate search, and measure what that finds.
+
+        Images that are added later are found too: those are all compared, until this is called again.
+
+        Args:
+            sample: Images of the index whose k nearest others are looked for in both ways.
+            k: How many.
+
+        Returns:
+            The recall, which is also kept with the index.
+
+        Raises:
+            ImageIndexError: The index is no LanceDB table, or has too few images.
+        """
+        storage, embeddings = self._storage, self._require_embeddings("preparing a search")
+        if not isinstance(storage, SearchableStorage):
+            raise ImageIndexError('approximate search needs an index that is a LanceDB table: save it as "lance".')
+        if len(self) <= k:
+            raise ImageIndexError(f"an index of {len(self)} images has no {k} nearest others to look for.")
+        storage.prepare()
+        places = torch.linspace(0, len(self) - 1, min(sample, len(self))).long()
+        queries = embeddings[places.to(embeddings.device)].float()
+        found = 0
+        for place, rows, right in zip(
+            places.tolist(),
+            storage.nearest(queries.cpu(), k + 1, approximate=True)[0],
+            nearest(queries, embeddings, k + 1)[1].tolist(),
+            strict=True,
+        ):
+            found += len({row.id for row in rows} & {self._rows[other].id for other in right if other != place})
+        measured = Approximation(found / (k * len(places)), k, len(places), len(self))
+        storage.keep_approximation(measured)
+        return measured
 
     def unit_embeddings(self, query: Any) -> tuple[Tensor, bool]:
         """Embed queries as `search` takes them: (Q, D), and whether one was given and not a list of them."""
@@ -400,6 +426,26 @@ class ImageIndex:
 
     # How it is done
 
+    def _read(self) -> None:
+        """Have what the storage holds in memory."""
+        if self._on_disk is not None:
+            rows, embeddings = self._on_disk.read()
+            self._on_disk = None
+            self._set(rows, embeddings.to(self.metric.device))
+
+    def _nearest(self, units: Tensor, k: int, approximate: bool) -> tuple[list[list[Row]], Tensor]:
+        """Find rows and squared distances (Q, k) of queries (Q, D): in memory, or on disk."""
+        if approximate and self.approximation is None:
+            raise ImageIndexError(
+                "this index is not prepared for approximate search: call `approximate` once, or say "
+                "`rclip-metric index approximate`."
+            )
+        if approximate or self._on_disk is not None:
+            assert isinstance(self._storage, SearchableStorage)
+            return self._storage.nearest(units.cpu(), k, approximate=approximate)
+        halves, places = nearest(units, self._require_embeddings("searching"), k, squared=True)
+        return [[self._rows[place] for place in found] for found in places.tolist()], halves
+
     def _embed(self, images: Tensor, batch_size: int) -> Tensor:
         with torch.inference_mode():
             parts = [self.metric.embed(part.to(self.metric.device)) for part in images.split(batch_size)]
@@ -411,8 +457,8 @@ class ImageIndex:
                 f"got a {embeddings.dtype} tensor of shape {tuple(embeddings.shape)}, expected images (N, 3, H, W) or "
                 "embeddings (N, D)"
             )
-        if self._parts and embeddings.shape[1] != self._parts[0].shape[1]:
-            raise ImageIndexError(f"embeddings must have {self._parts[0].shape[1]} numbers, got {embeddings.shape[1]}.")
+        if self._dimension not in (None, embeddings.shape[1]):
+            raise ImageIndexError(f"embeddings must have {self._dimension} numbers, got {embeddings.shape[1]}.")
         finite = embeddings.isfinite().all(dim=1) & (embeddings != 0).any(dim=1)
         if not finite.all():
             place = int((~finite).nonzero()[0])
@@ -426,7 +472,9 @@ class ImageIndex:
         added = 0
         for start in range(0, len(files), _BLOCK):
             block = files[start : start + _BLOCK]
-            stamped = {file: _stamped(file, row) for file, row in block}  # before they are read: a later change shows
+            stamped = {
+                file: stamped_row(file, row) for file, row in block
+            }  # before they are read: a later change shows
             rows: list[Row] = []
             units: list[Tensor] = []
             with FileEmbeddings(
@@ -445,28 +493,32 @@ class ImageIndex:
     def _write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
         """Keep rows on disk first, where the index has a place there, then in memory."""
         embeddings = embeddings.to(device=self.metric.device, dtype=self.dtype)
+        self._dimension = embeddings.shape[1]
         if self._destination is not None:
             self._create(*self._destination, embeddings.shape[1])
             self._destination = None
         if self._storage is not None:
             self._storage.write(rows, embeddings)
+        if self._on_disk is not None:
+            return
         fresh: list[int] = []
         for number, row in enumerate(rows):
             if row.id in self._places:
                 place = self._places[row.id]
-                self.rows[place] = row
+                self._rows[place] = row
                 self._require_embeddings("replacing any")[place] = embeddings[number]
             else:
-                self._places[row.id] = len(self.rows)
-                self.rows.append(row)
+                self._places[row.id] = len(self._rows)
+                self._rows.append(row)
                 fresh.append(number)
         if fresh:
             self._parts.append(embeddings[fresh])
 
     def _set(self, rows: list[Row], embeddings: Tensor) -> None:
-        self.rows = rows
+        self._rows = rows
         self._places = {row.id: place for place, row in enumerate(rows)}
         self._parts = [embeddings] if rows else []
+        self._dimension = embeddings.shape[1] if rows else None
 
     def _create(self, path: Path, format: str | None, dimension: int) -> Storage:
         root = None if self.root is None else str(self.root)
@@ -488,65 +540,6 @@ class ImageIndex:
         except OSError:
             return False
         return (found.st_size, found.st_mtime_ns) == (known.size, known.modified)
-
-
-def identity_of(metric: Embedder) -> dict[str, Any]:
-    """Name what embeddings mean nothing without: model, revision, digest of its weights and preprocessing, JSON.
-
-    Example:
-        >>> list(identity_of(RobustPerceptualDistance("tiny")))
-        ['name', 'revision', 'weights', 'resize', 'preprocessing']
-    """
-    if isinstance(metric, RobustPerceptualDistance):
-        encoder = metric.encoder
-        return {
-            "name": encoder.name,
-            "revision": encoder.revision,
-            "weights": tensors_digest(encoder.state_dict()),  # as they are now, not as they were loaded
-            "resize": encoder.resize,
-            "preprocessing": encoder.preprocessing.to_dict(),
-        }
-    described: dict[str, Any] = metric.describe()  # type: ignore[attr-defined]
-    return json.loads(json.dumps(described))  # type: ignore[no-any-return]
-
-
-def _described(identity: Any) -> str:
-    if not isinstance(identity, dict):
-        return repr(identity)
-    name = f"{identity.get('name')}@{identity.get('revision')}"
-    rest = {key: value for key, value in identity.items() if key not in ("name", "revision")}
-    return f"{name} {json.dumps(rest)}"
-
-
-def _named(files: Iterable[Path], root: Path) -> list[tuple[Path, Row]]:
-    """Call files by their paths from the root on, and label them by the first folder there."""
-    named = []
-    for file in files:
-        parts = file.relative_to(root).parts
-        named.append((file, Row("/".join(parts), label=parts[0] if len(parts) > 1 else None)))
-    return named
-
-
-def _rows(ids: Sequence[str], labels: Sequence[str | None] | None, count: int) -> list[Row]:
-    for what, given in (("ids", ids), ("labels", labels)):
-        if given is not None and len(given) != count:
-            raise ImageIndexError(f"{what} must be one for each of {count} images, got {len(given)}.")
-    twice = [name for name, times in Counter(ids).items() if times > 1]
-    if twice:
-        raise ImageIndexError(f"the id {twice[0]!r} stands twice: give each image one of its own.")
-    return [Row(name, label) for name, label in zip(ids, labels or [None] * count, strict=True)]
-
-
-def _stamped(file: Path, row: Row) -> Row | None:
-    """Add what tells whether a file has changed; None where it cannot be read."""
-    try:
-        found = file.stat()
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
-        return None
-    size, modified = found.st_size, found.st_mtime_ns
-    return row._replace(path=str(file.resolve()), size=size, modified=modified, digest=digest)
 
 
 def _refuse(file: Path, reason: str) -> None:

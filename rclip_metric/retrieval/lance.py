@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from rclip_metric.errors import ImageIndexError, first_line
-from rclip_metric.retrieval.storage import LANCE_FOLDER, Row, checked_about
+from rclip_metric.files import written_whole
+from rclip_metric.retrieval.neighbours import nearest
+from rclip_metric.retrieval.storage import LANCE_FOLDER, Approximation, Row, checked_about
 
 _TABLE = LANCE_FOLDER.removesuffix(".lance")
 _BLOCK = 2**16
+_APPROXIMATION = "approximate.json"
+"""A file beside the table: what its approximate search finds."""
+_PARTITION, _PROBES, _MORE = 2**11, 32, 4
+"""Rows of a partition of the approximate index; how many of those a query looks into; candidates for each hit."""
+_FEWEST = 256
 
 
 class LanceTable:
@@ -56,15 +63,83 @@ class LanceTable:
         with _explained(self.path, "is damaged", "build the index again"):
             self._table.checkout_latest()
             found = self._table.to_arrow()
-        columns = [found[name].to_pylist() for name in Row._fields]
-        rows = [Row(*values) for values in zip(*columns, strict=True)]
+        rows = _rows(found)
         matrix = torch.empty(len(rows), about["dimension"], dtype=getattr(torch, about["dtype"]))
         start = 0
         for chunk in found["embedding"].chunks:
-            values = torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy())
-            matrix[start : start + len(chunk)] = values.view(len(chunk), -1)
+            matrix[start : start + len(chunk)] = _matrix(chunk)
             start += len(chunk)
         return rows, matrix
+
+    def rows(self) -> list[Row]:
+        """Return the rows."""
+        with _explained(self.path, "is damaged", "build the index again"):
+            self._table.checkout_latest()
+            return _rows(self._table.search().select(list(Row._fields)).to_arrow())
+
+    def count(self) -> int:
+        """Count the rows."""
+        self._table.checkout_latest()
+        return int(self._table.count_rows())
+
+    def nearest(self, queries: Tensor, k: int, *, approximate: bool) -> tuple[list[list[Row]], Tensor]:
+        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of some."""
+        with _explained(self.path, "is damaged", "build the index again"):
+            self._table.checkout_latest()
+            if not approximate:
+                return self._scan(queries, k)
+            found = [self._look_up(query, k) for query in queries]
+            return [rows for rows, _ in found], torch.stack([distances for _, distances in found])
+
+    def _scan(self, queries: Tensor, k: int) -> tuple[list[list[Row]], Tensor]:
+        best, places = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        rows: dict[int, Row] = {}
+        start = 0
+        for batch in self._table.search().select([*Row._fields, "embedding"]).to_batches(_BLOCK):
+            distances, found = nearest(queries, _matrix(batch["embedding"]), k, squared=True)
+            best, order = torch.cat([best, distances], dim=1).sort(dim=1, stable=True)
+            places = torch.cat([places, found + start], dim=1).gather(1, order)[:, :k]
+            best = best[:, :k]
+            new = places[places >= start].unique()
+            rows.update(zip(new.tolist(), _rows(batch.take((new - start).numpy())), strict=True))
+            start += len(batch)
+        return [[rows[place] for place in of_query] for of_query in places.tolist()], best
+
+    def _look_up(self, query: Tensor, k: int) -> tuple[list[Row], Tensor]:
+        looked_for = self._table.search(query.numpy(), vector_column_name="embedding").distance_type("l2")
+        columns = [*Row._fields, "embedding", "_distance"]
+        found = looked_for.nprobes(_PROBES).limit(_MORE * k).select(columns).to_arrow()
+        if len(found) < k:  # so many are in no few partitions
+            rows, distances = self._scan(query[None], k)
+            return rows[0], distances[0]
+        candidates = torch.cat([_matrix(chunk) for chunk in found["embedding"].chunks])
+        [distances], [places] = nearest(query[None], candidates, k, squared=True)
+        return _rows(found.take(places.numpy())), distances
+
+    def prepare(self) -> None:
+        """Make the approximate index: rows in partitions, as numbers of eight bits."""
+        from lancedb.index import IvfSq
+
+        if (count := self.count()) < _FEWEST:
+            raise ImageIndexError(f"an index of {count} images is searched exactly, approximately from {_FEWEST} on.")
+        config = IvfSq(num_partitions=max(1, count // _PARTITION), max_iterations=10)
+        with _explained(self.path, "cannot be written", "it is searched exactly as before"):
+            self._table.create_index("embedding", config=config)
+
+    def approximation(self) -> Approximation | None:
+        """Return what was measured of the approximate index, None where there is none."""
+        file = self.path / _APPROXIMATION
+        if not file.exists():
+            return None
+        try:
+            return Approximation(**json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ImageIndexError(f"{file} is damaged: prepare the index for approximate search again.") from error
+
+    def keep_approximation(self, measured: Approximation) -> None:
+        """Write down what was measured."""
+        with written_whole(self.path / _APPROXIMATION) as partial:
+            partial.write_text(json.dumps(measured._asdict()) + "\n", encoding="utf-8")
 
     def write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
         """Add rows, or replace those that have the same id."""
@@ -85,6 +160,17 @@ class LanceTable:
             quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + _BLOCK])
             with _explained(self.path, "cannot be written", "what was dropped before is gone"):
                 self._table.delete(f"id IN ({quoted})")
+
+
+def _rows(found: Any) -> list[Row]:
+    columns = [found[name].to_pylist() for name in Row._fields]
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def _matrix(chunk: Any) -> Tensor:
+    """Copy an Arrow array of n embeddings as (n, D)."""
+    values = torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy())
+    return values.view(len(chunk), -1)
 
 
 def _database(path: Path) -> Any:

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,26 @@ class Row(NamedTuple):
     digest: str | None = None
 
 
+class Approximation(NamedTuple):
+    """What approximate search finds of what exact search does.
+
+    Attributes:
+        recall: The fraction of the k nearest others of an image, on average.
+        k: How many were looked for.
+        sample: Of how many images of the index.
+        images: How many it had then.
+
+    Example:
+        >>> Approximation(0.98, 10, 256, 1_000_000).recall
+        0.98
+    """
+
+    recall: float
+    k: int
+    sample: int
+    images: int
+
+
 class Storage(Protocol):
     """Where the rows of an index are kept. Each method leaves the whole on disk or nothing of it."""
 
@@ -54,11 +74,34 @@ class Storage(Protocol):
     def read(self) -> tuple[list[Row], Tensor]:
         """Return the rows and their embeddings (N, D), in the order in which ids were first added."""
 
+    def rows(self) -> list[Row]:
+        """Return the rows, in that order."""
+
     def write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
         """Add rows, or replace those that have the same id."""
 
     def remove(self, ids: Iterable[str]) -> None:
         """Drop rows."""
+
+
+@runtime_checkable
+class SearchableStorage(Storage, Protocol):
+    """A storage that can be searched without being read into memory."""
+
+    def count(self) -> int:
+        """Count the rows."""
+
+    def nearest(self, queries: Tensor, k: int, *, approximate: bool) -> tuple[list[list[Row]], Tensor]:
+        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of some."""
+
+    def prepare(self) -> None:
+        """Make what approximate search needs."""
+
+    def approximation(self) -> Approximation | None:
+        """Return what was measured of approximate search, None where it was not prepared."""
+
+    def keep_approximation(self, measured: Approximation) -> None:
+        """Write down what was measured."""
 
 
 def create_storage(path: Path, about: dict[str, Any], format: str | None = None) -> Storage:
@@ -177,6 +220,10 @@ class PartFiles:
         empty = torch.empty(0, about["dimension"], dtype=dtype)
         matrix = torch.stack([embedding for _, embedding in rows.values()]).to(dtype) if rows else empty
         return [row for row, _ in rows.values()], matrix
+
+    def rows(self) -> list[Row]:
+        """Return the rows."""
+        return self.read()[0]
 
     def write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
         """Add rows, or replace those that have the same id."""

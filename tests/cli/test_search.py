@@ -117,6 +117,28 @@ def test_an_update_tells_what_it_found(folder, model, run, tmp_path):
     assert code == 0 and json.loads(out)["unchanged"] == 5
 
 
+def test_an_approximate_search_says_what_it_finds(model, run, tmp_path):
+    photos, index = tmp_path / "many", tmp_path / "many.index"
+    for number in range(260):
+        save_noise(photos / f"{number}.png", number, (8, 8))
+    run("index", "build", photos, index, "--model", model)
+    query = photos / "7.png"
+    code, _, err = run("search", index, query, "--approximate")
+    assert code == 2 and "is not prepared for approximate search" in err and "rclip-metric index approximate" in err
+    code, out, _ = run("index", "approximate", index)
+    assert code == 0
+    assert out == (  # one partition: nothing can be missed
+        "approximate search finds 100.0 % of the 10 nearest, measured on 256 of the 260 images that there were\n"
+    )
+    _, info, _ = run("index", "info", index)
+    assert f"search  {out}" in info
+    known = json.loads(run("index", "info", index, "--json")[1])["approximate"]
+    assert known == {"recall": 1.0, "k": 10, "sample": 256, "images": 260}
+    code, found, err = run("search", index, query, "-k", 3, "--approximate")
+    assert code == 0 and out in err and found == run("search", index, query, "-k", 3)[1]
+    assert out not in run("search", index, query, "-k", 3, "--approximate", "--quiet")[2]
+
+
 def test_bad_input_is_one_sentence(folder, model, run, tmp_path):
     index, query = tmp_path / "photos.index", folder / "copy.png"
     run("index", "build", folder, index, "--model", model)
@@ -139,5 +161,5 @@ def test_bad_input_is_one_sentence(folder, model, run, tmp_path):
     code, _, err = run("search", index, folder / "broken.jpg", "-k", "1")
     assert code == 2 and "broken.jpg" in err
     shutil.rmtree(index / "images.lance" / "data")
-    code, _, err = run("search", index, query)
+    code, _, err = run("search", index, query, "-k", 1)
     assert code == 2 and "damaged" in err and os.listdir(index)

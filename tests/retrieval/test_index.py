@@ -306,6 +306,85 @@ def test_bad_input_is_one_sentence(folder, metric, tmp_path):
         index.save(folder)
 
 
+def crowd(count: int, seed: int = 0) -> torch.Tensor:
+    """Embeddings (N, 16) in forty clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, 16, generator=torch.Generator().manual_seed(99))
+    return centres[torch.arange(count) % 40] + 0.6 * torch.randn(count, 16, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_table_is_searched_where_it_is(metric, tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("rclip_metric.retrieval.lance._BLOCK", 300)
+    index = ImageIndex(metric, dtype=dtype)
+    index.add(crowd(1000), ids=[f"{n}.png" for n in range(1000)], labels=["even", "odd"] * 500)
+    index.save(tmp_path / "kept", format="lance")
+    on_disk = ImageIndex.open(tmp_path / "kept", metric, in_memory=False)
+    read: list[str] = []
+    monkeypatch.setattr("rclip_metric.retrieval.lance.LanceTable.read", lambda self: read.append("all"))
+    on_disk.add(crowd(3, seed=5), ids=["0.png", "late", "later"])  # one is replaced
+    index.add(crowd(3, seed=5), ids=["0.png", "late", "later"])
+    assert len(on_disk) == 1002
+    for ours, right in zip(on_disk.search(crowd(30), k=7), index.search(crowd(30), k=7), strict=True):
+        assert (ours.ids, ours.labels, ours.paths) == (right.ids, right.labels, right.paths)
+        torch.testing.assert_close(ours.distances, right.distances, atol=1e-6, rtol=0)
+    with pytest.raises(ImageIndexError, match="embeddings must have 16 numbers, got 8"):
+        on_disk.search(torch.ones(8))
+    with pytest.raises(ImageIndexError, match="k must be between 1 and the 1002 images of the index, got 1003"):
+        on_disk.search(crowd(1), k=1003)
+    assert read == []
+    monkeypatch.undo()
+    assert sorted(on_disk.ids) == sorted(index.ids)  # now all is read
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_approximate_search_says_what_it_finds(metric, tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("rclip_metric.retrieval.lance._PARTITION", 50)
+    monkeypatch.setattr("rclip_metric.retrieval.lance._PROBES", 1)
+    index = ImageIndex(metric, dtype=dtype)
+    index.add(crowd(2000), ids=[f"{n}.png" for n in range(2000)])
+    index.save(tmp_path / "kept", format="lance")
+    told = index.approximate(sample=100, k=8)
+    assert told == index.approximation and (told.k, told.sample, told.images) == (8, 100, 2000)
+    # Counted by hand, with other queries: those of the sample are their own nearest.
+    on_disk = ImageIndex.open(tmp_path / "kept", metric, in_memory=False)
+    assert on_disk.approximation == told
+    queries = crowd(400, seed=3)
+    found = on_disk.search(queries, k=8, approximate=True)
+    exact = index.search(queries, k=8)
+    recall = sum(len(set(a.ids) & set(b.ids)) for a, b in zip(found, exact, strict=True)) / 3200
+    assert 0.3 < told.recall < 0.99 and told.recall == pytest.approx(recall, abs=0.06)
+    for ours, right in zip(found, exact, strict=True):
+        known = dict(zip(right.ids, right.distances.tolist(), strict=True))
+        for name, distance in zip(ours.ids, ours.distances.tolist(), strict=True):
+            assert distance == pytest.approx(known.get(name, distance), abs=1e-6)
+            assert name in known or distance >= right.distances[-1] - 1e-6
+    # What was added since is found, and what was dropped is not.
+    late = crowd(40, seed=8)
+    on_disk.add(late, ids=[f"late{n}" for n in range(40)])
+    near = on_disk.search(late, k=1, approximate=True)
+    assert [hits.ids for hits in near] == [[f"late{n}"] for n in range(40)]
+    on_disk.remove(["late7"])
+    assert on_disk.search(late[7], k=1, approximate=True).ids != ["late7"]
+    assert on_disk.search(late[0], k=len(on_disk), approximate=True).ids[0] == "late0"  # more than it looks into
+
+
+def test_approximate_search_where_there_is_none_is_refused(metric, tmp_path):
+    index = ImageIndex(metric)
+    index.add(crowd(200), ids=[f"{n}.png" for n in range(200)])
+    with pytest.raises(ImageIndexError, match="is not prepared for approximate search: call `approximate` once"):
+        index.search(crowd(1), approximate=True)
+    for kept, told in ((None, "needs an index that is a LanceDB table"), ("safetensors", "needs an index that is a"),
+                       ("lance", "an index of 200 images is searched exactly, approximately from 256 on")):  # fmt: skip
+        if kept is not None:
+            index.save(tmp_path / kept, format=kept)
+        with pytest.raises(ImageIndexError, match=told):
+            index.approximate()
+    (tmp_path / "lance" / "approximate.json").write_text("{")
+    with pytest.raises(ImageIndexError, match=r"approximate\.json is damaged"):
+        index.search(crowd(1), approximate=True)
+
+
 def test_damaged_files_are_told(folder, metric, tmp_path):
     index, _ = built(folder, metric)
     index.save(tmp_path / "kept", format="safetensors")
@@ -332,7 +411,9 @@ def test_duplicates_are_near_to_what_stays(metric, tmp_path):
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     index.add(embeddings, ids=list("abcdef"))
     sizes = {"a": 10, "b": 5, "c": 20, "d": 7, "e": 7, "f": 1}
-    index.rows = [row._replace(size=sizes[row.id], digest="same" if row.id in "de" else row.id) for row in index.rows]
+    index.rows[:] = [
+        row._replace(size=sizes[row.id], digest="same" if row.id in "de" else row.id) for row in index.rows
+    ]
     # The distance of two unit vectors at an angle is sqrt(1 - cos(angle)): 0.0707 for 0.1, 0.1412 for 0.2.
     groups = find_duplicates(index, 0.1)
     assert [(g.keep.id, [row.id for row, _ in g.others], g.identical) for g in groups] == [
