@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rclip_metric.errors import FilterError, ImageError
+from rclip_metric.errors import FilterError, ImageError, WeightsError
 from rclip_metric.filtering.shards import Item, Shard, printed
 from rclip_metric.filtering.table import Parts, Row, columns
 from rclip_metric.images.reading import open_image
@@ -29,6 +29,9 @@ from rclip_metric.retrieval import (
 
 if TYPE_CHECKING:
     from rclip_metric.detectors import Detector
+
+_TOGETHER = 256
+"""Images that are decided on together: a search costs as much for one as for a few."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class _Read:
     embedding: Tensor | None = None
     pixels: Tensor | None = None  # (3, S, S)
     seen: tuple[Tensor, ...] = ()  # by each detector, (3, S, S)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """An image as the models see it."""
+
+    digest: str | None
+    unit: Tensor  # (D,)
+    scores: dict[str, float]
 
 
 class Worker:
@@ -137,20 +149,24 @@ class Worker:
         What cannot be read gets a row that says why, and no decision.
         """
         rows: list[Row] = []
-        waiting: list[tuple[int, _Read]] = []
+        batch: list[tuple[int, _Read]] = []
+        embedded: list[tuple[int, _Embedded]] = []
         for item, reading in read_ahead(self._pool, self._read, shard.items(), 2 * self.work.batch_size):
             row: Row = dict.fromkeys(self.work.parts.columns)
             row["file"] = item.name
             rows.append(row)
             try:
-                waiting.append((len(rows) - 1, reading.result()))
+                batch.append((len(rows) - 1, reading.result()))
             except ValueError as error:  # an ImageError, or a size that the model does not take
                 row["error"] = printed(str(error))
-            if len(waiting) == self.work.batch_size:
-                self._decide(rows, waiting)
-                waiting.clear()
-        if waiting:
-            self._decide(rows, waiting)
+            if len(batch) == self.work.batch_size:
+                embedded += self._embedded(batch)
+                batch.clear()
+            if len(embedded) >= _TOGETHER:
+                self._decide(rows, embedded)
+                embedded.clear()
+        embedded += self._embedded(batch)
+        self._decide(rows, embedded)
         return rows
 
     def _read(self, item: Item) -> _Read:
@@ -168,25 +184,37 @@ class Worker:
             tuple(detector.preprocess(image) for detector in self._detectors),
         )
 
-    def _decide(self, rows: Sequence[Row], waiting: Sequence[tuple[int, _Read]]) -> None:
-        """Fill in the rows of a batch."""
+    def _embedded(self, batch: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, _Embedded]]:
+        """Run the models on a batch."""
         from rclip_metric.detectors import unsafe_scores
 
-        images = [read for _, read in waiting]
+        if not batch:
+            return
+        images = [read for _, read in batch]
         known = [read.embedding for read in images if read.embedding is not None]
-        pixels = [read.pixels for read in images if read.pixels is not None]
-        batch = torch.stack(pixels or known).to(self.metric.device)  # a shard has the ones or the others
-        decisions = self._filter.decide(batch, warn=False)
-        scores = {
-            detector.name: unsafe_scores(detector, torch.stack([read.seen[place] for read in images])).tolist()
+        pixels = [read.pixels for read in images if read.pixels is not None]  # a shard has the ones or the others
+        with torch.inference_mode():
+            units = self.metric.embed(torch.stack(pixels).to(self.metric.device)) if pixels else torch.stack(known)
+        scores = [
+            unsafe_scores(detector, torch.stack([read.seen[place] for read in images])).tolist()
             for place, detector in enumerate(self._detectors)
-        }
-        for number, (place, read) in enumerate(waiting):
-            own = {name: float(several[number]) for name, several in scores.items()}
-            label = decisions[number].label
+        ]
+        names = [detector.name for detector in self._detectors]
+        for number, (place, read) in enumerate(batch):
+            own = {name: float(several[number]) for name, several in zip(names, scores, strict=True)}
+            yield place, _Embedded(read.digest, units[number], own)
+
+    def _decide(self, rows: Sequence[Row], embedded: Sequence[tuple[int, _Embedded]]) -> None:
+        """Fill in the rows of images."""
+        if not embedded:
+            return
+        units = torch.stack([image.unit for _, image in embedded]).to(self.metric.device)
+        decisions = self._filter.decide(units, warn=False)
+        for (place, image), decision in zip(embedded, decisions, strict=True):
+            label = decision.label
             if self._any_of is not None:
-                label = self._any_of.combined(decisions[number], own).label
-            rows[place].update(_told(decisions[number], label, own), identical=read.digest in self._examples)
+                label = self._any_of.combined(decision, image.scores).label
+            rows[place].update(_told(decision, label, image.scores), identical=image.digest in self._examples)
 
 
 def _told(decision: Decision, label: str | None, scores: dict[str, float]) -> Row:
@@ -206,14 +234,19 @@ def load_detectors(specs: Sequence[str], device: str) -> list[Detector]:
     """Load detectors by name, path or `module:function`.
 
     Raises:
-        FilterError: One has the name of a column of the table.
+        FilterError: One is not what a detector should be, or has the name of a column of the table.
         WeightsError: One cannot be had.
     """
     if not specs:
         return []
     from rclip_metric.detectors.loading import load_detector
 
-    found = [load_detector(spec, device) for spec in specs]
+    try:
+        found = [load_detector(spec, device) for spec in specs]
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise FilterError(str(error)) from error
     if taken := [detector.name for detector in found if detector.name in columns([])]:
         raise FilterError(f"a detector is called {taken[0]!r}, as a column of the table is: give it another name.")
     return found

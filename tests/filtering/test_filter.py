@@ -427,7 +427,7 @@ def test_a_full_disk_keeps_what_is_done(data, tmp_path):
 
 
 def test_two_at_once_are_one_too_many(data, run, tmp_path):
-    from rclip_metric.filtering import Job
+    from rclip_metric.filtering.job import Job
 
     with Job(tmp_path / "out").locked():
         code, _, err = run("--pools", data / "pools", "--images", data / "images", "--out", tmp_path / "out",
