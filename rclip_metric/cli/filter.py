@@ -245,7 +245,8 @@ def _write_page(args: argparse.Namespace, run: Run, job: Job, work: Work, outcom
             blurred = args.blur and (label == args.unsafe or not known)
             yield Group(title, list(_tiles(args, work, outcome.samples[label], blurred)), alike=True)
 
-    write_gallery(job.folder / "gallery.html", "What the filter decided", run.label, groups())
+    about = f"The number is how much nearer the class is than any other, as a difference of cosines. {run.label}"
+    write_gallery(job.folder / "gallery.html", "What the filter decided", about, groups())
 
 
 def _is_class(work: Work, label: str) -> bool:

@@ -165,8 +165,7 @@ class Job:
 
         write_table(self.folder / "decisions.csv", parts.columns, blocks())
         if parts.format == "parquet":
-            again = (list(parts.rows(number)) for number in range(shards))
-            write_table(self.folder / "decisions.parquet", parts.columns, again)
+            parts.join(self.folder / "decisions.parquet", shards)
         return outcome
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -83,6 +83,18 @@ class Parts:
         with self.path(number).open(newline="", encoding="utf-8") as file:
             yield from map(_parsed, csv.DictReader(file))
 
+    def join(self, path: Path, count: int) -> None:
+        """Write so many Parquet parts as one file, as a whole or not at all."""
+        _, pq = require_pyarrow("Parquet files")
+        with written_whole(path) as partial, ExitStack() as stack:
+            writer = None
+            for number in range(count):
+                with pq.ParquetFile(self.path(number)) as part:
+                    if writer is None:
+                        writer = stack.enter_context(pq.ParquetWriter(partial, part.schema_arrow, compression="zstd"))
+                    for batch in part.iter_batches(batch_size=2**16):
+                        writer.write_batch(batch)
+
 
 def write_table(path: Path, column_names: Sequence[str], parts: Iterable[Sequence[Row]]) -> None:
     """Write rows, block by block, as one file of the format that its name says, as a whole or not at all."""

@@ -176,7 +176,7 @@ class Worker:
         if item.read is None:
             raise ImageError("detectors need the picture, and the index knows no file of it")
         content = item.read()
-        image = open_image(content)
+        image = open_image(content) if self._detectors else content
         return _Read(
             item.digest or hashlib.blake2b(content, digest_size=16).hexdigest(),
             item.embedding,
