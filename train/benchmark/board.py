@@ -41,7 +41,8 @@ def board(
     Returns:
         JSON: title, made, command, settings, versions, device, cores; `data` and `threats` (the columns),
         `metrics` (the rows, each with results, sweep, direct and timing), `examples`, and `paper` (the numbers of
-        the papers, whether or not the metric was run here).
+        the papers, whether or not the metric was run here). Where there are results of retrieval and filters, a
+        benchmark adds them (`read_searches`).
     """
     records = (record for entry in entries for found in entry.records.values() for record in found)
     device = next((record["device"] for record in records), device_record(torch.device("cpu")))

@@ -17,6 +17,7 @@ from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
 from rclip_metric.train.benchmark.examples import example_triplets
+from rclip_metric.train.benchmark.searches import read_searches
 from rclip_metric.train.benchmark.settings import BenchmarkSettings, DataFolder
 from rclip_metric.train.benchmark.tables import write_board
 from rclip_metric.train.benchmark.timing import time_metrics
@@ -68,13 +69,13 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
         import rclip_metric.train.benchmark.page.page  # noqa: F401 - what is missing for it is told before any work
     run = _Run(settings, join(settings.device))
     sets = run.open_data()
-    entries = [MetricEntry(name) for name in settings.metrics]
+    entries, searches = [MetricEntry(name) for name in settings.metrics], run.searches()
     lead = run.team.rank == 0
 
     def write() -> dict[str, Any] | None:
         if not lead:
             return None
-        made = board(entries, sets, settings, command)
+        made = board(entries, sets, settings, command) | searches
         write_board(made, settings.out, page=settings.page)
         return made
 
@@ -116,6 +117,17 @@ class _Run:
         if part.format == "cue-conflict":
             return cue_conflict_data(part.folder, self.settings.classes, seed=self.settings.seed, limit=limit)
         return things_data(part.folder, limit=limit, allow_outside=allow)
+
+    def searches(self) -> dict[str, list[dict[str, Any]]]:
+        """Read what there is of retrieval and filters; ValueError in every process if any of it is damaged."""
+        found, problem = {}, ""
+        try:
+            found = read_searches(self.settings.out) if self.team.rank == 0 else {}
+        except ValueError as error:
+            problem = str(error)
+        if problem := self.team.first(problem):
+            raise ValueError(problem)
+        return found
 
     def judge(self, entry: MetricEntry, sets: dict[str, Data]) -> None:
         """Do everything that needs the metric built, but its timing."""

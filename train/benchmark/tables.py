@@ -12,6 +12,7 @@ from typing import Any
 
 from rclip_metric.printing import printable
 from rclip_metric.train.benchmark.page.reading import Board, JsonObject
+from rclip_metric.train.benchmark.page.searches import SearchTable, search_tables
 from rclip_metric.train.benchmark.page.table import (
     Column,
     certified_columns,
@@ -70,10 +71,26 @@ def markdown(board: JsonObject) -> str:
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
         caption += f" {data['note']}" if data["note"] and not data["judged"] else ""
         parts.append(_drawn(rows, columns(read, data), caption))
+    parts += [_searched(table) for task in read.searches for table in search_tables(read, task)]
     failed = [f"{metric['label']}: {said}" for metric in read.metrics for said in metric["failures"] or ()]
     if failed:
         parts.append("\n".join(["Not measured:", "", *(f"- {printable(line)}" for line in failed)]))
     return "\n\n".join(parts)
+
+
+def _searched(table: SearchTable) -> str:
+    """Draw what was retrieved, or where queries of a filter landed, and what is said below it."""
+    columns = [(group, name) for group, names in table.groups.items() for name in names]
+    lines = [["metric", "attack", *(f"{group}: {name}" for group, name in columns)]]
+    for row in table.rows:
+        revision = f" @ {row['revision']}" if row["revision"] else ""
+        attack = f"{row['threat']['id']}, {row['words']}" if row["threat"] else _NOTHING
+        cells = [cell.text if (cell := table.cell(row, *column)) else _NOTHING for column in columns]
+        lines.append([row["label"] + revision, attack, *cells])
+    head, *drawn = ["| " + " | ".join(map(plain_markdown, line)) + " |" for line in lines]
+    told = f"{table.name}; percent, with 95 % intervals."
+    told += "".join(f" {note} ({', '.join(labels)})" for note, labels in table.notes.items())
+    return "\n".join([head, "|---|---|" + "---:|" * len(columns), *drawn, "", plain_markdown(told)])
 
 
 def _glance(board: Board) -> str:

@@ -10,6 +10,7 @@ from rclip_metric.train.benchmark.page.examples import example_section, is_coars
 from rclip_metric.train.benchmark.page.panels import CHANCE, distance_section, radius_section, scatter_section
 from rclip_metric.train.benchmark.page.papers import paper_section
 from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
+from rclip_metric.train.benchmark.page.searches import search_tables
 from rclip_metric.train.benchmark.page.summary import summary
 from rclip_metric.train.benchmark.page.table import glance, table
 from rclip_metric.train.html import render
@@ -34,6 +35,8 @@ def page(board: JsonObject) -> str:
         "Radius": radius_section(read),
         "Distances": distance_section(read),
         "Examples": example_section(read),
+        "Retrieval": search_tables(read, "retrieval"),
+        "Filter": search_tables(read, "filter"),
         "Papers": paper_section(read),
         "Settings": True,
     }

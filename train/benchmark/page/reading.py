@@ -62,6 +62,7 @@ class Board:
             for key in ("results", "sweep", "direct", "timing"):
                 metric[key] = {name: found for name, found in (metric[key] or {}).items() if found}
             metric |= {"label": str(metric["label"] or metric["id"]), "look": Look(n, metric["kind"] in OWN)}
+        self.searches = {task: list(said[task] or ()) for task in ("retrieval", "filter")}
         results = [result for metric in self.metrics for result in metric["results"].values()]
         for result in results:
             result |= {key: result[key] or {} for key in ("robust", "paper", "certified")}
