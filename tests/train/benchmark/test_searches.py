@@ -124,6 +124,7 @@ def test_the_most_robust_is_first_and_looks_are_those_of_the_board(folder):
     assert [(row["id"], (row["attack"] or "none").split(", ")[-2:]) for row in rooms.rows] == [
         ("tiny", ["200 steps", "on targets"]), ("tiny", ["200 steps", "on targets"]), ("l2", ["none"]),
     ]  # fmt: skip
+    assert "tiny, grey-box: 90.0 clean, 70.0 attacked" in rooms.panels()[0][1]
     assert "grey-box" in rooms.rows[0]["attack"] and "adaptive" in rooms.rows[1]["attack"]
     assert list(rooms.groups) == [
         f"{way}, {phase}" for way in ("safe to unsafe", "unsafe to safe") for phase in ("clean", "attacked")

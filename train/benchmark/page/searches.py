@@ -44,10 +44,13 @@ class SearchTable:
         from rclip_metric.train.benchmark.page import charts  # tables do without what it needs
 
         points: dict[str, list[charts.Point]] = {}
+        labels = [row["label"] for row in self.rows if _pairs(row)]
         for row in self.rows:
+            kind = str(row["words"] or "").partition(",")[0]
+            label = f"{row['label']}, {kind}" if labels.count(row["label"]) > 1 and kind else row["label"]
             for name, (clean, attacked) in _pairs(row).items():
                 place = (clean["accuracy"], attacked["accuracy"], interval(clean), interval(attacked))
-                points.setdefault(name, []).append(charts.Point(row["label"], row["look"], *place))
+                points.setdefault(name, []).append(charts.Point(label, row["look"], *place))
         drawn = []
         for name, some in points.items():
             axis = "share, %" if _STAYS in name else "mAP, %"
