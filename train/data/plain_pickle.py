@@ -110,10 +110,10 @@ class _Dtype:
         """Give numpy's own."""
         if not isinstance(self.code, str) or self.code[:1] not in _KINDS or not self.code[1:].isdecimal():
             raise _Refused(f"has an array of {shown(self.code)}")
-        found = np.dtype(self.code).newbyteorder(self.order)  # type: ignore[call-overload]
+        found = np.dtype(self.code if self.order == "=" else self.order + self.code)
         if not found.itemsize:
             raise _Refused("has an array of texts without letters")
-        return np.dtype(found)
+        return found
 
 
 class _Array:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -180,7 +180,7 @@ def _landmarks(kind: str, folder: Path, allow_outside: bool) -> RetrievalSet:
         return place_in(jpg, f"{name}.jpg", allow_outside)
 
     queries = [
-        Query(name, file(name), *(tuple(one[part]) for part in LISTS), box=one["bbx"] and tuple(one["bbx"]))
+        replace(_query(name, file(name), one), box=one["bbx"] and tuple(one["bbx"]))
         for name, one in zip(truth["qimlist"], truth["gnd"], strict=True)
     ]
     images = tuple(map(file, truth["imlist"]))
@@ -253,12 +253,13 @@ def _pairs(table: Path, allow_outside: bool) -> RetrievalSet:
             raise ValueError(f"{table}: {query} would be found by itself: take the line out, or call it junk")
         if own is not None and own not in lists["junk"]:
             lists["junk"].append(own)
-    queries = [
-        Query(query, place_in(table.parent, query, allow_outside), *(tuple(lists[name]) for name in LISTS))
-        for query, lists in told.items()
-    ]
+    queries = [_query(query, place_in(table.parent, query, allow_outside), lists) for query, lists in told.items()]
     images = [place_in(table.parent, name, allow_outside) for name in rows]
     return _of("pairs", table.stem, images, list(rows), queries)
+
+
+def _query(key: str, path: Path, lists: Mapping[str, Sequence[int]]) -> Query:
+    return Query(key, path, tuple(lists["easy"]), tuple(lists["hard"]), tuple(lists["junk"]))
 
 
 def _of(kind: str, name: str, images: Sequence[Path], names: Sequence[str], queries: Iterable[Query]) -> RetrievalSet:
@@ -268,7 +269,8 @@ def _of(kind: str, name: str, images: Sequence[Path], names: Sequence[str], quer
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise ValueError(f"{twice} is there under two names: call it by one")
-    kept, without = [], []
+    kept: list[Query] = []
+    without: list[Query] = []
     for query in queries:
         rest = len(images) - len(query.positives) - len(query.junk)
         (kept if query.positives and rest else without).append(query)

@@ -12,7 +12,8 @@ from PIL import Image
 from rclip_metric.images import ImageError
 from rclip_metric.train.data.ground_truth import read_ground_truth
 from rclip_metric.train.data.retrieval import Query, read_retrieval
-from tests.support.images import save_noise
+
+from support.images import save_noise
 
 TRUTH = {
     "imlist": ["radcliffe_1", "radcliffe_2", "christ_1", "christ_2", "other_1"],
