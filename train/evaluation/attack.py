@@ -34,7 +34,8 @@ class AttackSettings:
             metric, the points then shown to this one).
         steps: APGD iterations, Square's queries, or draws of noise.
         restarts: of APGD.
-        loss: "ce" (cross-entropy of the similarities, no temperature) or "margin".
+        loss: "ce" (cross-entropy of the similarities, no temperature) or "margin"; of retrieval "embedding" (away from
+            the image itself) or "neighbours" (away from what is to be found, towards what is not).
         larger_eps: APGD's warm start in larger balls.
 
     Example:
@@ -49,7 +50,7 @@ class AttackSettings:
     attack: Literal["apgd", "square", "noise", "transfer"] = "apgd"
     steps: int = 100
     restarts: int = 1
-    loss: Literal["ce", "margin"] = "ce"
+    loss: Literal["ce", "margin", "embedding", "neighbours"] = "ce"
     larger_eps: bool = False
 
     def __post_init__(self) -> None:

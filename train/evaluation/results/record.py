@@ -31,7 +31,7 @@ PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm", "
 USUAL: dict[str, tuple[Any, ...]] = {
     "resize": (None, "published"),
     "protocol": (None, "2afc", "majority"),
-    "loss": (None, "ce", "cross-entropy"),
+    "loss": (None, "ce", "cross-entropy", "embedding"),
     "steps": (None, 100),
     "restarts": (None, 1),
     "targets": (None, 9),

@@ -6,6 +6,7 @@ from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict
 from rclip_metric.train.evaluation.tasks.jnd import JndData, average_precision, jnd_data
 from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, Query, choose_queries, overlap_at_k
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
+from rclip_metric.train.evaluation.tasks.retrieval import RetrievalData, retrieval_data
 from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance, direct_attack, direct_record
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, at_equal_steps, evaluate_two_afc
 from rclip_metric.train.evaluation.tasks.zero_shot import ZeroShot, ZeroShotAttack, ZeroShotData, evaluate_zero_shot
@@ -17,6 +18,7 @@ __all__ = [
     "Neighbours",
     "OddOneOutData",
     "Query",
+    "RetrievalData",
     "SelfDistance",
     "TwoAfcData",
     "ZeroShot",
@@ -37,5 +39,6 @@ __all__ = [
     "jnd_data",
     "nights_data",
     "overlap_at_k",
+    "retrieval_data",
     "things_data",
 ]
