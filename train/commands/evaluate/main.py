@@ -27,6 +27,8 @@ PAPER: dict[str, dict[str, Any]] = {
                    "eps": "4/255", "steps": 50},
     "filter": {"pool-size": 500, "targets": 16, "queries": 1000, "attack": "apgd", "norm": "linf", "eps": "8/255",
                "steps": 200},
+    "retrieval": {"protocol": "revisitop mAP", "attack": "apgd", "norm": "linf", "eps": "4/255", "steps": 100,
+                  "loss": "embedding"},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
                  "targets": 9},
 }  # fmt: skip
@@ -96,6 +98,7 @@ def _judge(
     task_of: Callable[[str], Any],
     attacks: Sequence[Any],
     resize: Literal["default", "squash"] = "default",
+    finish: Callable[[Sequence[dict[str, Any]], argparse.Namespace, int], None] = _finish,
 ) -> None:
     """Evaluate every model on the task that goes with its name."""
     from rclip_metric.train.evaluation import Session
@@ -108,7 +111,7 @@ def _judge(
     for name in options.model:
         metric = load_metric(name, device=str(team.device), resize=resize)
         records += session.records(task_of(name), metric, attacks, _run_settings(options, metric, team))
-    _finish(records, options, team.rank)
+    finish(records, options, team.rank)
 
 
 def _two_afc(options: argparse.Namespace, data: Any, resize: Literal["default", "squash"]) -> None:
@@ -267,6 +270,42 @@ def _filter(options: argparse.Namespace) -> None:
     if team.rank == 0:
         show(f"{filter_table(records)}\n\n")
     _finish(records, options, team.rank)
+
+
+def _retrieval(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from rclip_metric.train.evaluation.tasks import retrieval_data
+
+    _needs(options, "data")
+    naming = {"name": options.name, "published": options.published, "allow_outside": options.allow_outside}
+    data = retrieval_data(str(options.data), options.limit, classes=options.classes, **naming)
+    if options.check:
+        return _checked(data.paths(), options)
+    _needs(options, "model")
+    losses: tuple[Literal["embedding", "neighbours"], ...] = ("embedding", "neighbours")
+    known = losses if options.adaptive else losses[:1]
+    attacks = [replace(attack, loss=loss) for attack in _attacks(options) for loss in known]
+    _judge(options, lambda _: data, attacks, finish=_finish_retrieval)
+
+
+def _finish_retrieval(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank: int) -> None:
+    """Print the table; name what could not be read, and the queries that nothing belongs to."""
+    from rclip_metric.train.evaluation.results.retrieval_table import retrieval_table
+
+    if rank:
+        return
+    show(f"{retrieval_table(records)}\n")
+    for warning in dict.fromkeys(warning for record in records for warning in record["warnings"]):
+        _say(f"note: {warning}")
+    data = records[0]["data"]
+    if broken := data["unreadable"] + data["unreadable_images"]:
+        raise ValueError(f"{len(broken)} images could not be read and were left out; the first: {broken[0]}")
+    if without := data["without_positives"]:
+        raise ValueError(
+            f"{len(without)} queries were left out, to which nothing belongs; the first: {without[0]}; "
+            "give its class a second image, or take it out"
+        )
 
 
 def _sanity(options: argparse.Namespace) -> None:
@@ -431,6 +470,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "cue-conflict": _cue_conflict,
     "neighbours": _neighbours,
     "filter": _filter,
+    "retrieval": _retrieval,
     "sanity": _sanity,
     "table": _table,
 }

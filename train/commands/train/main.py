@@ -14,6 +14,7 @@ from rclip_metric.train.runs.interrupt import Interrupted
 TASKS = {
     "scenes": {"scenes": "write the procedural 64x64 data sets"},
     "photos": {"photos": "write triplets from a tree of photographs"},
+    "landmarks": {"landmarks": "convert the ground truth of ROxford5k or RParis6k from a pickle to JSON"},
     "clip": {
         "clip": "train a small CLIP on scenes (tiny-clean)",
         "text": "write the text tower of a `train clip` run, for zero-shot classification",
