@@ -419,6 +419,12 @@ def test_the_command_prints_writes_and_finds_its_records(classes, tmp_path, caps
     assert main(words) == 0 and capsys.readouterr().out == printed.out
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in names} == written
     assert retrieval_table(load_results([tmp_path / "out"])).count("\n| ") == 2
+    lines = [line.split(" | ") for line in printed.out.splitlines() if line.startswith(("| tiny", "| l2"))]
+    assert main(["eval", "table", str(tmp_path / "out")]) == 0  # in the order of the files
+    shown = capsys.readouterr().out.splitlines()
+    assert sorted(line.split(" | ") for line in shown if line.startswith(("| tiny", "| l2"))) == sorted(lines)
+    assert main(["eval", "table", str(tmp_path / "out"), "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("pets") == 2
     assert main([*words, "--seed", "1", "--attack", "none"]) == 0
     assert "attacked" not in capsys.readouterr().out
     assert main(command(classes, "--check")) == 0 and "all 20 images can be read" in capsys.readouterr().out

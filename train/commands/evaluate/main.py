@@ -439,12 +439,21 @@ def _table(options: argparse.Namespace) -> None:
     from rclip_metric.train.evaluation.results.breakdown import breakdown
     from rclip_metric.train.evaluation.results.leaderboard import plot, sweep_plot, table
     from rclip_metric.train.evaluation.results.record import load_results
+    from rclip_metric.train.evaluation.results.retrieval_table import retrieval_table
     from rclip_metric.train.runs.files import write_text
 
     records = load_results(options.results)
     if options.by and options.format != "markdown":
         raise ValueError(f"--by {options.by} gives a table in Markdown: leave --format {options.format} out")
-    text = breakdown(records, options.by) if options.by else table(records, options.format)
+    # What retrieval found is more than one number: in Markdown it has tables of its own, below the others.
+    own = options.format == "markdown"
+    apart = [record for record in records if own and "retrieval" in record]
+    others = [record for record in records if not (own and "retrieval" in record)]
+    if options.by:
+        text = breakdown(records, options.by)
+    else:
+        parts = [table(others, options.format) if others else "", retrieval_table(apart)]
+        text = "\n\n".join(part for part in parts if part)
     if not text:
         raise ValueError(f"none of the {len(records)} results has several {options.by}s: leave --by out")
     if options.out is not None:
