@@ -157,14 +157,6 @@ def _filter_options(parser: argparse.ArgumentParser) -> None:
                         ("unsafe", "unsafe or porn")):  # fmt: skip
         parser.add_argument(f"--{role}", nargs="+", metavar="CLASS", help=f"classes that are {role} (default: {usual})")
     parser.add_argument("--no-buffer", action="store_true", help="leave the buffer out of the pool")
-
-
-def _retrieval_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "--data roxford5k:DIR or rparis6k:DIR (gnd_NAME.pkl as published and jpg/ in DIR), classes:DIR (a folder per "
-        "class, whose images are to find each other; or folders query and database with such folders), or "
-        "pairs:FILE.csv (columns query, image and perhaps kind: easy, hard, junk or other)."
-    )
     parser.add_argument(
         "--classes",
         type=Path,
@@ -184,15 +176,30 @@ def _retrieval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", nargs="+", type=radius, help="default: 8/255")
     parser.add_argument("--steps", type=count, default=200, help="per APGD run (default: %(default)s)")
     parser.add_argument("--adaptive", action="store_true", help="also an attacker who knows the pool")
+
+
+def _retrieval_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "--data roxford5k:DIR or rparis6k:DIR (gnd_NAME.pkl as published and jpg/ in DIR), classes:DIR (a folder per "
+        "class, whose images are to find each other; or folders query and database with such folders), or "
+        "pairs:FILE.csv (columns query, image and perhaps kind: easy, hard, junk or other)."
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="CSV",
         help="classes: a table with the columns class and file (relative to the table's folder) in place of folders",
+    )
     parser.add_argument("--attack", choices=("apgd", "square", "noise", "none"), default="apgd", help="on the queries")
     parser.add_argument("--norm", nargs="+", choices=NORMS, default=["linf"], help="default: linf")
     parser.add_argument("--eps", nargs="+", type=radius, help="a radius per norm (default: 4/255, the paper's)")
     parser.add_argument("--steps", type=count, help="iterations (default: 100), queries of square (5000)")
     parser.add_argument("--restarts", type=positive, default=1, help="of APGD (default: %(default)s)")
+    parser.add_argument(
         "--adaptive",
         action="store_true",
         help="attack as well with knowledge of the database: away from what belongs to a query, towards what does not",
+    )
     parser.set_defaults(loss="ce", larger_eps=False)  # the task's own losses take its place
 
 
