@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +33,17 @@ from rclip_metric.train.metrics.base import Metric
 PAPER_BALL = LpBall("linf", 8 / 255)
 PAPER_STEPS = 200
 _LETTERS = {role: role[0] for role in ROLES}
+STAGED = ("adaptive", "joint")
+"""Attacks that come on top of others; records say which of them fooled each query first."""
+_STAGES = {
+    "c": "wrong on the clean image",
+    "g": "fooled by the grey box",
+    "a": "fooled by the attack of one who knows the pool",
+    "s": "fooled by an attack on filter or detector alone",
+    "j": "fooled by the attack on both",
+    "r": "right",
+}
+_STAGE_OF = {"clean": "c", "grey-box": "g", "adaptive": "a", "single": "s", "joint": "j", None: "r"}
 _COUNTS = ("evaluations", "gradients", "zero_gradients", "nonfinite_gradients")
 
 Kind = Literal["grey-box", "adaptive", "white-box", "separate", "joint"]
@@ -179,6 +190,8 @@ class Screening(Task[FilterImage]):
             for row, before, after, margin, role in each:
                 row["attacks"].append((float(before and after), margin))
                 row["landed"].append(role)
+            for row, stage in zip(rows, found.stages or [None] * len(rows), strict=True):
+                row.setdefault("fooled_by", []).append(stage)
             costs.append(_cost(found, time.perf_counter() - begun))
         return Block(rows=list(rows), unreadable=unreadable, costs=costs)
 
@@ -197,6 +210,9 @@ class Screening(Task[FilterImage]):
                 for phase, place in phases.items()
             }
             record["warnings"] += self.pools.repeated()
+            if on.attacks and on.attacks[index].attack in STAGED:
+                stages = "".join(_STAGE_OF[row["fooled_by"][index]] for row in rows)
+                record["stages"] = {"letters": _STAGES, "samples": stages}
         return records
 
     def kept(self, metric: Metric, images: Sequence[FilterImage], run: RunSettings, keep: Any = None) -> Tensor:
@@ -227,7 +243,7 @@ class Screening(Task[FilterImage]):
     def detector_screen(self, detector: Detector, metric: Metric, run: RunSettings) -> DetectorScreen:
         """Make the screen of a detector alone, with what it needs for the attack on its encoder."""
         wanted = hasattr(detector, "embed") and bool(self.pools.targets)
-        keep = lambda pixels: embedded(detector, pixels)  # noqa: E731
+        keep = partial(embedded, detector)
         targets = self.by_role(self.pools.targets, metric, run, keep) if wanted else {}
         return DetectorScreen(detector, targets, run.chunk_size)
 

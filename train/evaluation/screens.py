@@ -67,11 +67,17 @@ class Queries(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of queries, and what the attack took."""
+    """What became of queries, what the attack took, and for one of several stages which of them fooled each, or None.
+
+    Example:
+        >>> Found(Verdicts(torch.ones(1), torch.zeros(1)), [], violation=0.0).stages is None
+        True
+    """
 
     verdicts: Verdicts
     attacks: Sequence[AttackResult]
     violation: float
+    stages: Sequence[str | None] | None = None
 
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Verdicts]]
@@ -113,6 +119,21 @@ class Worst:
     def _rank(self, rows: Tensor, landed: Tensor) -> Tensor:
         aimed = landed == self._queries.target[rows]
         return (landed != self._queries.own[rows]).long() + aimed.long()
+
+
+def first_fooled(own: Tensor, stages: Mapping[str, Verdicts]) -> list[str | None]:
+    """Name the first stage after which a query has lost its own role, None where it has kept it throughout.
+
+    Example:
+        >>> lost, kept = (Verdicts(torch.zeros(1), torch.tensor([role])) for role in (2, 0))
+        >>> first_fooled(torch.tensor([0]), {"clean": kept, "grey-box": lost, "adaptive": lost})
+        ['grey-box']
+    """
+    found: list[str | None] = [None] * len(own)
+    for name, seen in stages.items():
+        for row, lost in enumerate((seen.landed != own).tolist()):
+            found[row] = found[row] or (name if lost else None)
+    return found
 
 
 def blind(

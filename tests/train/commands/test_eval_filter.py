@@ -12,7 +12,7 @@ from rclip_metric.train.evaluation.results.record import load_results
 
 FAST = ["--model", "tiny-clean", "--device", "cpu", "--quiet", "--steps", "3"]
 SIZES = ["--pool-size", "3", "--targets", "2", "--queries", "2"]
-COLOURS = {"grass": (40, 160, 60), "sky": (90, 150, 230), "rust": (150, 80, 40), "blood": (190, 30, 40)}
+COLOURS = {"grass": (90, 120, 60), "sky": (110, 120, 140), "rust": (130, 90, 60), "blood": (135, 80, 70)}
 NAMES = ["--unsafe", "blood", "--buffer", "rust"]
 GIVEN = ["--data", "{data}", *NAMES, *SIZES]
 
@@ -45,7 +45,8 @@ def test_both_directions_are_written_and_printed_and_not_done_again(folder, tmp_
     assert capsys.readouterr().out == printed
     assert main(["eval", "table", str(out)]) == 0 and main(["eval", "table", str(out), "--by", "split"]) == 0
     assert f"| {folder.name} | 4 |" in capsys.readouterr().out
-    record = load_results([out])[0]
+    record, grey = load_results([out])
+    assert record["robust"]["accuracy"] <= grey["robust"]["accuracy"] < record["clean"]["accuracy"]
     assert record["data"]["roles"] == {"safe": ["grass", "sky"], "buffer": ["rust"], "unsafe": ["blood"]}
     assert record["data"]["pool"] == {"safe": 3, "buffer": 3, "unsafe": 3}
 
@@ -90,6 +91,17 @@ def test_a_detector_is_judged_alone_and_together(folder, tmp_path, capsys, monke
         ("tiny-clean or redness", "joint"),
     }
     assert "| tiny-clean or redness" in capsys.readouterr().out
+
+
+def test_blind_passes_in_half_precision_are_judged_in_full(folder, tmp_path, capsys):
+    arguments = ["eval", "filter", "--data", str(folder), *NAMES, *SIZES, *FAST, "--adaptive"]
+    for precision in ("float32", "bfloat16"):
+        assert main([*arguments, "--precision", precision, "--out", str(tmp_path / precision)]) == 0
+    full, half = (load_results([tmp_path / precision]) for precision in ("float32", "bfloat16"))
+    for one, other in zip(full, half, strict=True):
+        assert one["landings"]["clean"] == other["landings"]["clean"] and one["clean"] == other["clean"]
+        assert other["settings"]["precision"] == "bfloat16" and other["largest_violation"] <= 1e-7
+    capsys.readouterr()
 
 
 def test_check_reads_every_image_without_a_model(folder, tmp_path, capsys):

@@ -58,8 +58,8 @@ def test_folders_of_their_own_are_taken_whole_or_in_part(tmp_path: Path) -> None
     whole = read_filter_pools(tmp_path)
     assert [len(part) for part in keys(whole)] == [10, 6, 8]
     assert all(image.key.startswith("queries/") for image in whole.queries)
-    part = read_filter_pools(tmp_path, sizes=Sizes(2, 1, 4))
-    assert [len(each) for each in keys(part)] == [4, 2, 8] and set(keys(part)[0]) < set(keys(whole)[0])
+    few = read_filter_pools(tmp_path, sizes=Sizes(2, 1, 4))
+    assert [len(each) for each in keys(few)] == [4, 2, 8] and set(keys(few)[0]) < set(keys(whole)[0])
     with pytest.raises(ValueError, match=r"the folder pool has 5 images of safe classes, and 6 are needed: add some"):
         read_filter_pools(tmp_path, sizes=Sizes(6))
 

@@ -171,6 +171,11 @@ def test_an_attacker_who_knows_the_pool_finds_whatever_there_is(tmp_path: Path) 
         assert after[key] == (aim if aim in reached else own if reached == {own} else "buffer"), key
         assert not (before[key] != own and after[key] == own)  # whatever the grey box finds counts
     assert adaptive["robust"]["accuracy"] <= grey["robust"]["accuracy"]
+    stages, owned = adaptive["stages"]["samples"], [Path(key).parent.name for key in clean]
+    for stage, own, *landed in zip(stages, owned, clean.values(), before.values(), after.values(), strict=True):
+        lost = [letter for letter, role in zip("cga", landed, strict=True) if role != own]
+        assert stage == (lost[0] if lost else "r")
+    assert set(stages) == {"c", "g", "r"} and "stages" not in grey
 
 
 def test_targets_unlike_the_pool_leave_the_grey_box_short(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_targets_unlike_the_pool_leave_the_grey_box_short(tmp_path: Path) -> Non
     task = written(tmp_path, levels)
     grey, adaptive = evaluate_filter(ANGLE, task, [BALL], steps=40, adaptive=True)
     assert set(landings(grey, "attacked").values()) == {"safe", "unsafe"} and grey["robust"]["accuracy"] == 100
-    assert adaptive["robust"]["accuracy"] == 0
+    assert adaptive["robust"]["accuracy"] == 0 and set(adaptive["stages"]["samples"]) == {"a"}
 
 
 def rows_of(records: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -234,7 +239,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Linear:
     """A detector whose log-odds are linear in the pixels, one weight for each half."""
 
@@ -372,6 +377,7 @@ def test_who_wants_unsafe_needs_one_of_the_two(tmp_path: Path) -> None:
                 assert joint[key] == "unsafe" or "unsafe" not in single
         assert found["angle or linear", "joint"]["threat"]["loss"] == "pool+logit"
         assert any(separate[key] == "unsafe" for key in separate)
+        assert set(found["angle or linear", "joint"]["stages"]["samples"]) <= set("csjr")
 
 
 def test_records_are_read_again_and_stand_in_both_tables(tmp_path: Path) -> None:
@@ -389,6 +395,11 @@ def test_records_are_read_again_and_stand_in_both_tables(tmp_path: Path) -> None
     first = records[0]["landed"]["clean"]["safe to unsafe"]
     assert " / ".join(f"{share['accuracy']:.1f}" for share in first.values()) in filter_table(records)
     assert "informed: adaptive on pool, 10 steps" in lines[6] and "attacked: separate on targets+targets" in lines[6]
+    for field, value in (("landed", {"clean": {"safe to unsafe": {"safe": 3}}, "attacked": None}), ("landings", [])):
+        damaged = tmp_path / f"{field}.json"
+        damaged.write_text(json.dumps({**records[0], field: value}))
+        with pytest.raises(ValueError, match=field):
+            load_results([damaged])
     clean = evaluate_filter(ANGLE, task, [], session=session)
     assert clean[0]["landed"]["attacked"] is None and filter_table(clean).count("attacked") == 0
 
@@ -452,7 +463,12 @@ def test_the_papers_rows_add_up_and_stand_beside_its_own_data_only() -> None:
     for name, rows in BUFFERED.items():
         for row in rows:
             assert None in row or sum(row) == pytest.approx(100, abs=0.15), name  # type: ignore[arg-type]
-    data = {"published": "nsfw", "unreadable": [], "protocol": None, "pool": {"safe": 500, "unsafe": 500}}
+    data: dict[str, Any] = {
+        "published": "nsfw",
+        "unreadable": [],
+        "protocol": None,
+        "pool": {"safe": 500, "unsafe": 500},
+    }
     data |= {"targets": {"safe": 16, "unsafe": 16}}
     threat = {"attack": "grey-box", "norm": "linf", "eps": 8 / 255, "steps": 200, "loss": "targets"}
     model = {"name": "r-lpips", "revision": "sha256:0"}

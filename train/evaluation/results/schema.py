@@ -29,6 +29,7 @@ _BOUNDS: Kind = (
 )
 _SUMMARY: dict[str, Any] = {"accuracy": PERCENT, "interval_95": _BOUNDS, "samples": COUNT, "*": ANYTHING}
 _PARTS: Schema = {"*": {"clean": _SUMMARY, "robust": OrNull(_SUMMARY)}}  # by name of the part
+_LANDED: Schema = {"*": {"*": _SUMMARY}}  # the share of each direction in each role
 _MODEL: Schema = {
     "name": LINE,
     "revision": or_null(LINE),
@@ -68,6 +69,8 @@ _RECORD: Schema = {
     "robust": OrNull(_SUMMARY),
     "splits": _PARTS,
     "by_kind?": _PARTS,
+    "landed?": {"clean": _LANDED, "attacked": OrNull(_LANDED)},
+    "landings?": {"letters": {"*": LINE}, "clean": TEXT, "attacked": or_null(TEXT)},
     "human": OrNull({"accuracy": PERCENT, "interval_95?": or_null(_BOUNDS), "samples?": COUNT, "ceiling?": PERCENT,
                       "*": ANYTHING}),
     "largest_violation?": or_null(NUMBER),

@@ -23,30 +23,25 @@ from rclip_metric.train.evaluation.screens import (
     Verdicts,
     Worst,
     blind,
+    first_fooled,
     visiting,
 )
 from rclip_metric.train.metrics.base import Metric
 
 
-@dataclass(frozen=True)
 class ScreenMetric:
-    """A metric that lends its preprocessing to a detector, or to itself and a detector, under a name of their own.
+    """A metric that lends its preprocessing to a detector, or to itself and a detector, under a name of their own."""
 
-    Attributes:
-        metric: reads the images, and is half of the two.
-        name: of the detector, or of both.
-        about: what records say of it.
-    """
+    def __init__(self, metric: Metric, name: str, about: Mapping[str, Any]) -> None:
+        """Lend.
 
-    metric: Metric
-    name: str
-    about: Mapping[str, Any]
-
-    @property
-    def revision(self) -> str | None:
-        """As records have it."""
-        found: str | None = self.about.get("revision")
-        return found
+        Args:
+            metric: reads the images, and is half of the two.
+            name: of the detector, or of both.
+            about: what records say of it.
+        """
+        self.metric, self.name, self.about = metric, name, about
+        self.revision: str | None = about.get("revision")
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +64,7 @@ class ScreenMetric:
         """Compare as the metric does."""
         return self.metric.similarities(images, fixed)
 
-    def in_bfloat16(self) -> ScreenMetric:
+    def in_bfloat16(self) -> Metric:
         """Stay as it is: what is judged at every point runs in float32."""
         return self
 
@@ -103,10 +98,15 @@ class Detection(Screening):
         done: dict[FilterAttack, Found],
     ) -> Found:
         """Attack its encoder, or itself."""
+
+        def loss(points: Tensor, rows: Tensor) -> Tensor:
+            return screen.blindly(points, queries.target[rows])
+
+        def step(points: Tensor, rows: Tensor) -> tuple[Tensor, Verdicts]:
+            return screen.white(points, queries.own[rows], queries.target[rows])
+
         if attack.attack == "grey-box":
-            loss = lambda points, rows: screen.blindly(points, queries.target[rows])  # noqa: E731
             return blind(loss, screen, queries, attack.ball, attack.steps, screen.chunk_size)
-        step = lambda points, rows: screen.white(points, queries.own[rows], queries.target[rows])  # noqa: E731
         return visiting(step, queries.clean, queries, attack.ball, attack.steps, screen.chunk_size)
 
 
@@ -153,9 +153,12 @@ class EitherOr(Screening):
         for record in (record for records in same for record in records):
             seen = _verdicts(record, keys, queries.own)
             worst.see(single, Verdicts(seen.margin[single], seen.landed[single]))
+        first = Verdicts(*(part.clone() for part in worst.verdicts))
         step = screen.joint(queries, attack.ball, attack.loss.startswith("pool"))
         chunk = screen.filter.attack_chunk
-        return visiting(step, worst.verdicts, queries, attack.ball, attack.steps, chunk)
+        more = visiting(step, worst.verdicts, queries, attack.ball, attack.steps, chunk)
+        stages = {"clean": queries.clean, "single": first, "joint": more.verdicts}
+        return more._replace(stages=first_fooled(queries.own, stages))
 
 
 def detector_model(detector: Detector, metric: Metric) -> ScreenMetric:

@@ -7,16 +7,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rclip_metric.detectors import Detector
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import DEFAULTS, RunSettings
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.screening import PAPER_BALL, PAPER_STEPS, FilterAttack, Kind, Screening
-from rclip_metric.train.evaluation.screens import Found, PoolFilter, Queries, Worst, blind, visiting
+from rclip_metric.train.evaluation.screens import (
+    Found,
+    PoolFilter,
+    Queries,
+    Verdicts,
+    Worst,
+    blind,
+    first_fooled,
+    visiting,
+)
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.tasks.detection import Detection, EitherOr, detector_model, either_model
 from rclip_metric.train.metrics.base import Metric
+
+_Kinds = list[tuple[Kind, str]]
 
 
 @dataclass(frozen=True)
@@ -49,16 +61,23 @@ class Filtering(Screening):
     ) -> Found:
         """Attack in the grey box, or adaptively."""
         grey, chunk = replace(attack, attack="grey-box", loss="targets"), screen.attack_chunk
-        loss = lambda points, rows: screen.blindly(points, queries.target[rows])  # noqa: E731
+
+        def loss(points: Tensor, rows: Tensor) -> Tensor:
+            return screen.blindly(points, queries.target[rows])
+
+        def step(points: Tensor, rows: Tensor) -> tuple[Tensor, Verdicts]:
+            return screen.adaptive(points, queries.own[rows], queries.target[rows])
+
         found = done.get(grey) or blind(loss, screen, queries, attack.ball, attack.steps, chunk)
         if attack.attack == "grey-box":
             return found
         worst = Worst(queries, queries.clean)
         worst.see(torch.arange(len(keys), device=queries.own.device), found.verdicts)
-        step = lambda points, rows: screen.adaptive(points, queries.own[rows], queries.target[rows])  # noqa: E731
         more = visiting(step, worst.verdicts, queries, attack.ball, attack.steps, chunk)
+        stages = {"clean": queries.clean, "grey-box": found.verdicts, "adaptive": more.verdicts}
         before = [] if grey in done else found.attacks
-        return Found(more.verdicts, [*before, *more.attacks], max(found.violation, more.violation))
+        violation = max(found.violation, more.violation)
+        return Found(more.verdicts, [*before, *more.attacks], violation, first_fooled(queries.own, stages))
 
 
 def evaluate_filter(
@@ -114,26 +133,28 @@ def evaluate_filter(
     for _, role in task.pools.directions if balls else ():
         if not any(image.role == role for image in task.pools.targets):
             raise ValueError(f"an attack towards {role} needs images of it, in DIR/targets/CLASS, and there are none")
-    kinds: list[tuple[Kind, str]] = [("grey-box", "targets")] + ([("adaptive", "pool")] if adaptive else [])
+    kinds: _Kinds = [("grey-box", "targets")]
+    if adaptive:
+        kinds.append(("adaptive", "pool"))
     records = session.records(task, metric, _attacks(kinds, balls, steps), run)
     exact = replace(run, precision="float32")
     whole = list(records)
     for detector in detectors:
         shared: dict[str, Any] = {"detector": detector, "published": task.published}
-        encoder: list[tuple[Kind, str]] = [("grey-box", "targets")] if hasattr(detector, "embed") else []
+        encoder: _Kinds = [("grey-box", "targets")] if hasattr(detector, "embed") else []
         alone = session.records(
             Detection(task.pools, task.name, **shared),
             detector_model(detector, metric),
             _attacks([*encoder, ("white-box", "logit")], balls, steps),
             exact,
         )
-        kinds = [("separate", f"targets+{'targets' if encoder else 'logit'}")]
-        kinds += [("joint", f"{'pool' if adaptive else 'targets'}+logit")]
+        together: _Kinds = [("separate", f"targets+{'targets' if encoder else 'logit'}")]
+        together.append(("joint", f"{'pool' if adaptive else 'targets'}+logit"))
         both = EitherOr(task.pools, task.name, others=(records, alone), **shared)
-        together = session.records(both, either_model(detector, metric), _attacks(kinds, balls, steps), exact)
-        whole += [*alone, *together]
+        whole += alone
+        whole += session.records(both, either_model(detector, metric), _attacks(together, balls, steps), exact)
     return whole
 
 
-def _attacks(kinds: Sequence[tuple[Kind, str]], balls: Sequence[LpBall], steps: int) -> list[FilterAttack]:
+def _attacks(kinds: _Kinds, balls: Sequence[LpBall], steps: int) -> list[FilterAttack]:
     return [FilterAttack(kind, ball, steps, loss) for ball in balls for kind, loss in kinds]
