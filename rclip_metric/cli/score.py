@@ -106,7 +106,7 @@ def rank(args: argparse.Namespace) -> int:
     import torch
 
     from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval import distances, significant
+    from rclip_metric.retrieval import nearest, significant
 
     candidates: list[Path] = []
     for path in map(Path, args.candidates):
@@ -120,8 +120,12 @@ def rank(args: argparse.Namespace) -> int:
         if u is None:
             return 2
         found = [(str(path), v) for path in candidates if (v := embeddings[path]) is not None]
-    row = distances(u, torch.stack([v for _, v in found]), args.squared) if found else []
-    ranking = sorted(zip((name for name, _ in found), row, strict=True), key=lambda item: item[1])
+    ranking: list[tuple[str, float]] = []
+    if found:
+        units = torch.stack([v for _, v in found])
+        [distances], [places] = nearest(u[None], units, len(found), squared=args.squared)
+        names = [found[place][0] for place in places.tolist()]
+        ranking = list(zip(names, distances.tolist(), strict=True))
     if args.json:
         ranked = [
             {"rank": place, "candidate": name, "distance": significant(distance)}

@@ -22,6 +22,10 @@ _COARSE_ROWS, _COARSE_QUERIES = 2**14, 4
 _TENSOR_FLOAT = 2**-10
 """By how much a float32 product of unit vectors is wrong where a GPU rounds them to TensorFloat-32."""
 
+_BLOCK = 2**6
+"""Rows whose differences from one query are made at a time: more than that would be shared out among threads."""
+_NOT_FINITE = "a query or an embedding is not finite, so that it is at no distance from any other"
+
 Products = Callable[[Tensor], Tensor]
 
 
@@ -107,6 +111,8 @@ def pairs_within(embeddings: Tensor, below: float, *, squared: bool = False) -> 
 
 def _nearest(queries: Tensor, embeddings: Tensor, k: int, squared: bool) -> tuple[Tensor, Tensor]:
     """Find distances and rows (Q, k) of queries of the embeddings' dtype."""
+    if k == len(embeddings):
+        return _all(queries, embeddings, squared)
     pairs = None
     if len(embeddings) >= _COARSE_ROWS and len(queries) >= _COARSE_QUERIES and _bfloat16_is_fast(queries.device.type):
         few = len(embeddings) * len(queries) // 16
@@ -119,12 +125,22 @@ def _nearest(queries: Tensor, embeddings: Tensor, k: int, squared: bool) -> tupl
     distances = torch.cat([distance_between(queries[a], embeddings[r], squared) for a, r in parts])
     counts = asked.bincount(minlength=len(queries))
     if (counts < k).any() or not (queries.isfinite().all() and distances.isfinite().all()):
-        raise ValueError("a query or an embedding is not finite, so that it is at no distance from any other")
+        raise ValueError(_NOT_FINITE)
     order = distances.sort(stable=True).indices  # equal distances stay in the order of their rows
     order = order[asked[order].sort(stable=True).indices]
     first = counts.cumsum(0) - counts
     chosen = order[first[:, None] + torch.arange(k, device=order.device)]  # (Q, k)
     return distances[chosen], rows[chosen]
+
+
+def _all(queries: Tensor, embeddings: Tensor, squared: bool) -> tuple[Tensor, Tensor]:
+    """Sort all rows by their distance: no candidates are needed."""
+    blocks = embeddings.split(_BLOCK if embeddings.device.type == "cpu" else _GPU_ROWS)
+    distances = torch.stack([torch.cat([distance_between(u, block, squared) for block in blocks]) for u in queries])
+    if not (queries.isfinite().all() and distances.isfinite().all()):
+        raise ValueError(_NOT_FINITE)
+    distances, rows = distances.sort(dim=1, stable=True)
+    return distances, rows
 
 
 def _candidates(
