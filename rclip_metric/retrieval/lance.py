@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rclip_metric.errors import ImageIndexError, first_line
+from rclip_metric.errors import ImageIndexError
 from rclip_metric.files import written_whole
 from rclip_metric.retrieval.neighbours import nearest
-from rclip_metric.retrieval.storage import LANCE_FOLDER, Approximation, Row, checked_about
+from rclip_metric.retrieval.storage import LANCE_FOLDER, Approximation, Row, checked_about, explained
 
 _TABLE = LANCE_FOLDER.removesuffix(".lance")
 _BLOCK = 2**16
@@ -32,7 +31,7 @@ class LanceTable:
     def __init__(self, path: Path) -> None:
         """Open an index that exists."""
         self.path = path
-        with _explained(path, "is damaged", "build the index again"):
+        with explained(path, "is damaged", "build the index again"):
             self._table = _database(path).open_table(_TABLE)
 
     @classmethod
@@ -60,7 +59,7 @@ class LanceTable:
     def read(self) -> tuple[list[Row], Tensor]:
         """Return the rows and their embeddings (N, D)."""
         about = self.about()
-        with _explained(self.path, "is damaged", "build the index again"):
+        with explained(self.path, "is damaged", "build the index again"):
             self._table.checkout_latest()
             found = self._table.to_arrow()
         rows = _rows(found)
@@ -73,7 +72,7 @@ class LanceTable:
 
     def rows(self) -> list[Row]:
         """Return the rows."""
-        with _explained(self.path, "is damaged", "build the index again"):
+        with explained(self.path, "is damaged", "build the index again"):
             self._table.checkout_latest()
             return _rows(self._table.search().select(list(Row._fields)).to_arrow())
 
@@ -84,7 +83,7 @@ class LanceTable:
 
     def nearest(self, queries: Tensor, k: int, *, approximate: bool) -> tuple[list[list[Row]], Tensor]:
         """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of some."""
-        with _explained(self.path, "is damaged", "build the index again"):
+        with explained(self.path, "is damaged", "build the index again"):
             self._table.checkout_latest()
             if not approximate:
                 return self._scan(queries, k)
@@ -123,7 +122,8 @@ class LanceTable:
         if (count := self.count()) < _FEWEST:
             raise ImageIndexError(f"an index of {count} images is searched exactly, approximately from {_FEWEST} on.")
         config = IvfSq(num_partitions=max(1, count // _PARTITION), max_iterations=10)
-        with _explained(self.path, "cannot be written", "it is searched exactly as before"):
+        with explained(self.path, "cannot be written", "it is searched exactly as before"):
+            (self.path / _APPROXIMATION).unlink(missing_ok=True)  # what is said there is of the one before
             self._table.create_index("embedding", config=config)
 
     def approximation(self) -> Approximation | None:
@@ -138,7 +138,8 @@ class LanceTable:
 
     def keep_approximation(self, measured: Approximation) -> None:
         """Write down what was measured."""
-        with written_whole(self.path / _APPROXIMATION) as partial:
+        cannot = explained(self.path, "cannot be written", "it is searched exactly as before")
+        with cannot, written_whole(self.path / _APPROXIMATION) as partial:
             partial.write_text(json.dumps(measured._asdict()) + "\n", encoding="utf-8")
 
     def write(self, rows: Sequence[Row], embeddings: Tensor) -> None:
@@ -150,7 +151,7 @@ class LanceTable:
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in Row._fields}
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
         upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        with _explained(self.path, "cannot be written", "what was added before is there"):
+        with explained(self.path, "cannot be written", "what was added before is there"):
             upsert.execute(pa.table(columns, schema=schema))
 
     def remove(self, ids: Iterable[str]) -> None:
@@ -158,7 +159,7 @@ class LanceTable:
         names = list(ids)
         for start in range(0, len(names), _BLOCK):
             quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + _BLOCK])
-            with _explained(self.path, "cannot be written", "what was dropped before is gone"):
+            with explained(self.path, "cannot be written", "what was dropped before is gone"):
                 self._table.delete(f"id IN ({quoted})")
 
 
@@ -177,12 +178,3 @@ def _database(path: Path) -> Any:
     import lancedb
 
     return lancedb.connect(os.fspath(path))
-
-
-@contextlib.contextmanager
-def _explained(path: Path, what: str, then: str) -> Iterator[None]:
-    """Turn what LanceDB raises into one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ImageIndexError(f"{path} {what} ({first_line(error)}): {then}.") from error

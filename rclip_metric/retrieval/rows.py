@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,11 +60,13 @@ class Update:
 
 def named(files: Iterable[Path], root: Path) -> list[tuple[Path, Row]]:
     """Call files by their paths from the root on, and label them by the first folder there."""
-    named = []
+    start = len(str(root / "x")) - 1  # where names begin, also below "." and "/"
+    found = []
     for file in files:
-        parts = file.relative_to(root).parts
-        named.append((file, Row("/".join(parts), label=parts[0] if len(parts) > 1 else None)))
-    return named
+        name = str(file)[start:].replace(os.sep, "/")
+        label, inside, _ = name.partition("/")
+        found.append((file, Row(name, label=label if inside else None)))
+    return found
 
 
 def rows_of(ids: Sequence[str], labels: Sequence[str | None] | None, count: int) -> list[Row]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rclip_metric.errors import ImageIndexError, MissingPackageError
+from rclip_metric.errors import ImageIndexError, MissingPackageError, first_line
 from rclip_metric.files import written_whole
 
 FORMAT = "rclip-metric index"
@@ -244,13 +245,16 @@ class PartFiles:
         for part in parts:
             (self.path / part).unlink(missing_ok=True)
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return explained(self.path, "cannot be written", "what was added before is there")
+
     def _locked(self) -> Any:
         from filelock import FileLock
 
         return FileLock(self.path / ".lock")
 
     def _list(self, about: dict[str, Any], parts: list[str]) -> None:
-        with written_whole(self.path / self.INDEX, flush=True) as partial:
+        with self._writing(), written_whole(self.path / self.INDEX, flush=True) as partial:
             partial.write_text(json.dumps({**about, "parts": parts}, indent=1) + "\n", encoding="utf-8")
 
     def _read_list(self) -> tuple[dict[str, Any], list[str]]:
@@ -268,7 +272,7 @@ class PartFiles:
         from safetensors.torch import save_file
 
         name = f"part-{uuid.uuid4().hex}.safetensors"
-        with written_whole(self.path / name, flush=True) as partial:
+        with self._writing(), written_whole(self.path / name, flush=True) as partial:
             save_file({"embeddings": embeddings.cpu().contiguous()}, partial, {"rows": json.dumps(rows)})
         return name
 
@@ -285,6 +289,19 @@ class PartFiles:
         except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
             raise ImageIndexError(f"{file} is missing or damaged: build the index again.") from error
         return rows, embeddings
+
+
+@contextmanager
+def explained(path: Path, what: str, then: str) -> Iterator[None]:
+    """Turn what the disk, safetensors or LanceDB raises into one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImageIndexError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ImageIndexError(f"{path} {what} ({first_line(error)}): {then}.") from error
 
 
 def checked_about(about: dict[str, Any], where: object) -> dict[str, Any]:

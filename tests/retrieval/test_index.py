@@ -62,6 +62,14 @@ def test_a_tree_is_indexed_by_path_and_labelled_by_folder(folder, metric):
         torch.testing.assert_close(index.embeddings[0], embeddings[first], atol=1e-6, rtol=0)
 
 
+def test_names_are_the_same_from_wherever_the_folder_is_named(folder, metric, monkeypatch):
+    monkeypatch.chdir(folder)
+    for root in (".", "../photos", f"{folder}/", folder):
+        index, _ = built(Path(root), metric)
+        assert index.ids == IDS and [row.label for row in index.rows] == ["cats"] * 3 + ["dogs"] * 3 + [None]
+        assert index.rows[0].path == str(folder / "cats" / "1.png")
+
+
 def test_links_are_followed_once_and_one_to_nothing_is_named(folder, metric, tmp_path):
     save_noise(tmp_path / "elsewhere" / "far.png", 30)
     (folder / "birds").symlink_to(tmp_path / "elsewhere")
@@ -224,6 +232,35 @@ def test_two_processes_add_at_once_and_one_is_killed(metric, tmp_path, kind):
         f"killed{n}" for n in range(last + 1)
     }
     assert ImageIndex.open(tmp_path / "kept", metric).search(torch.eye(16)[3], k=1).distances.item() == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_full_disk_is_one_sentence_and_what_was_added_before_stays(metric, small_disk, kind):
+    path = small_disk / "kept"
+    index = ImageIndex(metric)
+    index.add(crowd(100), ids=[f"{n}.png" for n in range(100)])
+    index.save(path, format=kind)
+    with pytest.raises(ImageIndexError) as caught:
+        for start in range(100, 100_000, 512):
+            ids = [f"{'long' * 20}{n}.png" for n in range(start, start + 512)]
+            index.add(crowd(512), ids=ids)
+    told = str(caught.value)
+    assert told.startswith(f"{path} cannot be written (") and told.endswith("): what was added before is there.")
+    assert "No space left on device" in told and "\n" not in told
+    again = ImageIndex.open(path, metric)
+    assert len(again) >= 100 and sorted(again.rows) == sorted(index.rows)  # in memory no more than on disk
+    assert again.search(crowd(100)[17], k=1).ids == ["17.png"]
 
 
 def test_building_writes_as_it_goes(folder, metric, tmp_path, monkeypatch):
