@@ -19,7 +19,7 @@ import numpy as np
 from rclip_metric.files import regular_file
 from rclip_metric.json_files import shown
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 MOST_LEVELS = 32
 _KINDS = "biufUS"  # truth, integers, floats, texts: nothing that refers to objects
 
@@ -45,7 +45,7 @@ def read_plain_pickle(path: Path) -> Any:
 
     Raises:
         ValueError: if it asks for anything else (of which nothing is run), is cut off or damaged, or has more than
-            64 MB.
+            16 MB.
         OSError: if it cannot be opened.
 
     Example:

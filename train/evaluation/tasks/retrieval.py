@@ -344,7 +344,7 @@ def _unending(loss: Tensor) -> Decisions:
 def _summary(rows: Sequence[RetrievalRow], difficulty: str, state: int) -> dict[str, Any] | None:
     """Average what a difficulty found, in percent, with intervals over queries; None where nobody asked for it."""
     found = [Found(*row["found"][state]) for row in rows]
-    precision = [one.ap[difficulty] for one in found if one.ap[difficulty] is not None]
+    precision = [ap for one in found if (ap := one.ap[difficulty]) is not None]
     shares = np.array([one.at[difficulty] for one in found if one.at[difficulty] is not None])  # (n, 3)
     if not precision:
         return None
