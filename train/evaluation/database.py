@@ -29,6 +29,7 @@ class Database:
     blocks of samples are. Any other metric compares every query with every image, again for each attack.
 
     Attributes:
+        metric: that embedded them.
         paths: of all images; a row is a place in it.
         problems: row -> why its image cannot be read.
         embeddings: of the others (R, D), float32, on the CPU; None for a metric without.
@@ -47,6 +48,7 @@ class Database:
         array([[ 0. , -0.2, -1. ]], dtype=float32)
     """
 
+    metric: Metric
     paths: Sequence[Path]
     problems: dict[int, str]
     embeddings: Tensor | None
@@ -91,7 +93,7 @@ class Database:
         problems = {int(row): told for block in done for row, told in block["problems"].items()}
         cost = {name: sum(block[name] for block in done) for name in ("seconds", "evaluations")}
         rows = [_decoded(block) for block in done if block["embeddings"] is not None]
-        return cls(paths, problems, torch.cat(rows) if rows else None, images, on.run.chunk_size, cost)
+        return cls(on.metric, paths, problems, torch.cat(rows) if rows else None, images, on.run.chunk_size, cost)
 
     def similarities(self, metric: Metric, points: Tensor) -> Tensor:
         """Compare n images (n, 3, S, S) with all of the database: (n, N), float32; -inf for what cannot be read.
@@ -112,6 +114,10 @@ class Database:
 
     def kept(self, metric: Metric, rows: Sequence[Sequence[int]]) -> Tensor:
         """Give what a metric keeps of K images for each of n samples: (n, K, ...)."""
+        if metric is self.metric and self.embeddings is not None:
+            place = {row: number for number, row in enumerate(self.rows)}
+            places = torch.tensor([[place[row] for row in several] for several in rows])
+            return self.embeddings[places].to(metric.device)  # (n, K, D)
         return self.images.kept(metric, [[self.paths[row] for row in several] for several in rows])
 
     def _products(self, metric: Metric, points: Tensor) -> Tensor:

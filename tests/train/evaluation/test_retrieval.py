@@ -367,6 +367,13 @@ def test_an_interrupted_run_goes_on(network, classes, tmp_path):
     assert session.records(data, unused, attacks, run) == [record]
 
 
+def test_the_database_is_embedded_once(network, classes):
+    counted = Counted(network.function)
+    judged(counted, retrieval_data(classes), ("embedding", "neighbours"), steps=4)
+    # Of a query: ranked; fixed, attacked at five points, judged, ranked again; the same without fixing.
+    assert counted.seen == 20 + 20 * (1 + (1 + 5 + 1 + 1) + (5 + 1 + 1))
+
+
 def test_two_processes_share_the_database(network, classes, tmp_path):
     class Half(Team):
         def gather(self, value):
