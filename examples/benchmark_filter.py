@@ -148,8 +148,15 @@ def grown(count: int, batch_size: int) -> dict[str, Any]:
         finishing = time.process_time() - begun
     assert decided == count
     per_image = processor / count * 1000
-    return {"images": count, "wall_s": wall, "processor_s": processor, "processor_ms_per_image": per_image,
-            "finish_us_per_image": finishing / count * 1e6, "peak_mb": peaks[-1], "peak_mb_after_first_shard": peaks[0]}  # fmt: skip
+    return {
+        "images": count,
+        "wall_s": wall,
+        "processor_s": processor,
+        "processor_ms_per_image": per_image,
+        "finish_us_per_image": finishing / count * 1e6,
+        "peak_mb": peaks[-1],
+        "peak_mb_after_first_shard": peaks[0],
+    }
 
 
 def main() -> None:

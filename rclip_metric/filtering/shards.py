@@ -21,6 +21,7 @@ from rclip_metric.retrieval import ImageIndex, Row, is_index, open_storage
 
 FILES_PER_SHARD = 1000
 _ROWS_PER_SHARD = 10_000
+_SHARDS: tuple[str, ...] = (".tar", ".parquet")
 _COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "img", "image_bytes", "data")
 
 
@@ -239,7 +240,7 @@ def find_work(images: str, *, column: str | None = None, size: int = FILES_PER_S
             raise FilterError(f"the index {images} is empty.")
         starts = range(0, count, _ROWS_PER_SHARD)
         return [IndexShard(images, start, min(start + _ROWS_PER_SHARD, count)) for start in starts]
-    kinds = _kinds(path) if path.is_dir() else [suffix for suffix in (".tar", ".parquet") if path.suffix == suffix]
+    kinds = _kinds(path) if path.is_dir() else [suffix for suffix in _SHARDS if path.suffix == suffix]
     if len(kinds) > 1:
         raise FilterError(f"{images} holds {' and '.join(kinds)}: give each kind a folder of its own.")
     if not kinds and not path.is_dir():
@@ -247,7 +248,7 @@ def find_work(images: str, *, column: str | None = None, size: int = FILES_PER_S
         raise FilterError(
             f"{images} {there}: pass a folder of images, .tar or .parquet files, a folder of them, or an index."
         )
-    if kinds and kinds[0] in (".tar", ".parquet"):
+    if kinds:
         try:
             shards = find_shards(images, kinds[0])
         except ValueError as error:
@@ -258,7 +259,7 @@ def find_work(images: str, *, column: str | None = None, size: int = FILES_PER_S
             return [TarShard(shard, name) for shard, name in zip(shards, names, strict=True)]
         tables = [ParquetShard(shard, name, column) for shard, name in zip(shards, names, strict=True)]
         tables[0].check()
-        return tables
+        return [*tables]
     files = [file.relative_to(path).as_posix() for file in list_images_below(path)]
     if not files:
         raise FilterError(f"there are no images below {images}.")
@@ -304,7 +305,7 @@ def _kinds(folder: Path) -> list[str]:
         suffixes = {entry.suffix for entry in folder.iterdir() if not entry.name.startswith(".")}
     except OSError as error:
         raise FilterError(f"cannot list {folder}: {error.strerror}.") from error
-    found = [suffix for suffix in (".tar", ".parquet") if suffix in suffixes]
+    found = [suffix for suffix in _SHARDS if suffix in suffixes]
     return [*found, "images"] if found and list_images(folder) else found
 
 
