@@ -50,7 +50,8 @@ def retrieval(model, clean, attacked=None, levels=("E", "M", "H"), **data):
 def filtered(model, clean, attacked=None, kind="grey-box", roles=("safe", "buffer", "unsafe"), **data):
     threat = {"attack": kind, **BALL, "eps_text": "8/255", "eps": 8 / 255, "steps": 200, "restarts": 1}
     threat["loss"] = "targets"
-    found = made("filter", model, data, threat if attacked else {"attack": "none"}, attacked and 1.0)
+    sizes = {"pool": dict.fromkeys(roles, 3), "targets": {"safe": 2, "unsafe": 2}}
+    found = made("filter", model, {**sizes, **data}, threat if attacked else {"attack": "none"}, attacked and 1.0)
 
     def part(counts):
         return {

@@ -37,11 +37,11 @@ _COSTS = ("evaluations", "zero_gradients", "nonfinite_gradients", "seconds", "vi
 
 
 @dataclass(frozen=True)
-class Query:
+class QueryImage:
     """An image whose neighbours are looked for.
 
     Example:
-        >>> Query("cats/1.jpg", Path("photos/cats/1.jpg")).key
+        >>> QueryImage("cats/1.jpg", Path("photos/cats/1.jpg")).key
         'cats/1.jpg'
     """
 
@@ -50,7 +50,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Neighbours(Task[Query]):
+class Neighbours(Task[QueryImage]):
     """The k images of a database that are most like each query, and most like it once it is attacked.
 
     Images of the database that are a query's own file, or whose pixels are its own as the metric sees them, are left
@@ -75,7 +75,7 @@ class Neighbours(Task[Query]):
         >>> folder = Path(mkdtemp())
         >>> for level in (100, 110, 130, 160):
         ...     Image.new("RGB", (16, 16), (level, level, level)).save(folder / f"{level}.png")
-        >>> query = Query("110.png", folder / "110.png")
+        >>> query = QueryImage("110.png", folder / "110.png")
         >>> task = Neighbours([query], Folder(folder), LpBall("linf", 8 / 255), k=1, steps=3)
         >>> [record] = evaluate(load_metric("linf", image_size=16), task, quiet=True)
         >>> record["neighbours"][0]["clean"][0]["image"]
@@ -84,7 +84,7 @@ class Neighbours(Task[Query]):
 
     task: ClassVar[str] = "neighbours"
     noun: ClassVar[str] = "query"
-    queries: Sequence[Query]
+    queries: Sequence[QueryImage]
     database: Searched
     ball: LpBall
     k: int = 5
@@ -103,11 +103,11 @@ class Neighbours(Task[Query]):
             raise ValueError(f"k is {self.k}, and {self.database.name} has {there}: ask for fewer neighbours")
 
     @property
-    def samples(self) -> Sequence[Query]:
+    def samples(self) -> Sequence[QueryImage]:
         """The queries."""
         return self.queries
 
-    def files(self, sample: Query) -> list[Path]:
+    def files(self, sample: QueryImage) -> list[Path]:
         """List the query's image."""
         return [sample.path]
 
@@ -163,7 +163,7 @@ class Neighbours(Task[Query]):
         about = {**self.depends_on(on), "part": "database"}
         return [attacked, on.share(self.database.parts(on.run.batch_size), look, about, f"{self.label(on.metric)} k")]
 
-    def judge(self, block: Sequence[Query], images: ImageSet, on: Evaluation) -> dict[str, Any]:
+    def judge(self, block: Sequence[QueryImage], images: ImageSet, on: Evaluation) -> dict[str, Any]:
         """Attack a block of queries: keys, the attacked points, their similarity to the clean ones, and costs."""
         begun = time.perf_counter()
         read, unreadable = self.readable(block, images, None)
@@ -242,7 +242,7 @@ def overlap_at_k(clean: set[str], attacked: set[str], k: int) -> float:
     return len(clean & attacked) / k
 
 
-def choose_queries(places: Sequence[Path], count: int | None = None, seed: int = 0) -> list[Query]:
+def choose_queries(places: Sequence[Path], count: int | None = None, seed: int = 0) -> list[QueryImage]:
     """Choose queries: of a folder those in it and below, called by their paths there; files are called by their names.
 
     Args:
@@ -268,7 +268,7 @@ def choose_queries(places: Sequence[Path], count: int | None = None, seed: int =
         names = [place.name for place in places]
         keys = {place: place.name if names.count(place.name) == 1 else place.as_posix() for place in places}
         chosen = list(keys) if count is None else drawn(list(keys), count, seed, "queries")
-        return [Query(keys[path], path) for path in chosen]
+        return [QueryImage(keys[path], path) for path in chosen]
     if len(places) > 1:
         raise ValueError(f"queries are one folder or files, and {len(places)} were given with a folder among them")
     [root] = places
@@ -276,7 +276,7 @@ def choose_queries(places: Sequence[Path], count: int | None = None, seed: int =
     if not paths:
         raise ValueError(f"there are no images in {root}: pass a folder of queries, or files")
     chosen = drawn(paths, min(4, len(paths)) if count is None else count, seed, f"queries of {root}")
-    return [Query(path.relative_to(root).as_posix(), path) for path in chosen]
+    return [QueryImage(path.relative_to(root).as_posix(), path) for path in chosen]
 
 
 def neighbours_table(records: Sequence[dict[str, Any]]) -> str:
