@@ -87,7 +87,12 @@ class Storage(Protocol):
 
 @runtime_checkable
 class SearchableStorage(Storage, Protocol):
-    """A storage that can be searched without being read into memory."""
+    """A storage that can be searched without being read into memory.
+
+    Example:
+        >>> isinstance(PartFiles(Path("photos.index")), SearchableStorage)
+        False
+    """
 
     def count(self) -> int:
         """Count the rows."""
