@@ -222,7 +222,8 @@ def _neighbours(options: argparse.Namespace) -> None:
     folder = None if indexed else Folder.at(options.database, options.sample, options.seed)
     team = join(options.device)
     session, ball = Session(options.out, options.overwrite, team, options.quiet), LpBall(options.norm, options.eps)
-    records, database = [], folder
+    records: list[dict[str, Any]] = []
+    database: Any = folder
     for name in options.model:
         metric = load_metric(name, device=str(team.device))
         database = folder or Indexed(options.database, metric)

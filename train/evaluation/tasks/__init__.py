@@ -4,7 +4,7 @@ from rclip_metric.train.evaluation.tasks.cue_conflict import CueConflictData, ev
 from rclip_metric.train.evaluation.tasks.filtering import Filtering, evaluate_filter
 from rclip_metric.train.evaluation.tasks.folders import bapps_data, cue_conflict_data, nights_data, things_data
 from rclip_metric.train.evaluation.tasks.jnd import JndData, average_precision, jnd_data
-from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, Query, choose_queries, overlap_at_k
+from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, choose_queries
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData, evaluate_odd_one_out
 from rclip_metric.train.evaluation.tasks.retrieval import RetrievalData, retrieval_data
 from rclip_metric.train.evaluation.tasks.self_distance import SelfDistance, direct_attack, direct_record
@@ -17,7 +17,6 @@ __all__ = [
     "JndData",
     "Neighbours",
     "OddOneOutData",
-    "Query",
     "RetrievalData",
     "SelfDistance",
     "TwoAfcData",
@@ -38,7 +37,6 @@ __all__ = [
     "evaluate_zero_shot",
     "jnd_data",
     "nights_data",
-    "overlap_at_k",
     "retrieval_data",
     "things_data",
 ]

@@ -173,7 +173,8 @@ class Neighbours(Task[QueryImage]):
         clean = images.pixels([query.path for query in read])
         found, _ = moved_away(on.metric, clean, self.ball, self.steps, on.seeds(read), on.run.chunk_size)
         refuse_nan(found.loss, [query.key for query in read], f"{on.metric.name}'s similarity")
-        made = {"keys": [query.key for query in read], "points": [_packed(point) for point in found.images]}
+        points = [_packed(point) for point in found.images]
+        made: dict[str, Any] = {"keys": [query.key for query in read], "points": points}
         made |= {"itself": [float(f"{-loss:.7g}") for loss in found.loss.tolist()], "unreadable": unreadable}
         violation, seconds = self.ball.violation(found.images, clean), time.perf_counter() - begun
         costs = (found.evaluations, found.zero_gradients, found.nonfinite_gradients, seconds, violation)
@@ -205,7 +206,8 @@ class Neighbours(Task[QueryImage]):
                 warnings.append(f"{len(missing)} of {whole} {what} could not be read, the first: {missing[0]}")
         if violation > rounding(self.ball.eps):
             warnings.append(f"An attacked image left the ball of {self.ball} or the range [0, 1] by {violation:.2g}.")
-        data = {"name": self.database.name, "database": {**self.database.settings(), "unreadable": lost}}
+        data: dict[str, Any] = {"name": self.database.name}
+        data |= {"database": {**self.database.settings(), "unreadable": lost}}
         data |= {"queries": len(keys), "unreadable": unreadable, "content": on.content}
         made: dict[str, Any] = {"task": self.task, "model": on.metric.describe(), "data": data, "threat": self.threat()}
         made |= {"overlap": overlap, "neighbours": rows, "largest_violation": violation, "warnings": warnings}
@@ -226,8 +228,8 @@ class Neighbours(Task[QueryImage]):
                     "ask for fewer neighbours"
                 )
             row[when] = [{"image": name, "similarity": float(f"{value:.7g}")} for name, value in near]
-        names = [{found["image"] for found in row[when]} for when in ("clean", "attacked")]
-        row["overlap"] = overlap_at_k(*names, self.k)
+        clean, attacked = ({found["image"] for found in row[when]} for when in ("clean", "attacked"))
+        row["overlap"] = overlap_at_k(clean, attacked, self.k)
         row["left_out"] = [name for part in looked for name in part["same"][place]]
         return row
 
