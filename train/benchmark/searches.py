@@ -9,13 +9,13 @@ from typing import Any
 
 from rclip_metric.train.evaluation.results.labels import Record, data_label, named
 from rclip_metric.train.evaluation.results.record import load_results, short_revision
+from rclip_metric.train.metrics.paper import reported_retrieval
+from rclip_metric.train.metrics.paper_filter import reported_landed
 
 TASKS = ("retrieval", "filter")
 PHASES = {"clean": "clean", "robust": "attacked"}
 LEVELS = {"E": "Easy", "M": "Medium", "H": "Hard"}
 Numbers = Mapping[str, Mapping[str, float]]
-PAPER: dict[str, Callable[[Record, str], Numbers]] = {}
-"""By task: what the paper reports beside a record, "clean" or "attacked": part -> name -> percent; {} for nothing."""
 _OURS = re.compile(rb'"task":\s*"(retrieval|filter)"')
 
 
@@ -93,8 +93,19 @@ def _landed(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     return cells, points
 
 
+def _landmarks(record: Record, phase: str) -> Numbers:
+    """Name the paper's mAP as `retrieval` in a record does."""
+    found = reported_retrieval(record)
+    names = {level: words + ("" if phase == "clean" else "_linf") for level, words in (("M", "medium"), ("H", "hard"))}
+    return {level: {"map": found[name]} for level, name in names.items() if name in found}
+
+
+PAPER: dict[str, Callable[[Record, str], Numbers]] = {"retrieval": _landmarks, "filter": reported_landed}
+"""By task: what the paper reports beside a record, "clean" or "attacked": part -> name -> percent; {} for nothing."""
+
+
 def _paper(record: Record, phase: str) -> Numbers:
-    return PAPER[record["task"]](record, phase) if record["task"] in PAPER else {}
+    return PAPER[record["task"]](record, phase)
 
 
 def _cell(found: Mapping[str, Any], paper: float | None) -> dict[str, Any]:
