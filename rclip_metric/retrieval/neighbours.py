@@ -119,6 +119,7 @@ def _nearest(queries: Tensor, embeddings: Tensor, k: int, squared: bool) -> tupl
         pairs = _candidates(embeddings, k, len(queries), *_in_bfloat16(queries), few)
     if pairs is None:
         pairs = _candidates(embeddings, k, len(queries), *_in_float32(queries))
+    assert pairs is not None  # only with a limit are there none
     asked, rows = pairs
     step = _rows_at_a_time(embeddings)
     parts = zip(asked.split(step), rows.split(step), strict=True)
