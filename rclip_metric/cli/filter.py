@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,7 @@ def _prepared(args: argparse.Namespace, run: Run, job: Job, pools: Pools, shards
         unsafe=args.unsafe,
         batch_size=run.batch_size,
         device=str(run.metric.device),
+        threads=os.cpu_count() if run.metric.device.type == "cuda" else None,  # a GPU is faster than a few
     )
     worker = Worker(work, run.metric, detectors)
     if not is_begun:

@@ -66,7 +66,8 @@ def run_ray(work: Work, cluster: Cluster, on_done: Done) -> None:
         _start(ray, cluster)
     try:
         _require_room(ray, cluster)
-        _run(ray, dataclasses.replace(work, device="cuda" if cluster.gpus else "cpu"), cluster, missing, on_done)
+        device, threads = "cuda" if cluster.gpus else "cpu", max(1, int(cluster.cpus))
+        _run(ray, dataclasses.replace(work, device=device, threads=threads), cluster, missing, on_done)
     except ray.exceptions.RayError as error:
         raise FilterError(f"Ray gave up: {first_line(error)}; start again to go on.") from error
     finally:
@@ -101,6 +102,7 @@ class _Actor:
 def _run(ray: Any, work: Work, cluster: Cluster, missing: list[int], on_done: Done) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell of every step that it takes
     shards = ray.data.from_items(
         [{"shard": number} for number in missing], override_num_blocks=min(len(missing), _BLOCKS)
     )

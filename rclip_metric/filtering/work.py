@@ -49,6 +49,7 @@ class Work:
         unsafe: The class of what a detector finds.
         batch_size: Images per call of the model.
         device: Of the model and the detectors.
+        threads: That decode; None for a few.
 
     Example:
         >>> work = Work(ModelSource("tiny"), "pools.index", (), Parts("decisions", tuple(columns([])), "csv"), k=3)
@@ -66,6 +67,7 @@ class Work:
     unsafe: str = "unsafe"
     batch_size: int = 32
     device: str = "cpu"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Worker:
         self._detectors = load_detectors(work.detectors, work.device) if detectors is None else detectors
         self._any_of = AnyOf(self._filter, self._detectors, work.unsafe) if self._detectors else None
         self._examples = {row.digest for row in index.rows if row.digest is not None}
-        self._pool = decoders()
+        self._pool = decoders(work.threads)
 
     def __enter__(self) -> Worker:
         """Return itself."""

@@ -108,15 +108,18 @@ class Embedder(Protocol):
         """Embed (N, 3, S, S) as (N, D) of unit length."""
 
 
-def decoders() -> ThreadPoolExecutor:
-    """Start the threads that decode images: few, as they keep up with any device.
+def decoders(count: int | None = None) -> ThreadPoolExecutor:
+    """Start the threads that decode images.
+
+    Args:
+        count: How many; by default a few.
 
     Example:
         >>> with decoders() as pool:
         ...     pool.submit(len, b"bytes").result()
         5
     """
-    return ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+    return ThreadPoolExecutor(count or _DECODERS, thread_name_prefix="decode")
 
 
 def read_ahead(
