@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,16 +87,19 @@ def contestants(embeddings: torch.Tensor, queries: torch.Tensor, k: int, folder:
                 rows.append(looked.select(["id", "_distance"]).limit(k).to_arrow()["id"].to_pylist())
             return np.array(rows, dtype=np.int64)
 
-        def on_disk(approximate: bool) -> np.ndarray[Any, Any]:
-            rows, _ = table.nearest(queries, k, approximate=approximate)
+        def on_disk(probes: int | None) -> np.ndarray[Any, Any]:
+            rows, _ = table.nearest(queries, k, probes=probes)
             return np.array([[row.id for row in found] for found in rows], dtype=np.int64)
 
         before = time.process_time()
-        table.prepare()
+        parts = table.prepare()
         print(f"prepared for approximate search in {time.process_time() - before:.0f} s processor", flush=True)
         found["LanceDB, flat scan"] = by_lance
-        found["ours, on disk"] = lambda: on_disk(False)
-        found["ours, approximate, on disk"] = lambda: on_disk(True)
+        found["ours, on disk"] = lambda: on_disk(None)
+        for share in (16, 4):
+            found[f"ours, on disk, a {'sixteenth' if share == 16 else 'quarter'} of the parts"] = partial(
+                on_disk, max(1, parts // share)
+            )
     return found
 
 

@@ -367,40 +367,52 @@ class ImageIndex:
         """What `approximate` has measured; None where it has not been called."""
         return self._storage.approximation() if isinstance(self._storage, SearchableStorage) else None
 
-    def approximate(self, *, sample: int = 256, k: int = 10) -> Approximation:
+    def approximate(self, *, recall: float = 0.95, sample: int = 256, k: int = 10) -> Approximation:
         """Prepare the table for approximate search, and measure what that finds.
 
+        A query looks into as many parts of the index, doubled from one on, as it takes for the recall that is asked for.
         Images that are added later are found too: those are all compared, until this is called again.
 
         Args:
-            sample: Images of the index whose k nearest others are looked for in both ways.
+            recall: The fraction of the k nearest that is to be found.
+            sample: Images of the index whose k nearest others are looked for in both ways: every second one to choose
+                the number of parts, the rest to measure.
             k: How many.
 
         Returns:
-            The recall, which is also kept with the index.
+            What was measured, which is also kept with the index.
 
         Raises:
-            ImageIndexError: The index is no LanceDB table, or has too few images.
+            ImageIndexError: The index is no LanceDB table, or has too few images; the recall is no fraction.
         """
         storage, embeddings = self._storage, self._require_embeddings("preparing a search")
+        if not 0 < recall <= 1:
+            raise ImageIndexError(f"recall must be a fraction above 0, at most 1, got {recall}.")
         if not isinstance(storage, SearchableStorage):
             raise ImageIndexError('approximate search needs an index that is a LanceDB table: save it as "lance".')
         if len(self) <= k:
             raise ImageIndexError(f"an index of {len(self)} images has no {k} nearest others to look for.")
-        storage.prepare()
+        parts = storage.prepare()
         places = torch.linspace(0, len(self) - 1, min(sample, len(self))).long()
         queries = embeddings[places.to(embeddings.device)].float()
-        found = 0
-        for place, rows, right in zip(
-            places.tolist(),
-            storage.nearest(queries.cpu(), k + 1, approximate=True)[0],
-            nearest(queries, embeddings, k + 1)[1].tolist(),
-            strict=True,
-        ):
-            found += len({row.id for row in rows} & {self._rows[other].id for other in right if other != place})
-        measured = Approximation(found / (k * len(places)), k, len(places), len(self))
-        storage.keep_approximation(measured)
-        return measured
+        exact = nearest(queries, embeddings, k + 1)[1].tolist()
+        right = [
+            {self._rows[other].id for other in several if other != place}
+            for place, several in zip(places.tolist(), exact, strict=True)
+        ]
+
+        def measured(chosen: slice, probes: int) -> float:
+            found, _ = storage.nearest(queries[chosen].cpu(), k + 1, probes=probes)
+            hits = [len({row.id for row in rows} & ids) for rows, ids in zip(found, right[chosen], strict=True)]
+            return sum(hits) / (k * len(hits))
+
+        probes = 1
+        while probes < parts and measured(slice(0, None, 2), probes) < recall:
+            probes = min(2 * probes, parts)
+        rest = slice(1, None, 2)
+        approximation = Approximation(measured(rest, probes), k, len(places[rest]), len(self), probes)
+        storage.keep_approximation(approximation)
+        return approximation
 
     def unit_embeddings(self, query: Any) -> tuple[Tensor, bool]:
         """Embed queries as `search` takes them: (Q, D), and whether one was given and not a list of them."""
@@ -435,14 +447,16 @@ class ImageIndex:
 
     def _nearest(self, units: Tensor, k: int, approximate: bool) -> tuple[list[list[Row]], Tensor]:
         """Find rows and squared distances (Q, k) of queries (Q, D): in memory, or on disk."""
-        if approximate and self.approximation is None:
+        approximation = self.approximation if approximate else None
+        if approximate and approximation is None:
             raise ImageIndexError(
                 "this index is not prepared for approximate search: call `approximate` once, or say "
                 "`rclip-metric index approximate`."
             )
-        if approximate or self._on_disk is not None:
+        if approximation is not None or self._on_disk is not None:
             assert isinstance(self._storage, SearchableStorage)
-            return self._storage.nearest(units.cpu(), k, approximate=approximate)
+            probes = None if approximation is None else approximation.probes
+            return self._storage.nearest(units.cpu(), k, probes=probes)
         halves, places = nearest(units, self._require_embeddings("searching"), k, squared=True)
         return [[self._rows[place] for place in found] for found in places.tolist()], halves
 

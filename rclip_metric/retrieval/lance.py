@@ -20,8 +20,8 @@ _TABLE = LANCE_FOLDER.removesuffix(".lance")
 _BLOCK = 2**16
 _APPROXIMATION = "approximate.json"
 """A file beside the table: what its approximate search finds."""
-_PARTITION, _PROBES, _MORE = 2**11, 32, 4
-"""Rows of a partition of the approximate index; how many of those a query looks into; candidates for each hit."""
+_PARTITION, _MORE = 2**11, 4
+"""Rows of a partition of the approximate index; candidates for each hit."""
 _FEWEST = 256
 
 
@@ -81,13 +81,13 @@ class LanceTable:
         self._table.checkout_latest()
         return int(self._table.count_rows())
 
-    def nearest(self, queries: Tensor, k: int, *, approximate: bool) -> tuple[list[list[Row]], Tensor]:
-        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of some."""
+    def nearest(self, queries: Tensor, k: int, *, probes: int | None = None) -> tuple[list[list[Row]], Tensor]:
+        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of so many partitions."""
         with explained(self.path, "is damaged", "build the index again"):
             self._table.checkout_latest()
-            if not approximate:
+            if probes is None:
                 return self._scan(queries, k)
-            found = [self._look_up(query, k) for query in queries]
+            found = [self._look_up(query, k, probes) for query in queries]
             return [rows for rows, _ in found], torch.stack([distances for _, distances in found])
 
     def _scan(self, queries: Tensor, k: int) -> tuple[list[list[Row]], Tensor]:
@@ -104,10 +104,10 @@ class LanceTable:
             start += len(batch)
         return [[rows[place] for place in of_query] for of_query in places.tolist()], best
 
-    def _look_up(self, query: Tensor, k: int) -> tuple[list[Row], Tensor]:
+    def _look_up(self, query: Tensor, k: int, probes: int) -> tuple[list[Row], Tensor]:
         looked_for = self._table.search(query.numpy(), vector_column_name="embedding").distance_type("l2")
         columns = [*Row._fields, "embedding", "_distance"]
-        found = looked_for.nprobes(_PROBES).limit(_MORE * k).select(columns).to_arrow()
+        found = looked_for.nprobes(probes).limit(_MORE * k).select(columns).to_arrow()
         if len(found) < k:  # so many are in no few partitions
             rows, distances = self._scan(query[None], k)
             return rows[0], distances[0]
@@ -115,16 +115,18 @@ class LanceTable:
         [distances], [places] = nearest(query[None], candidates, k, squared=True)
         return _rows(found.take(places.numpy())), distances
 
-    def prepare(self) -> None:
-        """Make the approximate index: rows in partitions, as numbers of eight bits."""
+    def prepare(self) -> int:
+        """Make the approximate index, rows in partitions, as numbers of eight bits; return how many partitions."""
         from lancedb.index import IvfSq
 
         if (count := self.count()) < _FEWEST:
             raise ImageIndexError(f"an index of {count} images is searched exactly, approximately from {_FEWEST} on.")
-        config = IvfSq(num_partitions=max(1, count // _PARTITION), max_iterations=10)
+        partitions = max(1, count // _PARTITION)
+        config = IvfSq(num_partitions=partitions, max_iterations=10)
         with explained(self.path, "cannot be written", "it is searched exactly as before"):
             (self.path / _APPROXIMATION).unlink(missing_ok=True)  # what is said there is of the one before
             self._table.create_index("embedding", config=config)
+        return partitions
 
     def approximation(self) -> Approximation | None:
         """Return what was measured of the approximate index, None where there is none."""

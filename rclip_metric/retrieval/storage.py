@@ -52,9 +52,10 @@ class Approximation(NamedTuple):
         k: How many were looked for.
         sample: Of how many images of the index.
         images: How many it had then.
+        probes: Parts of the approximate index that a query looks into.
 
     Example:
-        >>> Approximation(0.98, 10, 256, 1_000_000).recall
+        >>> Approximation(0.98, 10, 256, 1_000_000, probes=32).recall
         0.98
     """
 
@@ -62,6 +63,7 @@ class Approximation(NamedTuple):
     k: int
     sample: int
     images: int
+    probes: int
 
 
 class Storage(Protocol):
@@ -97,11 +99,11 @@ class SearchableStorage(Storage, Protocol):
     def count(self) -> int:
         """Count the rows."""
 
-    def nearest(self, queries: Tensor, k: int, *, approximate: bool) -> tuple[list[list[Row]], Tensor]:
-        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of some."""
+    def nearest(self, queries: Tensor, k: int, *, probes: int | None = None) -> tuple[list[list[Row]], Tensor]:
+        """Return the nearest rows of queries (Q, D), and squared distances (Q, k): of all, or of so many parts."""
 
-    def prepare(self) -> None:
-        """Make what approximate search needs."""
+    def prepare(self) -> int:
+        """Make what approximate search needs, and return in how many parts the rows are."""
 
     def approximation(self) -> Approximation | None:
         """Return what was measured of approximate search, None where it was not prepared."""

@@ -377,12 +377,14 @@ def test_a_table_is_searched_where_it_is(metric, tmp_path, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_approximate_search_says_what_it_finds(metric, tmp_path, dtype, monkeypatch):
     monkeypatch.setattr("rclip_metric.retrieval.lance._PARTITION", 50)
-    monkeypatch.setattr("rclip_metric.retrieval.lance._PROBES", 1)
     index = ImageIndex(metric, dtype=dtype)
     index.add(crowd(2000), ids=[f"{n}.png" for n in range(2000)])
     index.save(tmp_path / "kept", format="lance")
-    told = index.approximate(sample=100, k=8)
-    assert told == index.approximation and (told.k, told.sample, told.images) == (8, 100, 2000)
+    # 40 parts: of a low recall a query looks into the fewest, of all that there is into every one.
+    assert index.approximate(recall=1.0, sample=100, k=8).probes > 1
+    assert index.approximation is not None and index.approximation.recall > 0.9
+    told = index.approximate(recall=0.1, sample=100, k=8)
+    assert told == index.approximation and (told.k, told.sample, told.images, told.probes) == (8, 50, 2000, 1)
     # Counted by hand, with other queries: those of the sample are their own nearest.
     on_disk = ImageIndex.open(tmp_path / "kept", metric, in_memory=False)
     assert on_disk.approximation == told
@@ -417,6 +419,8 @@ def test_approximate_search_where_there_is_none_is_refused(metric, tmp_path):
             index.save(tmp_path / kept, format=kept)
         with pytest.raises(ImageIndexError, match=told):
             index.approximate()
+    with pytest.raises(ImageIndexError, match=r"^recall must be a fraction above 0, at most 1, got 95\.$"):
+        index.approximate(recall=95)
     (tmp_path / "lance" / "approximate.json").write_text("{")
     with pytest.raises(ImageIndexError, match=r"approximate\.json is damaged"):
         index.search(crowd(1), approximate=True)
