@@ -433,3 +433,10 @@ def test_two_at_once_are_one_too_many(data, run, tmp_path):
         code, _, err = run("--pools", data / "pools", "--images", data / "images", "--out", tmp_path / "out",
                            "--model", "tiny")  # fmt: skip
     assert code == 2 and "another process is at work in" in err
+
+
+def test_help_needs_no_torch(tmp_path):
+    probe = ("import sys; from rclip_metric.cli.main import main; code = main(sys.argv[1:]); "
+             "sys.exit(code or 100 * ('torch' in sys.modules or 'ray' in sys.modules))")  # fmt: skip
+    helped = subprocess.run([sys.executable, "-c", probe, "filter", "--help"], cwd=tmp_path, capture_output=True)
+    assert helped.returncode == 0 and b"--engine" in helped.stdout
