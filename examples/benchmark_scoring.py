@@ -17,7 +17,6 @@ GPU's tensor cores) and slow elsewhere: the header says what this machine has.
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import platform
@@ -284,11 +283,11 @@ def construction_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]
 def hub_cache(weights: Path, model: str) -> str:
     """Move a file to where huggingface_hub would have put it."""
     from rclip_metric.weights import get_spec
+    from rclip_metric.weights.digest import file_digest
 
     spec = get_spec(model)
     assert spec.repo is not None
-    with weights.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_digest(weights)
     cache = weights.parent / "hub"
     storage = cache / f"models--{spec.repo.replace('/', '--')}"
     commit = (spec.revision or "").ljust(40, "0")

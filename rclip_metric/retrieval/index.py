@@ -370,8 +370,8 @@ class ImageIndex:
     def approximate(self, *, recall: float = 0.95, sample: int = 256, k: int = 10) -> Approximation:
         """Prepare the table for approximate search, and measure what that finds.
 
-        A query looks into as many parts of the index, doubled from one on, as it takes for the recall that is asked for.
-        Images that are added later are found too: those are all compared, until this is called again.
+        A query looks into as many parts of the index, doubled from one on, as it takes for the recall that is asked
+        for. Images that are added later are found too: those are all compared, until this is called again.
 
         Args:
             recall: The fraction of the k nearest that is to be found.

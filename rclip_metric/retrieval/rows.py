@@ -14,6 +14,9 @@ from torch import Tensor
 from rclip_metric.errors import ImageIndexError
 from rclip_metric.retrieval.storage import Row
 
+_PART = 2**20
+"""Bytes of a file that are read at a time."""
+
 
 @dataclass(frozen=True)
 class Hits:
@@ -84,9 +87,11 @@ def stamped_row(file: Path, row: Row) -> Row | None:
     """Add what tells whether a file has changed; None where it cannot be read."""
     try:
         found = file.stat()
+        digest = hashlib.blake2b(digest_size=16)
         with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            while part := opened.read(_PART):
+                digest.update(part)
     except OSError:
         return None
     size, modified = found.st_size, found.st_mtime_ns
-    return row._replace(path=str(file.resolve()), size=size, modified=modified, digest=digest)
+    return row._replace(path=str(file.resolve()), size=size, modified=modified, digest=digest.hexdigest())
