@@ -185,12 +185,8 @@ class LaionDetector(nn.Module):
                 f"{origin.name} takes embeddings of size {head.width}, and {base.encoder.name} gives "
                 f"{base.encoder.embedding_dim}: pass the model that it was trained on as base."
             )
+        self.name = origin.name
         self.base, self.head, self.origin, self.digest, self.threshold = base, head, origin, digest, threshold
-
-    @property
-    def name(self) -> str:
-        """The head's."""
-        return self.origin.name
 
     @property
     def device(self) -> torch.device:

@@ -302,7 +302,8 @@ def _read_tables(data: memoryview, where: str) -> list[dict[str, int]]:
     served = [given for given in inputs.values() if given and given[0].startswith("serving_default_")]
     if len(served) != 1:
         raise CheckpointError(f"{where} serves {len(served)} models, expected one of one input.")
-    return [_table(*(constants[name] for name in filled[table]), where) for table in served[0][1:] if table in filled]
+    pairs = [filled[table] for table in served[0][1:] if table in filled]
+    return [_table(constants[keys], constants[values], where) for keys, values in pairs]
 
 
 def _constant(node: Fields, where: str) -> Fields:

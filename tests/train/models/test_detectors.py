@@ -17,6 +17,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from rclip_metric.detectors import LaionHead, load_detector, load_head
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.commands.train import detector as command
+from rclip_metric.train.commands.train.main import main
 from rclip_metric.train.models import detectors
 from rclip_metric.train.models.detectors import convert_laion
 from rclip_metric.train.models.saved_model import masked_crc, read_saved_model
@@ -156,8 +157,14 @@ def test_the_command_writes_a_file_that_the_detector_is_loaded_from(tmp_path: Pa
     described = detector.describe()
     assert described["name"] == "mine" and described["base"]["name"] == "tiny"
     assert said.split("sha256:")[1][:12] == described["weights"].removeprefix("sha256:")[:12] == load_head(out)[2][:12]
-    with pytest.raises(ValueError, match=r"a head is written to a .safetensors file, got .*head.bin"):
-        run_command(command, "convert-detector", source, tmp_path / "head.bin")
+    (tmp_path / "cut.zip").write_bytes(source.read_bytes()[:-100])
+    for arguments, problem in (
+        ((source, tmp_path / "head.bin"), "a head is written to a .safetensors file, got "),
+        ((tmp_path / "cut.zip", out), "cut.zip is neither a folder nor a whole zip file"),
+    ):
+        before = out.read_bytes()
+        assert main(["train", "convert-detector", *map(str, arguments)]) == 2
+        assert problem in capsys.readouterr().err and out.read_bytes() == before
 
 
 def test_the_published_heads_are_told_by_their_tensors(tmp_path: Path, monkeypatch):
@@ -197,7 +204,10 @@ def test_the_checksum_is_the_one_of_tensorflow():
 
 
 def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda folder: Path(folder, name).write_bytes(change(Path(folder, name).read_bytes())) and None
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return damage
 
 
 def flipped(place: float) -> Callable[[bytes], bytes]:
