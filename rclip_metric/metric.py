@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from rclip_metric.distance import distance_between, length, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import RESIZES, Resize, as_batch
+from rclip_metric.images.masks import masked
 from rclip_metric.images.wrapped import requires_grad, special_kind, values_of
+
+if TYPE_CHECKING:
+    from rclip_metric.difference_map import Method
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
@@ -147,25 +151,69 @@ class RobustPerceptualDistance(nn.Module):
         """Smallest and largest value that `forward` can give."""
         return (0.0, 2.0) if self.squared else (0.0, math.sqrt(2.0))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the distance of each pair.
 
         Args:
             x: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
             y: (N, 3, H', W') or (1, 3, H', W').
+            mask: (N, 1, H, W) or (1, 1, H, W) in [0, 1], or bool: where the images count. With it both have one size,
+                and outside both are replaced by the same gray, m x + (1 - m) / 2 and m y + (1 - m) / 2: where the mask
+                is 0 neither the value nor the gradient depends on their pixels.
 
         Returns:
             (N,) in `score_range`, float32; exactly 0 for identical images.
 
         Raises:
-            ValueError: The batches do not fit, or the images are out of range or on another device.
+            ValueError: The batches do not fit, or the images are out of range or on another device; the mask has
+                another size, is out of range or leaves nothing of an image.
         """
-        return self._distance(self._read(x), self._read(y), self.squared)
+        return self._distance(*self._pair(x, y, mask), self.squared)
 
-    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+    def similarity(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute <u, v> of each pair, for images as in `forward`: (N,) in [-1, 1], exactly 1 if identical."""
         # Unit vectors, so this is <u, v>; summed up directly, identical images would come to 0.9999999 or 1.0000001.
-        return 1.0 - self._distance(self._read(x), self._read(y), squared=True)
+        return 1.0 - self._distance(*self._pair(x, y, mask), squared=True)
+
+    def difference_map(self, x: Tensor, y: Tensor, method: Method = "features", *, steps: int = 16) -> Tensor:
+        """Show where the images of a pair differ: a number for every pixel of x.
+
+        - "features": how far apart the tower's local features are, by their directions. At a pixel it is the mean over
+          the levels l of 1 - cos(f_l(x), f_l(y)), between 0 and 2, interpolated between the centres of cells of 4 to 16
+          pixels. The default: it found edits best, and hardly sees noise that a robust model does not see.
+        - "gradient": how much of the squared distance would go if the pixel became that of y, to first order:
+          |sum over colours of (x - y) times the gradient of the squared distance by x|. One forward and backward pass.
+        - "smoothed": the same with the mean gradient of `steps` noisy copies of x, averaged over small squares.
+        - "integrated": the same with the mean gradient along the straight line from y to x; with their signs these
+          shares sum up to the squared distance (`rclip_metric.difference_map.integrated_gradients`).
+
+        Args:
+            x: (N, 3, H, W) or (1, 3, H, W), in `value_range`.
+            y: (N, 3, H', W') or (1, 3, H', W'); of x's size for all methods but "features".
+            method: One of the above.
+            steps: Passes of "smoothed" and "integrated".
+
+        Returns:
+            (N, H, W), float32, not negative, without a graph: 0 everywhere for identical images, and where the resize
+            crops the border away.
+
+        Raises:
+            ValueError: As in `forward`; the method is unknown; or sizes differ where they must not.
+
+        Example:
+            >>> metric = RobustPerceptualDistance("tiny")
+            >>> x = torch.full((1, 3, 64, 64), 0.5)
+            >>> y = x.clone()
+            >>> y[..., 8:24, 8:24] = 1.0  # a white square
+            >>> found = metric.difference_map(x, y)[0]
+            >>> found.shape, found[8:24, 8:24].mean() > 10 * found[40:, 40:].mean()
+            (torch.Size([64, 64]), tensor(True))
+        """
+        from rclip_metric.difference_map import difference_map
+
+        x, y = self._pair(x.detach(), y.detach(), None)
+        count = max(len(x), len(y))
+        return difference_map(self._encoder, x.expand(count, -1, -1, -1), y.expand(count, -1, -1, -1), method, steps)
 
     def embed(self, x: Tensor) -> Tensor:
         """Embed images (N, 3, H, W) as (N, D) of unit length, float32; without a graph unless x requires grad."""
@@ -251,13 +299,22 @@ class RobustPerceptualDistance(nn.Module):
         # Equal images have to meet equal kernels, whatever memory layout they came in.
         return batch.contiguous()
 
+    def _pair(self, x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check the images of pairs, and lay the mask over both."""
+        x, y = self._read(x), self._read(y)
+        _check_pairing(x=x.shape[0], y=y.shape[0])
+        if mask is None:
+            return x, y
+        if x.shape[2:] != y.shape[2:]:
+            raise ValueError(f"with a mask images must have one size, got {_size(x)} and {_size(y)} (height x width)")
+        return masked(x, mask), masked(y, mask)
+
     def _unit(self, images: Tensor) -> Tensor:
         """Embed (N, 3, H, W) as (N, D); the graph is kept only for images that require grad."""
         with nullcontext() if requires_grad(images) else torch.no_grad():
             return normalize(self._encoder(images))
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
-        _check_pairing(x=x.shape[0], y=y.shape[0])
         return length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
 
     def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -366,6 +423,10 @@ class RobustPerceptualDistance(nn.Module):
     def extra_repr(self) -> str:
         """Show everything that a score depends on."""
         return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}"
+
+
+def _size(images: Tensor) -> str:
+    return f"{images.shape[2]}x{images.shape[3]}"
 
 
 def _check_pairing(**sizes: int) -> None:

@@ -22,7 +22,7 @@ METRIC = (
     ("json_files",),
     ("images",),
     ("encoder",),
-    ("weights",),
+    ("weights", "difference_map"),
     ("metric",),
     ("detectors",),
     ("compare", "retrieval", "torchmetric"),

@@ -162,6 +162,38 @@ def resize_images(images: Tensor, preprocessing: Preprocessing, resize: Resize =
     return _resampled(images.mT, first, height, new_height, top, side).mT.contiguous()  # (N, 3, S, S)
 
 
+def seen_by(preprocessing: Preprocessing, resize: Resize, height: int, width: int) -> Tensor:
+    """Say where the pixels of an image come to lie in the encoder's square, as `F.grid_sample` counts.
+
+    Args:
+        preprocessing: The encoder's published preprocessing.
+        resize: As for `resize_images`.
+        height: Of the image.
+        width: Of the image.
+
+    Returns:
+        (H, W, 2) on the CPU: x and y of every pixel's centre, -1 and 1 being the square's borders; what a crop leaves
+        out is beyond them.
+
+    Example:
+        >>> place = seen_by(Preprocessing(mode="crop", resize=32, crop=32), "published", height=32, width=64)
+        >>> place[0, 16], place[0, 0]  # the crop begins with pixel 16 of 64
+        (tensor([-0.9688, -0.9688]), tensor([-1.9688, -0.9688]))
+    """
+    side = preprocessing.crop
+    mode = _mode(preprocessing, resize, (width, height))
+    if mode is None or mode == "squash" or (height == side and width == side):
+        new_width, new_height = side, side
+    else:
+        new_width, new_height = _resized(width, height, preprocessing.resize)
+    axes = []
+    for length, new_length in ((width, new_width), (height, new_height)):
+        centre = (torch.arange(length) + 0.5) * new_length / length - _offset(new_length, side)
+        axes.append(2 * centre / side - 1)
+    across, down = axes
+    return torch.stack([across.expand(height, width), down[:, None].expand(height, width)], dim=2)
+
+
 def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Resize = "published") -> Tensor:
     """Prepare one image as published numbers were: by Pillow, rounded to whole grey levels.
 
