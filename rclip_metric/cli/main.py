@@ -16,6 +16,7 @@ from typing import Any
 from rclip_metric import __version__
 from rclip_metric.cli import filter as filtering
 from rclip_metric.cli import search
+from rclip_metric.cli.diff import diff
 from rclip_metric.cli.run import UsageError
 from rclip_metric.cli.score import rank, score
 from rclip_metric.errors import (
@@ -55,6 +56,10 @@ the files that were skipped or have no partner. Subfolders and hidden files are 
 _RANK_HELP = """\
 Candidates by their distance to the reference, nearest first. A candidate that is a folder stands for
 the images in it.
+"""
+_DIFF_HELP = """\
+Where two images differ: the distance, the place of the largest difference and, with --out, a map over
+the first image. Compares local features; the other methods share the distance out among the pixels.
 """
 _BUILD_HELP = """\
 Embed all images below a folder and keep that in an index: a LanceDB table if the extra `index` is
@@ -196,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dict[str, Any]) -> None:
-    """Add `score` and `rank`: what computes distances."""
+    """Add `score`, `rank` and `diff`: what computes distances."""
     scored = commands.add_parser(
         "score",
         help="distance between two images, two folders, or all images of one",
@@ -215,6 +220,24 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
     ranked.set_defaults(command=rank)
+
+    shown = commands.add_parser(
+        "diff", help="show where two images differ", description=_DIFF_HELP, parents=parents, **raw
+    )
+    shown.add_argument("a", metavar="A", help="an image; the map is in its size")
+    shown.add_argument("b", metavar="B", help="an image")
+    shown.add_argument("--out", metavar="FILE", help="write a picture (.png, .jpg, .pdf, .svg) or the numbers (.npy)")
+    shown.add_argument("--side-by-side", action="store_true", help="draw both images beside the map")
+    shown.add_argument(
+        "--method",
+        choices=("features", "gradient", "smoothed", "integrated"),
+        default="features",
+        help="what is compared (default: %(default)s)",
+    )
+    shown.add_argument(
+        "--scale", type=_distance, metavar="MAX", help="value of the brightest colour (default: the map's largest)"
+    )
+    shown.set_defaults(command=diff)
 
 
 def _add_searching(
