@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +142,8 @@ def others() -> dict[str, Map]:
     """The maps of other metrics."""
     import lpips
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it names torchvision's arguments as they once were
         torch.manual_seed(0)
         spatial = lpips.LPIPS(net="alex", pnet_rand=True, spatial=True, verbose=False).eval()
 
@@ -182,6 +184,7 @@ def judged(name: str, found: dict[str, Map], chosen: list[Pair], metric: Any, qu
             row["area_by_edit"] = {
                 edit: round(statistics.mean(area for area, part in zip(areas, parts, strict=True) if part == edit), 4)
                 for edit in EDITS
+                if edit in parts
             }
             row["processor_ms"] = round(1000 * statistics.median(times), 2)
             rows.append(row)

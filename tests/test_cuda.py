@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
+from rclip_metric.difference_map import METHODS
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
@@ -29,6 +30,19 @@ def test_distances_are_those_of_the_cpu(images):
     torch.testing.assert_close(metric(*images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
     same = images[0].cuda()
     assert (metric(same, same) == 0).all()
+
+
+def test_difference_maps_and_masks_are_those_of_the_cpu(images):
+    metric = RobustPerceptualDistance("tiny", squared=True)
+    mask = torch.zeros(1, 1, 80, 70)
+    mask[..., 20:60, 10:50] = 1
+    expected = {method: metric.difference_map(*images, method=method, steps=4) for method in METHODS}
+    masked = metric(*images, mask=mask)
+    metric = metric.to("cuda")
+    torch.testing.assert_close(metric(*images.cuda(), mask=mask).cpu(), masked, rtol=1e-3, atol=1e-3)
+    for method, wanted in expected.items():
+        found = metric.difference_map(*images.cuda(), method=method, steps=4).cpu()
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2 * wanted.max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

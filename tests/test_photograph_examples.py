@@ -233,3 +233,39 @@ def test_short_runs_compare_settings_at_equal_processor_time(example, tmp_path, 
     short.main(command)
     assert (out / "batch-of-16" / "row.json").stat().st_mtime_ns == written
     assert capsys.readouterr().out.endswith((out / "short_runs.md").read_text())
+
+
+def test_edits_of_known_place_are_found(example, tmp_path):
+    """What the benchmark of difference maps makes of one pair of each kind: areas that can be worked out by hand."""
+    maps = example("benchmark_difference_maps")
+    for number in range(6):
+        drawing(CLASSES[number % 2], (200 + number, 210)).save(tmp_path / f"{number}.png")
+    chosen = list(maps.pairs(tmp_path, 4))
+    assert [pair.edit for pair in chosen] == list(maps.EDITS)[: len(chosen)] and len(chosen) >= 3
+    for pair in chosen:
+        assert (pair.x == pair.y)[:, ~pair.mask].all() and not (pair.x == pair.y)[:, pair.mask].all()
+        assert 0.01 < pair.mask.float().mean() < 0.15
+        for how in ("random 4/255", "JPEG 75"):
+            assert not torch.equal(maps.disturbed(pair, how, 0, None), pair.y)
+    mask = torch.tensor([[True, True, False, False]])
+    values = torch.tensor([[0.9, 0.2, 0.2, 0.1]])  # of four pairs three in order and one tie: 3.5 / 4
+    assert maps.area_under_curve(values, mask) == pytest.approx(3.5 / 4)
+    record = maps.main(
+        [
+            str(tmp_path),
+            "--pairs",
+            "2",
+            "--slow-pairs",
+            "1",
+            "--models",
+            "tiny",
+            "--quiet",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+    )
+    rows = {(row["model"], row["method"], row["disturbed"]): row for row in record["maps"]}
+    assert len(rows) == 4 * 4 + 3 * 3
+    assert rows["|x - y|", "its own", "nothing"]["area"]["mean"] > 0.9
+    assert rows["tiny", "features", "random 4/255"]["area"]["mean"] > 0.8
+    assert json.loads((tmp_path / "r").read_text()) == json.loads(json.dumps(record))
