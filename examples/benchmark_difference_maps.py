@@ -135,7 +135,7 @@ def area_under_curve(values: Tensor, mask: Tensor) -> float:
     ranks = (count.cumsum(0) - (count - 1) / 2)[place]
     inside = mask.flatten()
     ones, zeros = int(inside.sum()), int((~inside).sum())
-    return float((ranks[inside].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return min(1.0, float((ranks[inside].sum() - ones * (ones + 1) / 2) / (ones * zeros)))  # it may round up
 
 
 def others() -> dict[str, Map]:
