@@ -34,6 +34,7 @@ TRAIN = (
     ("attacks", "data"),
     ("models",),
     ("metrics",),
+    ("inversion",),
     ("evaluation",),
     ("finetuning", "benchmark"),
     ("publishing",),

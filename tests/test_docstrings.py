@@ -31,6 +31,7 @@ FACES = [
     "rclip_metric.train.evaluation.certificates",
     "rclip_metric.train.evaluation.results",
     "rclip_metric.train.evaluation.tasks",
+    "rclip_metric.train.inversion",
     "rclip_metric.train.metrics",
     "rclip_metric.train.metrics.dreamsim",
     "rclip_metric.train.metrics.lipsim",

@@ -43,6 +43,8 @@ _ELSEWHERE = {
     "train": "rclip_metric.train.commands.train.main",
     "eval": "rclip_metric.train.commands.evaluate.main",
     "benchmark": "rclip_metric.train.commands.benchmark",
+    "invert": "rclip_metric.train.commands.invert",
+    "imagine": "rclip_metric.train.commands.invert",
 }
 _SCORE_USAGE = """rclip-metric score [options] A B
        rclip-metric score [options] --all-pairs FOLDER"""
@@ -197,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a robust encoder", add_help=False)
     commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)
     commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
+    commands.add_parser("invert", help="images that a model takes for the same as some image", add_help=False)
+    commands.add_parser("imagine", help="images that a model takes a text to look like", add_help=False)
     return parser
 
 
