@@ -29,6 +29,7 @@ PAPER: dict[str, dict[str, Any]] = {
                "steps": 200},
     "retrieval": {"protocol": "revisitop mAP", "attack": "apgd", "norm": "linf", "eps": "4/255", "steps": 100,
                   "loss": "embedding"},
+    "inversion": {"method": "apgd", "steps": 500, "norm": "l2", "radius at 224 px": 100, "images": 100},
     "zeroshot": {"attack": "apgd-ce, then apgd-t (targeted DLR)", "norm": "linf", "eps": "2/255 4/255", "steps": 100,
                  "targets": 9},
 }  # fmt: skip
@@ -309,6 +310,39 @@ def _finish_retrieval(records: Sequence[dict[str, Any]], options: argparse.Names
         )
 
 
+def _inversion(options: argparse.Namespace) -> None:
+    from rclip_metric.train.evaluation import Session
+    from rclip_metric.train.evaluation.tasks.inversion import InversionData, inversion_images, inversion_table
+    from rclip_metric.train.inversion import STEPS, InversionSettings
+    from rclip_metric.train.metrics.registry import load_metric
+    from rclip_metric.train.runs.distributed import join
+
+    _needs(options, "data")
+    images = inversion_images(options.data, options.limit)
+    if options.check:
+        return _checked([image.path for image in images], options)
+    _needs(options, "model")
+    how = InversionSettings(options.method, STEPS[options.method] if options.steps is None else options.steps)
+    team = join(options.device)
+    session = Session(options.out, options.overwrite, team, options.quiet)
+    makers = {name: load_metric(name, device=str(team.device)) for name in options.model}
+    side = max(getattr(metric, "image_size", 224) for metric in makers.values())
+    others = [name for name in dict.fromkeys(options.judge) if name not in makers]
+    judges = [*makers.values(), *(load_metric(name, device=str(team.device), image_size=side) for name in others)]
+    data = InversionData(
+        options.name or options.data.resolve().name, images, judges, how, options.limit, options.pictures
+    )
+    records = [data.record(session, metric, _run_settings(options, metric, team)) for metric in makers.values()]
+    if team.rank == 0:
+        show(f"{inversion_table(records)}\n")
+        if options.plot is not None:
+            from rclip_metric.train.evaluation.results.heat_map import heat_map
+
+            heat_map(records, options.plot)
+    if broken := list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"])):
+        raise ValueError(f"{len(broken)} images could not be read and were left out; the first: {broken[0]}")
+
+
 def _sanity(options: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
@@ -481,6 +515,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "neighbours": _neighbours,
     "filter": _filter,
     "retrieval": _retrieval,
+    "inversion": _inversion,
     "sanity": _sanity,
     "table": _table,
 }

@@ -56,6 +56,7 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("neighbours", neighbours, _neighbours_options, _run_options(), **raw)
     add("filter", "a content filter by examples: where queries land", _filter_options, judged, _name_options(), **raw)
     add("retrieval", "mAP of retrieval, clean and under attack", _retrieval_options, judged, _name_options(), **raw)
+    add("inversion", "images from embeddings, judged by every metric", _inversion_options, judged, **raw)
     add("sanity", sanity, _sanity_options, judged, people, **raw)
     add("table", "results as a leaderboard and as plots", _table_options)
     return parser
@@ -201,6 +202,16 @@ def _retrieval_options(parser: argparse.ArgumentParser) -> None:
         help="attack as well with knowledge of the database: away from what belongs to a query, towards what does not",
     )
     parser.set_defaults(loss="ce", larger_eps=False)  # the task's own losses take its place
+
+
+def _inversion_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--judge", nargs="+", default=[], metavar="MODEL", help="metrics that only judge, such as ssim")
+    parser.add_argument("--method", choices=("apgd", "multi-view"), default="apgd", help="default: %(default)s")
+    parser.add_argument("--steps", type=count, metavar="N", help="iterations (default: 500; of multi-view 1000)")
+    parser.add_argument("--name", help="of the data set, for tables (default: the folder's)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also write what is made, as PNG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="heat map: .png, .svg or .pdf (extra: plot)")
+    parser.set_defaults(batch_size=8)
 
 
 def _sanity_options(parser: argparse.ArgumentParser) -> None:

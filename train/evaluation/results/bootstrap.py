@@ -70,6 +70,18 @@ def summary(
     }
 
 
+def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """Compute the 95 % interval of a mean by Efron's percentile bootstrap, of values of any range.
+
+    Example:
+        >>> mean_interval([0.5, 0.5, 0.5])
+        (0.5, 0.5)
+    """
+    means = _resampled_means(np.asarray(values, dtype=np.float64), resamples, np.random.default_rng(seed))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def _resampled_means(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
     """Draw as many samples as there are values (n,), with replacement, time and again: their means (resamples,)."""
     distinct, counts = np.unique(values, return_counts=True)
