@@ -511,7 +511,7 @@ def test_help_names_the_exit_codes(run: Any, command: list[str]) -> None:
     assert result.code == 0
     assert "exit codes:" in result.out and "2    bad usage or input" in result.out
     if not command:
-        for name in ("score", "rank", "models", "download", "verify", "manifest", "train", "eval"):
+        for name in ("score", "rank", "models", "download", "verify", "manifest", "train", "eval", "invert", "imagine"):
             assert f"\n    {name} " in result.out
 
 
@@ -519,7 +519,7 @@ def test_version(run: Any) -> None:
     assert run("--version") == Result(0, f"rclip-metric {rclip_metric.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize("command", ["train", "eval", "invert", "imagine"])
 def test_train_and_eval_are_handed_over(run: Any, command: str) -> None:
     result = run(command, "--help")
     assert result.code == 0

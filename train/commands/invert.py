@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, imagine: bool) -> dict[str, Any]:
+    from rclip_metric.train.evaluation.attack import chunk_size_of
     from rclip_metric.train.inversion import (
         STEPS,
         How,
@@ -93,5 +94,5 @@ def _run(options: argparse.Namespace, imagine: bool) -> dict[str, Any]:
     metrics = [load_metric(name, device=device) for name in options.model]
     names = {id(metric): name for metric, name in zip(metrics, options.model, strict=True)}
     texts = [TextTarget(text, lambda metric: names[id(metric)]) for text in options.targets] if imagine else []
-    how = How(every=options.every, quiet=options.quiet)
+    how = How(min(map(chunk_size_of, metrics)), options.every, options.quiet)
     return reconstruct(options.out, [*texts, *given], metrics, settings, seeds=options.seeds, how=how)

@@ -141,7 +141,7 @@ def found_by(
     shared: dict[str, Any] = {"start": start, "steps": settings.steps, "chunk_size": how.chunk_size, "watch": watch}
     if settings.method == "apgd":
         return invert(encoder.embed, embedding, ball=settings.ball(side), **shared)
-    views = {"views": settings.views, "learning_rate": settings.learning_rate}
+    views: dict[str, Any] = {"views": settings.views, "learning_rate": settings.learning_rate}
     return synthesise(encoder.embed, embedding, seeds=seeds, **views, **shared)
 
 
@@ -282,7 +282,8 @@ class _Folder:
 
     def draw(self, targets: Sequence[Target], metrics: Sequence[Metric], seeds: int) -> None:
         """Draw the contact sheet of what was asked for."""
-        headings = ["original"] + [self._label(metric) for metric in metrics]
+        first_one = "text" if all(target.kind == "text" for target in targets) else "original"
+        headings = [first_one, *map(self._label, metrics)]
         rows: list[list[Cell | None]] = []
         for target in targets:
             pixels = target.pixels(metrics[0])

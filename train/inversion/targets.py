@@ -28,19 +28,23 @@ _LONGEST = 40  # letters of a name
 
 
 class Target(Protocol):
-    """Something of which a metric has an embedding.
+    """Something of which a metric has an embedding."""
 
-    Attributes:
-        name: short, and fit for the name of a file.
-        source: where it is from, or the text itself.
-        digest: of what it holds.
-        kind: "image", "embedding" or "text".
-    """
+    @property
+    def name(self) -> str:
+        """Short, and fit for the name of a file."""
 
-    name: str
-    source: str
-    digest: str
-    kind: str
+    @property
+    def source(self) -> str:
+        """Where it is from, or the text itself."""
+
+    @property
+    def digest(self) -> str:
+        """Of what it holds."""
+
+    @property
+    def kind(self) -> str:
+        """One of "image", "embedding" and "text"."""
 
     def embedding(self, metric: Metric) -> Tensor:
         """Compute or read its embedding for a metric: (1, D) on the metric's device."""
