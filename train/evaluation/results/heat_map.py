@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.train.evaluation.results.curves import literal, write_plot
+from rclip_metric.train.evaluation.results.curves import literal, new_figure, write_plot
 
 CELL = 0.95  # inches
 
@@ -21,15 +21,9 @@ def heat_map(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed, or the file has another suffix.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('plots need matplotlib, which is an extra: pip install "rclip-metric[plot]"') from error
     judges = list(records[0]["means"]["judged"])
     values = [[record["means"]["judged"][judge]["mean"] for judge in judges] for record in records]
-    figure = Figure(figsize=(2.6 + CELL * len(judges), 1.5 + CELL * 0.7 * len(records)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.6 + CELL * len(judges), 1.5 + CELL * 0.7 * len(records), "constrained")
     axes = figure.subplots()
     drawn = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(judges)), [literal(judge) for judge in judges], rotation=20, ha="right")
