@@ -216,6 +216,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     )
     scored.add_argument("paths", nargs="+", metavar="PATH", help="two files, two folders, or one folder")
     scored.add_argument("--all-pairs", action="store_true", help="every pair of images in one folder")
+    scored.add_argument("--html", metavar="FILE", help="write a page: pairs, the largest distance first, with maps")
     scored.set_defaults(command=score)
 
     ranked = commands.add_parser(
@@ -223,6 +224,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     )
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
+    _add_sheet(ranked)
     ranked.set_defaults(command=rank)
 
     shown = commands.add_parser(
@@ -242,6 +244,11 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
         "--scale", type=_distance, metavar="MAX", help="value of the brightest colour (default: the map's largest)"
     )
     shown.set_defaults(command=diff)
+
+
+def _add_sheet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sheet", metavar="FILE", help="write the pictures to a .png, .jpg or .html file")
+    parser.add_argument("--maps", action="store_true", help="lay over the pictures where they differ")
 
 
 def _add_searching(
@@ -287,6 +294,7 @@ def _add_searching(
     )
     searched.add_argument("--csv", action="store_true", help="print CSV")
     searched.add_argument("--html", **page)
+    _add_sheet(searched)
     searched.set_defaults(command=search.search)
 
     doubled = commands.add_parser(

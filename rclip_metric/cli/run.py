@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,31 @@ if TYPE_CHECKING:
     from rclip_metric.retrieval import FileEmbeddings
 
 
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""What a contact sheet is written as, if it is no page."""
+
+
 class UsageError(ValueError):
     """The arguments parse, but do not make sense together."""
+
+
+def check_target(path: str | None, read: Iterable[str | os.PathLike[str]], *, html: bool = False) -> None:
+    """Raise UsageError, before anything is computed, unless a page or sheet can be written there.
+
+    Args:
+        path: The file to write; nothing is checked if None.
+        read: Files that are read, of which none is overwritten.
+        html: Whether only a page will do.
+    """
+    if path is None:
+        return
+    known = (".html",) if html else (".html", *PICTURES)
+    if Path(path).suffix.lower() not in known:
+        raise UsageError(f"got {path} to write to, expected a name that ends in {' or '.join(known)}")
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder, expected a file to write to")
+    if os.path.realpath(path) in {os.path.realpath(file) for file in read}:
+        raise UsageError(f"{path} is one of the images that are read: write to another file")
 
 
 class Progress:

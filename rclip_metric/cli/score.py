@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rclip_metric.cli.run import Run, UsageError, number
+from rclip_metric.cli.run import Run, UsageError, check_target, number
 from rclip_metric.printing import say, show
 
 
@@ -20,6 +20,8 @@ def score(args: argparse.Namespace) -> int:
     for path in paths:
         if not path.exists():
             raise UsageError(f"there is no {path}")
+    if args.all_pairs and args.html:
+        raise UsageError("--html shows the pairs of two folders, not all pairs of one: use search or duplicates")
     if args.all_pairs:
         return _score_all_pairs(args, paths[0])
     if all(path.is_dir() for path in paths):
@@ -33,6 +35,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
+    check_target(args.html, [a, b], html=True)
     from rclip_metric.retrieval import distances
 
     run = Run(args)
@@ -45,6 +48,8 @@ def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
         say(json.dumps({**_pair(a, b, distance), **run.identity, "settings": run.settings}))
     else:
         say(f"{number(distance)}  {run.label}")
+    if args.html:
+        _write_pairs(args.html, [(distance, str(a), str(b))], run)
     return 0
 
 
@@ -54,12 +59,14 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
     pairing = pair_by_name(a, b)
     if not pairing.pairs:
         raise UsageError(f"no image in {a} has the name of one in {b}")
+    files = [path for pair in pairing.pairs for path in pair]
+    check_target(args.html, files, html=True)
     run = Run(args)
     run.remark_files("without a partner", pairing.unpaired)
     left_out = run.remark_left_out(a) + run.remark_left_out(b)
     summary = Summary()
     identity = json.dumps(run.identity)[1:]
-    files = [path for pair in pairing.pairs for path in pair]
+    scored: list[tuple[float, str, str]] = []
     with run.embeddings(files, progress=not sys.stdout.isatty()) as embeddings:  # on a terminal, the lines are it
         for x, y in pairing.pairs:
             u, v = embeddings[x], embeddings[y]
@@ -68,7 +75,12 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
             distance = distances(u, v[None], args.squared)[0]
             summary.add(distance, str(x), str(y))
             say(f"{json.dumps(_pair(x, y, distance))[:-1]}, {identity}")
-    return run.finish(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
+            if args.html:
+                scored.append((distance, str(x), str(y)))
+    code = run.finish(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
+    if args.html:
+        _write_pairs(args.html, scored, run)
+    return code
 
 
 def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
@@ -114,6 +126,9 @@ def rank(args: argparse.Namespace) -> int:
     candidates = list(dict.fromkeys(candidates))
     if not candidates:
         raise UsageError(f"there are no images in {', '.join(args.candidates)}")
+    if args.maps and not args.sheet:
+        raise UsageError("--maps lays maps over pictures: say where to, with --sheet FILE")
+    check_target(args.sheet, [reference, *candidates])
     run = Run(args)
     with run.embeddings([reference, *candidates]) as embeddings:
         u = embeddings[reference]
@@ -137,6 +152,8 @@ def rank(args: argparse.Namespace) -> int:
         say(f"nearest to {reference}  {run.label}")
         for place, (name, distance) in enumerate(ranking, start=1):
             say(f"{place:{len(str(len(ranking)))}}  {number(distance)}  {name}")
+    if args.sheet:
+        _write_ranking(args, str(reference), ranking, run)
     return 2 if run.skipped else 0
 
 
@@ -144,3 +161,31 @@ def _pair(a: Path, b: Path, distance: float) -> dict[str, Any]:
     from rclip_metric.retrieval import significant
 
     return {"a": str(a), "b": str(b), "distance": significant(distance)}
+
+
+def _write_ranking(args: argparse.Namespace, reference: str, ranking: list[tuple[str, float]], run: Run) -> None:
+    from rclip_metric.cli.gallery import Group, Tile
+    from rclip_metric.cli.sheet import show_pictures
+
+    tiles = [Tile(reference, "the reference", path=reference)]
+    tiles += [
+        Tile(name, f"{place}.  {number(distance)}", path=name)
+        for place, (name, distance) in enumerate(ranking, start=1)
+    ]
+    groups = [Group(reference, tiles)]
+    show_pictures(args.sheet, "Ranked by distance, nearest first", groups, run, maps=args.maps)
+
+
+def _write_pairs(path: str, scored: list[tuple[float, str, str]], run: Run) -> None:
+    from rclip_metric.cli.gallery import Group, Tile
+    from rclip_metric.cli.sheet import show_pictures
+
+    groups = [
+        Group(
+            f"{number(distance)}  {Path(a).name}",
+            [Tile(a, "A", path=a), Tile(b, "B", path=b)],
+            alike=True,
+        )
+        for distance, a, b in sorted(scored, key=lambda pair: -pair[0])
+    ]
+    show_pictures(path, f"{len(groups)} pairs, the largest distance first", groups, run, maps=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.cli.run import Run, UsageError, number, number_of_files
+from rclip_metric.cli.run import Run, UsageError, check_target, number, number_of_files
 from rclip_metric.printing import say
 
 if TYPE_CHECKING:
@@ -104,6 +104,10 @@ def search(args: argparse.Namespace) -> int:
     for query in queries:
         if not query.is_file():
             raise UsageError(f"{query} is {'a folder' if query.is_dir() else 'no file'}, expected an image")
+    if args.maps and not (args.html or args.sheet):
+        raise UsageError("--maps lays maps over pictures: say where to, with --sheet FILE or --html FILE")
+    check_target(args.html, queries, html=True)
+    check_target(args.sheet, queries)
     import torch
 
     run, index = _open(args, in_memory=False)
@@ -115,9 +119,9 @@ def search(args: argparse.Namespace) -> int:
     if units:
         hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k, approximate=args.approximate)
     found = list(zip((str(query) for query, _ in units), hits, strict=True))
-    if args.html:
-        _write_page(args.html, found, run)
     _print_hits(args, found, run)
+    for path in filter(None, (args.html, args.sheet)):
+        _write_page(path, found, run, args.maps)
     return 2 if run.skipped else 0
 
 
@@ -125,6 +129,7 @@ def duplicates(args: argparse.Namespace) -> int:
     """Print groups of images that are nearly the same; return the exit code."""
     from rclip_metric.retrieval import find_duplicates
 
+    check_target(args.html, [], html=True)
     run, index = _open(args)
     groups = find_duplicates(index, args.below)
     if args.html:
@@ -226,10 +231,11 @@ def _print_hits(args: argparse.Namespace, found: Sequence[tuple[str, Hits]], run
             say(f"{hit['rank']:{len(str(args.k))}}  {number(hit['distance'])}  {hit['path'] or hit['id']}{label}")
 
 
-def _write_page(path: str, found: Sequence[tuple[str, Hits]], run: Run) -> None:
-    from rclip_metric.cli.gallery import Group, Tile, write_gallery
+def _write_page(path: str, found: Sequence[tuple[str, Hits]], run: Run, maps: bool) -> None:
+    from rclip_metric.cli.gallery import Group, Tile
+    from rclip_metric.cli.sheet import show_pictures
 
-    groups = (
+    groups = [
         Group(
             query,
             [
@@ -238,14 +244,15 @@ def _write_page(path: str, found: Sequence[tuple[str, Hits]], run: Run) -> None:
             ],
         )
         for query, hits in found
-    )
-    write_gallery(Path(path), "The nearest images", run.label, groups)
+    ]
+    show_pictures(path, "The nearest images", groups, run, maps=maps)
 
 
 def _write_duplicates_page(path: str, groups: Sequence[DuplicateGroup], run: Run) -> None:
-    from rclip_metric.cli.gallery import Group, Tile, write_gallery
+    from rclip_metric.cli.gallery import Group, Tile
+    from rclip_metric.cli.sheet import show_pictures
 
-    pages = (
+    pages = [
         Group(
             "copies of one file" if group.identical else f"{len(group.others) + 1} images",
             [
@@ -254,8 +261,8 @@ def _write_duplicates_page(path: str, groups: Sequence[DuplicateGroup], run: Run
             ],
         )
         for group in groups
-    )
-    write_gallery(Path(path), "Images that are nearly the same", run.label, pages)
+    ]
+    show_pictures(path, "Images that are nearly the same", pages, run)
 
 
 def _group(group: DuplicateGroup) -> dict[str, Any]:
