@@ -110,16 +110,16 @@ class Browser:
         return json.loads(message)
 
     def show(
-        self, page: Path, width: int, height: int, *, dark: bool = False, scale: float = 1, media: str = ""
+        self, page: Path | str, width: int, height: int, *, dark: bool = False, scale: float = 1, media: str = ""
     ) -> None:
-        """Load a file into a window of that many pixels, and wait until all of it is there."""
+        """Load a file or an address into a window of that many pixels, and wait until all of it is there."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
         self.run("document.fonts.ready.then(() => true)")

@@ -36,7 +36,7 @@ TRAIN = (
     ("metrics",),
     ("inversion",),
     ("evaluation",),
-    ("finetuning", "benchmark"),
+    ("finetuning", "benchmark", "demo"),
     ("publishing",),
     ("commands",),
 )

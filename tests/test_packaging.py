@@ -28,6 +28,8 @@ DATA = [
     *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
     *(f"rclip_metric/train/recipes/{path.name}" for path in (ROOT / "train/recipes").glob("*.json")),
     *(f"rclip_metric/train/html/{name}" for name in ("base.html", "page.css", "page.js", "results.html")),
+    "rclip_metric/results/typical_distances.json",
+    "rclip_metric/results/typical_distances_photographs.json",
     "rclip_metric/weights_manifest.json",
 ]
 

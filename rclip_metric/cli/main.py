@@ -45,6 +45,7 @@ _ELSEWHERE = {
     "benchmark": "rclip_metric.train.commands.benchmark",
     "invert": "rclip_metric.train.commands.invert",
     "imagine": "rclip_metric.train.commands.invert",
+    "demo": "rclip_metric.train.commands.demo",
 }
 _SCORE_USAGE = """rclip-metric score [options] A B
        rclip-metric score [options] --all-pairs FOLDER"""
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("benchmark", help="any metrics beside each other, on one page", add_help=False)
     commands.add_parser("invert", help="images that a model takes for the same as some image", add_help=False)
     commands.add_parser("imagine", help="images that a model takes a text to look like", add_help=False)
+    commands.add_parser("demo", help="two images in a browser, and an attack on them", add_help=False)
     return parser
 
 
