@@ -220,8 +220,8 @@ def test_only_uploads_are_opened(address, images):
         assert "event: error" in told and "image A is no upload" in told, told
     record = {"path": images[0], "meta": {"_type": "gradio.FileData"}}
     assert "it was not uploaded by a user" in call(address, record, record, "drawn scenes")  # as Gradio says it
-    for upload in ("a.png", [], {"url": "data:image/png;base64,AAAA"}):
-        assert "image A is missing" in call(address, upload, upload, "drawn scenes")
+    inline = {"url": "data:image/png;base64,AAAA"}
+    assert "image A is missing" in call(address, inline, inline, "drawn scenes")
     assert "expected photographs or drawn scenes" in call(address, None, None, "paintings")
 
 
