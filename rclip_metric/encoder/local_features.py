@@ -43,7 +43,7 @@ def local_features(encoder: Encoder, pixels: Tensor) -> list[Tensor]:
         >>> from rclip_metric import RobustPerceptualDistance
         >>> encoder = RobustPerceptualDistance("tiny").encoder
         >>> [tuple(level.shape) for level in local_features(encoder, torch.zeros(1, 3, 64, 64))]
-        [(1, 64, 16, 16), (1, 128, 8, 8), (1, 256, 4, 4)]
+        [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4)]
     """
     folded = encoder._folded_tower()
     module = encoder.tower if folded is None else folded.twin

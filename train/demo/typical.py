@@ -60,7 +60,8 @@ def typical_distances(model: str, revision: str | None = None) -> list[Typical]:
             if (values := by_model.get(model)) is None:
                 continue
             if isinstance(values, list):  # quartiles
-                found.append(Typical(kind, *values, share=50))
+                low, middle, high = values
+                found.append(Typical(kind, low, middle, high, share=50))
             else:
                 found.append(Typical(kind, values["5 %"], values["50 %"], values["95 %"], share=90))
     return sorted(found, key=lambda row: row.middle)
