@@ -178,7 +178,7 @@ def judged(name: str, found: dict[str, Map], chosen: list[Pair], metric: Any, qu
         for method, of in scores.items():
             areas, hits, times = (list(column) for column in zip(*of, strict=True))
             parts = [pair.edit for pair in chosen]
-            row = {"model": name, "method": method, "disturbed": how, "pairs": len(chosen)}
+            row: dict[str, Any] = {"model": name, "method": method, "disturbed": how, "pairs": len(chosen)}
             row["area"] = {key: value / 100 for key, value in _mean(areas).items()}
             row["pointing"] = {key: value / 100 for key, value in _mean(hits).items()}
             row["area_by_edit"] = {

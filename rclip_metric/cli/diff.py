@@ -49,7 +49,7 @@ def diff(args: argparse.Namespace) -> int:
         images.append(load_image(picture)[None].to(run.metric.device))
     with run.working(progress=False):
         try:
-            found = run.metric.difference_map(*images, method=args.method)[0].cpu()
+            found = run.metric.difference_map(images[0], images[1], args.method)[0].cpu()
         except ValueError as error:
             raise UsageError(str(error)) from error
     row, column = divmod(int(found.argmax()), found.shape[1])
@@ -131,7 +131,8 @@ def _write_picture(path: Path, images: list[Tensor], found: Tensor, caption: str
     for panel in axes:
         panel.set_axis_off()
     bar = figure.colorbar(drawn, ax=axes[-1], fraction=0.046, pad=0.02)
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
     words = {"features": "1 - cos of local features", "integrated": "share of 1 - cos"}
     bar.set_label(words.get(args.method, "change of 1 - cos, to first order"), fontsize=9)
     figure.suptitle(caption, fontsize=11, parse_math=False)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+Source = str | bytes | None
+"""A file, its bytes, or nothing that could be shown."""
 MOST = 1000
 """Maps of one page."""
 _KEPT = 160  # pixels of a map that are kept: its cells are larger
@@ -52,12 +54,12 @@ class DifferenceMaps:
         pairs: An image, and the image that it is compared with; no more than `MOST` of them are.
     """
 
-    def __init__(self, run: Run, pairs: Sequence[tuple[str | None, str | None]]) -> None:
+    def __init__(self, run: Run, pairs: Sequence[tuple[Source, Source]]) -> None:
         """Compute the maps, with a progress bar on a terminal."""
         # What is shown is small; what the metric sees is not smaller than what it wants to see.
         side = max(SIDE, 2 * run.metric.encoder.preprocessing.resize)
         read = lru_cache(maxsize=2)(lambda path: _reduced(path, side))
-        self._found: dict[tuple[str | None, str | None], np.ndarray[Any, Any]] = {}
+        self._found: dict[tuple[Source, Source], np.ndarray[Any, Any]] = {}
         wanted = list(dict.fromkeys(pairs))
         with run.working() as progress:
             progress.start(min(len(wanted), MOST))
@@ -72,7 +74,7 @@ class DifferenceMaps:
             run.remark(f"difference maps for {MOST} of {len(wanted)} pictures, the first ones: a page holds no more")
         self.top = max((float(values.max()) for values in self._found.values()), default=0.0)
 
-    def of(self, image: str | None, other: str | None) -> Callable[[Image.Image], Image.Image] | None:
+    def of(self, image: Source, other: Source) -> Callable[[Image.Image], Image.Image] | None:
         """Return what lays the map of a pair over the image's picture, None if there is none."""
         from rclip_metric.images.heat import overlay
 
@@ -80,12 +82,12 @@ class DifferenceMaps:
         return None if values is None else lambda picture: overlay(picture, values, self.top)
 
 
-def _reduced(path: str | None, side: int) -> Tensor:
+def _reduced(path: Source, side: int) -> Tensor:
     from rclip_metric.images.reading import load_image, open_image
 
     if path is None:
         raise ImageError("there is no file")
-    picture = open_image(Path(path))
+    picture = open_image(path if isinstance(path, bytes) else Path(path))
     picture.thumbnail((side, side))
     return load_image(picture)[None]
 
