@@ -128,7 +128,7 @@ def test_an_approximate_search_says_what_it_finds(model, run, tmp_path):
     code, out, _ = run("index", "approximate", index)
     assert code == 0
     assert out == (  # one partition: nothing can be missed
-        "approximate search finds 100.0 % of the 10 nearest, measured on 256 of the 260 images that there were\n"
+        "approximate search finds 100.0 % of the 10 nearest, measured on 128 of the 260 images that there were\n"
     )
     _, info, _ = run("index", "info", index)
     assert f"search  {out}" in info
