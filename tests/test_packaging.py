@@ -27,7 +27,10 @@ DATA = [
     ),
     *(f"rclip_metric/train/data/prompts/{path.name}" for path in (ROOT / "train/data/prompts").glob("*.json")),
     *(f"rclip_metric/train/recipes/{path.name}" for path in (ROOT / "train/recipes").glob("*.json")),
-    *(f"rclip_metric/train/html/{name}" for name in ("base.html", "page.css", "page.js", "results.html")),
+    *(
+        f"rclip_metric/train/html/{name}"
+        for name in ("base.html", "neighbours.html", "page.css", "page.js", "results.html")
+    ),
     "rclip_metric/results/typical_distances.json",
     "rclip_metric/results/typical_distances_photographs.json",
     "rclip_metric/weights_manifest.json",
@@ -112,4 +115,13 @@ def test_the_shipped_models_are_small():
 
 @pytest.mark.parametrize("name", ["train", "tests", "examples"])
 def test_no_generic_name_is_installed(name, tmp_path):
-    python(f"import importlib.util as u; assert u.find_spec({name!r}) is None", tmp_path)
+    # Other packages may well install one: it has to be nowhere in this repository.
+    code = """
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+spec = find_spec(sys.argv[1])
+places = [] if spec is None else spec.submodule_search_locations or [spec.origin]
+assert not any(Path(sys.argv[2]) in Path(place).parents for place in places)
+"""
+    python(code, tmp_path, name, ROOT)

@@ -133,7 +133,7 @@ def test_an_approximate_search_says_what_it_finds(model, run, tmp_path):
     _, info, _ = run("index", "info", index)
     assert f"search  {out}" in info
     known = json.loads(run("index", "info", index, "--json")[1])["approximate"]
-    assert known == {"recall": 1.0, "k": 10, "sample": 256, "images": 260}
+    assert known == {"recall": 1.0, "k": 10, "sample": 128, "images": 260, "probes": 1}
     code, found, err = run("search", index, query, "-k", 3, "--approximate")
     assert code == 0 and out in err and found == run("search", index, query, "-k", 3)[1]
     assert out not in run("search", index, query, "-k", 3, "--approximate", "--quiet")[2]

@@ -220,7 +220,7 @@ def test_bad_input_is_one_sentence_before_anything_is_computed(folders, run, tmp
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("rclip_metric.cli.run._load", loaded)
+    monkeypatch.setattr("rclip_metric.retrieval.ModelSource.load", loaded)
     a, b = folders
     image = a / "same.png"
     before = image.read_bytes()

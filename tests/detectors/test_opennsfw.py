@@ -45,8 +45,14 @@ def test_equal_to_the_runtime(detector, runtime):
     images = torch.cat([images, *(towards_unsafe(detector, images[3:5], steps) for steps in (2, 3, 4))])
     expected = published(runtime, images)
     assert expected[:, 1].min() < 1e-3 and expected[:, 1].max() > 0.9 and ((expected > 0.1) & (expected < 0.9)).any()
-    scores = unsafe_scores(detector, images, batch_size=8)
-    assert np.abs(scores.numpy() - expected[:, 1]).max() < 1e-6
+    scores = unsafe_scores(detector, images, batch_size=8).numpy()
+    apart = np.abs(scores - expected[:, 1])
+    # In float32 log-odds are wrong by 1e-5, on some processors: where they are near 0 that is 3e-6 of probability.
+    balanced = (expected[:, 1] > 0.05) & (expected[:, 1] < 0.95)
+    assert apart[~balanced].max() < 1e-6 and apart.max() < 5e-6
+    double = OpenNSFW(load_opennsfw().network).double()
+    exact = double.logits(images.double()).sigmoid().numpy()
+    assert np.abs(exact - expected[:, 1]).max() < 5e-6 and np.abs(exact - scores).max() < 5e-6
     logits = detector.logits(images).numpy()
     assert np.abs(logits - np.log(expected[:, 1] / expected[:, 0])).max() < 2e-4  # also where both round to 0 and 1
 

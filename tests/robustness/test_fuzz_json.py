@@ -265,7 +265,9 @@ def test_damaged_json_is_read_or_refused_in_one_sentence(fuzz_seconds: float) ->
 
 
 def test_every_committed_result_is_read() -> None:
-    folders = {path.parent for path in (ROOT / "results").rglob("*__*.json") if ".journal" not in path.parts}
+    # Beside records of accuracy there are results of another kind, as `eval neighbours` and `eval inversion` make them.
+    files = [path for path in (ROOT / "results").rglob("*__*.json") if ".journal" not in path.parts]
+    folders = {path.parent for path in files if b'"schema"' in path.read_bytes()[:200]}
     assert sum(len(load_results([folder])) for folder in folders) > 200
 
 
