@@ -269,3 +269,15 @@ def test_edits_of_known_place_are_found(example, tmp_path):
     assert rows["|x - y|", "its own", "nothing"]["area"]["mean"] > 0.9
     assert rows["tiny", "features", "random 4/255"]["area"]["mean"] > 0.8
     assert json.loads((tmp_path / "r").read_text()) == json.loads(json.dumps(record))
+
+
+def test_the_figure_of_differences(example, tmp_path):
+    figure = example("difference_figure")
+    drawing("ring", (60, 50)).save(tmp_path / "ring.png")
+    out = tmp_path / "out.png"
+    figure.main(["--photograph", str(tmp_path / "ring.png"), "--models", "tiny", "tiny-clean", "--out", str(out)])
+    with Image.open(out) as picture:
+        assert picture.width > 4 * picture.height
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1000
+    y, _ = figure.edited(torch.full((3, 40, 60), 0.5))
+    assert (y - 0.5).abs().max() <= 4 / 255 + 1e-6
