@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -88,6 +89,8 @@ def main(argv: list[str]) -> int:
         except MissingPackageError as error:
             complain(error)
             return 2
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs in its background with Ctrl-C ignored
+            signal.signal(number, signal.default_int_handler)
         say(f"{address}  (Ctrl-C ends it)")
         page.block_thread()
     return 0

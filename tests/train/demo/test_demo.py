@@ -109,8 +109,11 @@ def address():
             assert told.startswith(f"http://127.0.0.1:{port}/"), server.communicate(timeout=PATIENCE)
             yield told.split()[0]
         finally:
-            server.send_signal(signal.SIGINT)
-            _, complaints = server.communicate(timeout=PATIENCE)
+            server.send_signal(signal.SIGTERM)
+            try:
+                _, complaints = server.communicate(timeout=PATIENCE)
+            finally:
+                server.kill()  # one that does not end would be waited for by whoever waits for the tests
     assert server.returncode == 0 and "ImageError" not in complaints
 
 

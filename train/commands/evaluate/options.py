@@ -56,7 +56,8 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("neighbours", neighbours, _neighbours_options, _run_options(), **raw)
     add("filter", "a content filter by examples: where queries land", _filter_options, judged, _name_options(), **raw)
     add("retrieval", "mAP of retrieval, clean and under attack", _retrieval_options, judged, _name_options(), **raw)
-    add("inversion", "images from embeddings, judged by every metric", _inversion_options, judged, **raw)
+    # With options of its own: a default that is set for shared ones is set for all that share them.
+    add("inversion", "images from embeddings, judged by every metric", _inversion_options, _judged_options(), **raw)
     add("sanity", sanity, _sanity_options, judged, people, **raw)
     add("table", "results as a leaderboard and as plots", _table_options)
     return parser
