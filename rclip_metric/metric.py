@@ -180,7 +180,7 @@ class RobustPerceptualDistance(nn.Module):
 
         - "features": how far apart the tower's local features are, by their directions. At a pixel it is the mean over
           the levels l of 1 - cos(f_l(x), f_l(y)), between 0 and 2, interpolated between the centres of cells of 4 to 16
-          pixels. The default: it found edits best, and hardly sees noise that a robust model does not see.
+          pixels. The default: where the rest of the image is disturbed as well it found edits best.
         - "gradient": how much of the squared distance would go if the pixel became that of y, to first order:
           |sum over colours of (x - y) times the gradient of the squared distance by x|. One forward and backward pass.
         - "smoothed": the same with the mean gradient of `steps` noisy copies of x, averaged over small squares.
