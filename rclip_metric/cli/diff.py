@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.cli.run import Run, UsageError, number
+from rclip_metric.cli.run import Run, UsageError, check_apart, number
 from rclip_metric.printing import say
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LARGEST = 1536
 """Pixels on the longer side of what is compared and drawn."""
 _PICTURES = (".jpg", ".pdf", ".png", ".svg")
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same picture is the same file
 _WIDTH = 5.5  # inches of an image in the picture
 _PLOTS = 'the picture needs matplotlib: pip install "rclip-metric[plot]"'
 
@@ -30,10 +31,10 @@ def diff(args: argparse.Namespace) -> int:
         if not path.is_file():
             raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, expected an image")
     out = None if args.out is None else Path(args.out)
-    _require_writable(out, args.side_by_side)
+    _require_writable(out, args.side_by_side, paths)
     run = Run(args)
     from rclip_metric.images.reading import load_image, open_image
-    from rclip_metric.retrieval import distances
+    from rclip_metric.retrieval import distances, significant
 
     with run.embeddings(paths) as embeddings:
         u, v = (embeddings[path] for path in paths)
@@ -58,9 +59,9 @@ def diff(args: argparse.Namespace) -> int:
         _write_numbers(out, found)
     elif out is not None:
         _write_picture(out, [image[0].cpu() for image in images], found, _caption(args, distance, run), args)
-    facts = {"a": str(paths[0]), "b": str(paths[1]), "distance": _short(distance), "method": args.method}
-    facts |= {"height": found.shape[0], "width": found.shape[1], "mean": _short(found.mean().item())}
-    facts |= {"peak": {"value": _short(peak), "row": row, "column": column}, "out": args.out}
+    facts = {"a": str(paths[0]), "b": str(paths[1]), "distance": significant(distance), "method": args.method}
+    facts |= {"height": found.shape[0], "width": found.shape[1], "mean": significant(found.mean().item())}
+    facts |= {"peak": {"value": significant(peak), "row": row, "column": column}, "out": args.out}
     if args.json:
         say(json.dumps({**facts, **run.identity, "settings": run.settings}))
         return 0
@@ -70,19 +71,13 @@ def diff(args: argparse.Namespace) -> int:
     return 0
 
 
-def _short(value: float) -> float:
-    from rclip_metric.retrieval import significant
-
-    return significant(value)
-
-
 def _caption(args: argparse.Namespace, distance: float, run: Run) -> str:
     name = f"{run.identity['model']}@{str(run.identity['revision']).removeprefix('sha256:')[:12]}"
     measure = "1 - cos" if args.squared else "sqrt(1 - cos)"
     return f"distance {number(distance)} ({measure}) by {name}"
 
 
-def _require_writable(out: Path | None, side_by_side: bool) -> None:
+def _require_writable(out: Path | None, side_by_side: bool, read: list[Path]) -> None:
     """Find out what would fail before a model is loaded."""
     from importlib.util import find_spec
 
@@ -92,6 +87,7 @@ def _require_writable(out: Path | None, side_by_side: bool) -> None:
         return
     if out.suffix not in (*_PICTURES, ".npy"):
         raise UsageError(f"{out} must end in {', '.join(_PICTURES)} (a picture) or .npy (the numbers)")
+    check_apart(out, read)
     if not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent} for {out.name}")
     if out.suffix in _PICTURES and find_spec("matplotlib") is None:
@@ -137,8 +133,7 @@ def _write_picture(path: Path, images: list[Tensor], found: Tensor, caption: str
     bar.set_label(words.get(args.method, "change of 1 - cos, to first order"), fontsize=9)
     figure.suptitle(caption, fontsize=11, parse_math=False)
     with written_whole(path) as partial:
-        metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
-        figure.savefig(partial, format=path.suffix[1:], metadata=metadata or None)
+        figure.savefig(partial, format=path.suffix[1:], metadata=_UNDATED.get(path.suffix))
 
 
 def _pixels(image: Tensor) -> Array:

@@ -40,6 +40,11 @@ def check_target(path: str | None, read: Iterable[str | os.PathLike[str]], *, ht
     known = (".html",) if html else (".html", *PICTURES)
     if Path(path).suffix.lower() not in known:
         raise UsageError(f"got {path} to write to, expected a name that ends in {' or '.join(known)}")
+    check_apart(path, read)
+
+
+def check_apart(path: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise UsageError where a file to write is a folder, or one of the files that are read."""
     if Path(path).is_dir():
         raise UsageError(f"{path} is a folder, expected a file to write to")
     if os.path.realpath(path) in {os.path.realpath(file) for file in read}:

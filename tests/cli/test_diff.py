@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance, load_image
-from rclip_metric.cli.main import main
 from rclip_metric.weights import save_encoder
 
 from support.encoders import small_encoder
@@ -33,17 +31,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     pixels[16:36, 60:80] = 0
     Image.fromarray(pixels).save(other)
     return one, other
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    def command(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def test_distance_and_place(pair, model, run):
@@ -109,13 +96,16 @@ def test_large_images_are_compared_smaller(model, run, tmp_path):
 def test_bad_input_is_one_sentence(pair, model, run, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    before = pair[0].read_bytes()
     for words, message in (
         ((tmp_path, pair[1]), f"{tmp_path} is a folder, expected an image"),
         ((pair[0], tmp_path / "none.png"), f"{tmp_path / 'none.png'} is no file, expected an image"),
         ((*pair, "--out", tmp_path / "map.bmp"), "map.bmp must end in .jpg, .pdf, .png, .svg (a picture) or .npy"),
         ((*pair, "--out", tmp_path / "none" / "map.png"), f"there is no folder {tmp_path / 'none'} for map.png"),
+        ((*pair, "--out", pair[0]), f"{pair[0]} is one of the images that are read: write to another file"),
         ((*pair, "--side-by-side"), "--side-by-side is about the picture: say where it goes with --out map.png"),
         ((pair[0], broken), "broken.png"),
     ):
         code, out, err = run("diff", *words, "--model", model)
         assert code == 2 and message in err and out == "" and len(err.splitlines()) == 1
+    assert pair[0].read_bytes() == before

@@ -6,11 +6,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rclip_metric.cli.main import main
 from rclip_metric.weights import save_encoder
 
 from support.encoders import small_encoder
@@ -31,17 +29,6 @@ def folder(tmp_path: Path) -> Path:
     shutil.copy(tmp_path / "photos" / "class0" / "0.png", tmp_path / "photos" / "copy.png")
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    def command(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def test_from_a_folder_to_the_nearest_images(folder, model, run, tmp_path):

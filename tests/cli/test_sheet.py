@@ -15,22 +15,10 @@ from PIL import Image
 
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.cli import gallery, maps, sheet
-from rclip_metric.cli.main import main
 from rclip_metric.images import load_image
 from rclip_metric.images.heat import COLOURS
 
 from support.images import save_noise
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return command
 
 
 def scene(path: Path, colour: str, square: str | None = None, size: tuple[int, int] = (96, 96)) -> Path:
