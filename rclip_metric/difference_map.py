@@ -116,13 +116,11 @@ def _by_features(encoder: Encoder, x: Tensor, y: Tensor) -> Tensor:
     place = seen_by(encoder.preprocessing, encoder.resize, x.shape[2], x.shape[3]).to(x.device)  # (H, W, 2)
     inside = (place.abs() <= 1).all(2)
     grid = place.expand(len(x), -1, -1, -1)
-    total = torch.zeros(len(x), x.shape[2], x.shape[3], device=x.device)
-    count = 0
+    maps = []
     for one, other in levels:
         apart = distance_between(_directions(one), _directions(other), squared=True)  # (N, h, w)
-        total += F.grid_sample(apart[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-        count += 1
-    return total / count * inside
+        maps.append(F.grid_sample(apart[:, None], grid, padding_mode="border", align_corners=False)[:, 0])
+    return torch.stack(maps).mean(0) * inside
 
 
 def _directions(features: Tensor) -> Tensor:

@@ -106,19 +106,18 @@ def decide(args: argparse.Namespace) -> int:
         if args.sorting:
             sorted_ones = sort_images(job.folder / "images", shards, work.parts, args.sorting, run.skip)
     if args.sample:
-        _write_page(args, run, job, work, outcome)
+        _write_page(args, run, job, work, outcome, args.unsafe in pools.counts)
     summary = _summary(run, job, outcome, images, seconds) | {"sorted": sorted_ones}
     job.write_summary(summary)
     return _tell(args, run, outcome, summary)
 
 
 def _model_of(pools: Pools) -> str:
-    from rclip_metric.retrieval import open_storage
+    from rclip_metric.retrieval import model_of, open_storage
 
     if not pools.is_index:
         return "r-clip-f"
-    about = open_storage(pools.path).about()
-    return str(about.get("source") or about["metric"].get("name"))
+    return str(model_of(open_storage(pools.path).about()))
 
 
 def _prepared(args: argparse.Namespace, run: Run, job: Job, pools: Pools, shards: list[Shard]) -> Worker:
@@ -232,11 +231,10 @@ def _tell(args: argparse.Namespace, run: Run, outcome: Outcome, summary: dict[st
     return 2 if run.skipped else 0
 
 
-def _write_page(args: argparse.Namespace, run: Run, job: Job, work: Work, outcome: Outcome) -> None:
-    """Write the page of samples."""
+def _write_page(args: argparse.Namespace, run: Run, job: Job, work: Work, outcome: Outcome, known: bool) -> None:
+    """Write the page of samples; `known` is whether one of the classes is the unsafe one."""
     from rclip_metric.cli.gallery import Group, write_gallery
 
-    known = args.unsafe in outcome.classes or args.unsafe in outcome.decisions or _is_class(work, args.unsafe)
     if args.blur and not known:
         run.remark(f"no class is called {args.unsafe}: all pictures on the page are blurred; say which with --unsafe")
 
@@ -249,12 +247,6 @@ def _write_page(args: argparse.Namespace, run: Run, job: Job, work: Work, outcom
 
     about = f"The number is how much nearer the class is than any other, as a difference of cosines. {run.label}"
     write_gallery(job.folder / "gallery.html", "What the filter decided", about, groups())
-
-
-def _is_class(work: Work, label: str) -> bool:
-    from rclip_metric.retrieval import open_storage
-
-    return any(row.label == label for row in open_storage(Path(work.pools)).read()[0])
 
 
 def _tiles(args: argparse.Namespace, work: Work, sample: Iterable[tuple[int, Any]], blurred: bool) -> Iterator[Tile]:

@@ -56,15 +56,11 @@ class Tile:
         return picture
 
     @property
-    def image(self) -> str | None:
-        """The picture: JPEG, base64."""
-        return _encoded(self.picture)
-
-    @property
-    def overlaid(self) -> str | None:
-        """The picture with the map over it, if there is one: JPEG, base64."""
-        picture = self.picture if self.map else None
-        return _encoded(self.map(picture)) if self.map and picture else None
+    def shown(self) -> tuple[str | None, str | None]:
+        """The picture, and the picture with the map over it if there is one: JPEG, base64."""
+        picture = self.picture
+        overlaid = self.map(picture) if self.map and picture and not self.blurred else None
+        return _encoded(picture), _encoded(overlaid)
 
 
 def _encoded(picture: Image.Image | None) -> str | None:

@@ -73,9 +73,9 @@ Embed the files that are new or have changed, and drop those that are gone. File
 and time of modification are not opened.
 """
 _APPROXIMATE_HELP = """\
-Prepare the index, a LanceDB table, for `search --approximate`, which reads little of it: past a million images
-that is faster. Say how many of the 10 nearest it finds, measured on 256 images of the index. Images that are
-added later are found too; do it again when they are many.
+Prepare the index, a LanceDB table, for `search --approximate`, which reads a part of it: past a million images
+that is faster. It will read as much as 95 % of the 10 nearest take; what it finds is measured on images of the
+index, and said. Images that are added later are found too; do it again when they are many.
 """
 _SEARCH_HELP = """\
 The images of an index that are nearest to each query, exactly: nothing is left out to be faster, unless

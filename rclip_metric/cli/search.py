@@ -153,13 +153,13 @@ def duplicates(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, in_memory: bool = True) -> tuple[Run, ImageIndex]:
     """Open an index with its own model, unless another is asked for; make one in memory of a folder of images."""
-    from rclip_metric.retrieval import ImageIndex, is_index, open_storage
+    from rclip_metric.retrieval import ImageIndex, is_index, model_of, open_storage
 
     _require_folder(args.index)
     path = Path(args.index)
     if is_index(path):
         about = open_storage(path).about()
-        args.model = args.model or about.get("source") or about["metric"].get("name")
+        args.model = args.model or model_of(about)
         run = Run(args)
         return run, ImageIndex.open(path, run.metric, in_memory=in_memory)
     args.model = args.model or "r-clip-f"

@@ -60,7 +60,7 @@ def find_pools(path: str) -> Pools:
         )
     examples: dict[str, list[tuple[str, str | None]]] = {}
     if is_index(root):
-        for row in open_storage(root).read()[0]:
+        for row in open_storage(root).rows():
             if row.label is None:
                 raise FilterError(f"{row.id} in {path} has no label: a filter needs the class of every example.")
             examples.setdefault(row.label, []).append((row.id, row.digest))
@@ -105,7 +105,7 @@ def embed_pools(
     if pools.is_index:
         return pools.path
     if destination.is_dir():
-        there = {row.id for row in open_storage(destination).read()[0]}
+        there = {row.id for row in open_storage(destination).rows()}
         for name in pools.names:
             if name not in there:
                 on_skip(pools.path / name, "it could not be read when the examples were embedded")

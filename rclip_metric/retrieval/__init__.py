@@ -17,7 +17,7 @@ from rclip_metric.retrieval.embeddings import (
     settings,
     significant,
 )
-from rclip_metric.retrieval.identity import identity_of
+from rclip_metric.retrieval.identity import identity_of, model_of
 from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
@@ -48,6 +48,7 @@ __all__ = [
     "identity",
     "identity_of",
     "is_index",
+    "model_of",
     "nearest",
     "open_storage",
     "pair_by_name",

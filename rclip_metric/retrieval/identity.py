@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rclip_metric.metric import RobustPerceptualDistance
@@ -28,6 +29,17 @@ def identity_of(metric: Embedder) -> dict[str, Any]:
         }
     described: dict[str, Any] = metric.describe()  # type: ignore[attr-defined]
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
+
+
+def model_of(about: Mapping[str, Any]) -> str | None:
+    """Say by what the metric that made an index can be had again: what was said, else its name.
+
+    Example:
+        >>> model_of({"source": None, "metric": {"name": "tiny"}})
+        'tiny'
+    """
+    found: str | None = about.get("source") or about["metric"].get("name")
+    return found
 
 
 def described(identity: Any) -> str:
