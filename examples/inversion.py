@@ -25,11 +25,11 @@ from PIL import Image
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.errors import WeightsError
 from rclip_metric.images import load_image
+from rclip_metric.train.data.images import NamedImage
 from rclip_metric.train.data.scenes.draw import generator, render, sample_scene
 from rclip_metric.train.evaluation import RunSettings, Session, kept
 from rclip_metric.train.evaluation.tasks.inversion import (
     STATISTICS,
-    ImageFile,
     InversionData,
     inversion_images,
     inversion_table,
@@ -61,7 +61,7 @@ TEXTS = (  # in the words of the scenes, the only ones that these models know
 )
 
 
-def scenes(folder: Path, count: int) -> list[ImageFile]:
+def scenes(folder: Path, count: int) -> list[NamedImage]:
     """Draw scenes into a folder."""
     for index in range(count):
         image = Image.fromarray(render(sample_scene(generator(0, "inversion", index))))
@@ -69,7 +69,7 @@ def scenes(folder: Path, count: int) -> list[ImageFile]:
     return inversion_images(folder)
 
 
-def published(folder: Path) -> list[ImageFile]:
+def published(folder: Path) -> list[NamedImage]:
     """Write squares of the photographs that may be shown into a folder."""
     for name in PUBLISHED:
         views(photograph(name))[0].save(folder / f"{name}.png")

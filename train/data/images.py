@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,19 @@ from rclip_metric.images import ImageError
 from rclip_metric.train.runs.seeds import seeded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image, by a name: mostly its path below some folder.
+
+    Example:
+        >>> NamedImage("cats/1.jpg", Path("photos/cats/1.jpg")).key
+        'cats/1.jpg'
+    """
+
+    key: str
+    path: Path
 
 
 def walk_images(root: str | Path) -> Iterator[str]:

@@ -17,13 +17,14 @@ from rclip_metric.cli.main import main
 from rclip_metric.errors import ImageIndexError
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.data.images import NamedImage
 from rclip_metric.train.evaluation.attack import RunSettings
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.results.neighbour_pictures import Pictures, write_figure, write_page
 from rclip_metric.train.evaluation.run import evaluate
 from rclip_metric.train.evaluation.searched import Folder, Indexed
 from rclip_metric.train.evaluation.session import Session
-from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, QueryImage, choose_queries, overlap_at_k
+from rclip_metric.train.evaluation.tasks.neighbours import Neighbours, choose_queries, overlap_at_k
 from rclip_metric.train.metrics.base import DistanceMetric, EmbeddingMetric, EncoderMetric
 from rclip_metric.train.runs.seeds import sample_seed
 
@@ -68,7 +69,7 @@ def queries_of(folder):
     if not other.exists():
         pixels = np.random.default_rng(9).integers(60, 196, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(other)
-    return [QueryImage("even/00.png", folder / "even" / "00.png"), QueryImage("new.png", other)]
+    return [NamedImage("even/00.png", folder / "even" / "00.png"), NamedImage("new.png", other)]
 
 
 def task_of(folder, **other):
@@ -155,7 +156,7 @@ def test_a_link_to_the_query_is_the_query(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "images")
     link = tmp_path / "another-name.png"
     link.symlink_to(tmp_path / "images" / "odd" / "01.png")
-    task = Neighbours([QueryImage("linked", link)], Folder(tmp_path / "images"), BALL, K, STEPS)
+    task = Neighbours([NamedImage("linked", link)], Folder(tmp_path / "images"), BALL, K, STEPS)
     assert task.database.holds(link)
     [record] = evaluate(projection(), task, quiet=True)
     assert record["neighbours"][0]["left_out"] == ["odd/01.png"]
@@ -215,7 +216,7 @@ def test_another_image_in_the_database_makes_another_result(folder, tmp_path):
 def test_images_that_cannot_be_read_are_named_and_left_out(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "images")
     (tmp_path / "images" / "odd" / "03.png").write_bytes(b"no image")
-    broken = QueryImage("broken.png", tmp_path / "broken.png")
+    broken = NamedImage("broken.png", tmp_path / "broken.png")
     broken.path.write_bytes(b"neither")
     task = Neighbours([*queries_of(folder), broken], Folder(tmp_path / "images"), BALL, K, STEPS)
     [record] = evaluate(projection(), task, run=RunSettings(batch_size=1), quiet=True)

@@ -89,9 +89,13 @@ def _finish(records: Sequence[dict[str, Any]], options: argparse.Namespace, rank
     for by in PARTS:
         if parts := breakdown(records, by):
             show(f"\n{parts}\n")
-    broken = list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"]))
-    if broken:
-        raise ValueError(f"{len(broken)} samples could not be read and were left out; the first: {broken[0]}")
+    _refuse_unreadable("samples", *(record["data"] for record in records))
+
+
+def _refuse_unreadable(what: str, *parts: dict[str, Any]) -> None:
+    """Raise ValueError where something of the data could not be read, and name the first."""
+    if broken := list(dict.fromkeys(problem for part in parts for problem in part["unreadable"])):
+        raise ValueError(f"{len(broken)} {what} could not be read and were left out; the first: {broken[0]}")
 
 
 def _judge(
@@ -169,8 +173,7 @@ def _jnd(options: argparse.Namespace) -> None:
             records.append(session.single(session.out / data.file_name(metric), data, metric, run))
     if team.rank == 0:
         show(f"{jnd_table(records)}\n")
-    if broken := list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"])):
-        raise ValueError(f"{len(broken)} pairs could not be read and were left out; the first: {broken[0]}")
+    _refuse_unreadable("pairs", *(record["data"] for record in records))
 
 
 def _things(options: argparse.Namespace) -> None:
@@ -236,10 +239,8 @@ def _neighbours(options: argparse.Namespace) -> None:
         write_figure(records, pictures, options.out / "neighbours.png")
         write_page(records, pictures, options.out / "neighbours.html")
         show(f"{neighbours_table(records)}\n")
-    for noun, part in (("queries", "data"), ("images", "database")):
-        found = [record["data"] if part == "data" else record["data"]["database"] for record in records]
-        if broken := list(dict.fromkeys(problem for data in found for problem in data["unreadable"])):
-            raise ValueError(f"{len(broken)} {noun} could not be read and were left out; the first: {broken[0]}")
+    _refuse_unreadable("queries", *(record["data"] for record in records))
+    _refuse_unreadable("images", *(record["data"]["database"] for record in records))
 
 
 def _filter(options: argparse.Namespace) -> None:
@@ -339,8 +340,7 @@ def _inversion(options: argparse.Namespace) -> None:
             from rclip_metric.train.evaluation.results.heat_map import heat_map
 
             heat_map(records, options.plot)
-    if broken := list(dict.fromkeys(problem for record in records for problem in record["data"]["unreadable"])):
-        raise ValueError(f"{len(broken)} images could not be read and were left out; the first: {broken[0]}")
+    _refuse_unreadable("images", *(record["data"] for record in records))
 
 
 def _sanity(options: argparse.Namespace) -> None:

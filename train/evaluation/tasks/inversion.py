@@ -13,6 +13,7 @@ from torch import Tensor
 from rclip_metric.errors import ImageError
 from rclip_metric.images import CLIP_MEAN, CLIP_STD, Preprocessing, open_image, preprocess_pil, resize_images
 from rclip_metric.images.reading import list_images_below
+from rclip_metric.train.data.images import NamedImage
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Evaluation
 from rclip_metric.train.evaluation.results.bootstrap import mean_interval
@@ -33,20 +34,7 @@ STATISTICS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """An image, by its path below the folder.
-
-    Example:
-        >>> ImageFile("cats/1.jpg", Path("photos/cats/1.jpg")).key
-        'cats/1.jpg'
-    """
-
-    key: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class InversionData(Task[ImageFile]):
+class InversionData(Task[NamedImage]):
     """Images, each made anew from the metric's embedding of it, and compared with the original by every judge.
 
     Of an image the square in its middle counts, in the metric's own size. A judge sees both, original and what was
@@ -64,7 +52,7 @@ class InversionData(Task[ImageFile]):
 
     Example:
         >>> from rclip_metric.train.metrics import load_metric
-        >>> data = InversionData("mine", [ImageFile("x.png", Path("x.png"))], [load_metric("tiny")])
+        >>> data = InversionData("mine", [NamedImage("x.png", Path("x.png"))], [load_metric("tiny")])
         >>> data.settings()["inversion"]["steps"]
         500
     """
@@ -72,7 +60,7 @@ class InversionData(Task[ImageFile]):
     task: ClassVar[str] = "inversion"
     noun: ClassVar[str] = "image"
     name: str
-    images: Sequence[ImageFile]
+    images: Sequence[NamedImage]
     judges: Sequence[Metric]
     how: InversionSettings = field(default_factory=InversionSettings)
     limit: int | None = None
@@ -85,11 +73,11 @@ class InversionData(Task[ImageFile]):
             raise ValueError(f"two of the metrics are called {twice[0]}: the columns of the table need different names")
 
     @property
-    def samples(self) -> Sequence[ImageFile]:
+    def samples(self) -> Sequence[NamedImage]:
         """The images."""
         return self.images
 
-    def files(self, sample: ImageFile) -> list[Path]:
+    def files(self, sample: NamedImage) -> list[Path]:
         """List the one."""
         return [sample.path]
 
@@ -131,7 +119,7 @@ class InversionData(Task[ImageFile]):
         name = result_name({**about, "threat": threat, "settings": {"limit": self.limit, "seed": run.seed}})
         return session.single(session.out / name, self, metric, run)
 
-    def judge(self, block: Sequence[ImageFile], images: ImageSet, on: Evaluation) -> dict[str, Any]:
+    def judge(self, block: Sequence[NamedImage], images: ImageSet, on: Evaluation) -> dict[str, Any]:
         """Make the images of a block and have them judged: keys, a list per judge and statistic, and seconds."""
         begun, metric = time.perf_counter(), on.metric
         read, unreadable = self.readable(block, images, None)
@@ -148,12 +136,12 @@ class InversionData(Task[ImageFile]):
         seconds = time.perf_counter() - begun
         return {"keys": [image.key for image in read], **columns, "unreadable": unreadable, "seconds": seconds}
 
-    def picture(self, metric: Metric, image: ImageFile) -> Path:
+    def picture(self, metric: Metric, image: NamedImage) -> Path:
         """Name the file of what a metric makes of an image."""
         assert self.pictures is not None
         return self.pictures / safe_name(Path(metric.name).name) / f"{image.key}.png"
 
-    def _save(self, metric: Metric, read: Sequence[ImageFile], made: Tensor) -> None:
+    def _save(self, metric: Metric, read: Sequence[NamedImage], made: Tensor) -> None:
         if self.pictures is not None:
             for image, pixels in zip(read, made, strict=True):
                 save_picture(pixels, self.picture(metric, image))
@@ -181,7 +169,7 @@ class InversionData(Task[ImageFile]):
         return [made | {"seconds": seconds}]
 
 
-def inversion_images(folder: Path, limit: int | None = None) -> list[ImageFile]:
+def inversion_images(folder: Path, limit: int | None = None) -> list[NamedImage]:
     """List the images in a folder and below it, the first `limit` of them.
 
     Raises:
@@ -195,7 +183,7 @@ def inversion_images(folder: Path, limit: int | None = None) -> list[ImageFile]:
     found = list_images_below(folder)[:limit]
     if not found:
         raise ImageError(f"{folder} holds no images: pass a folder of some")
-    return [ImageFile(path.relative_to(folder).as_posix(), path) for path in found]
+    return [NamedImage(path.relative_to(folder).as_posix(), path) for path in found]
 
 
 def verdicts(judge: Metric, made: Tensor, original: Tensor, chunk_size: int | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from rclip_metric.images.reading import list_images_below
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.contents import contents_digest
+from rclip_metric.train.data.images import NamedImage
 from rclip_metric.train.evaluation.attack import refuse_nan
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Evaluation
@@ -37,20 +38,7 @@ _COSTS = ("evaluations", "zero_gradients", "nonfinite_gradients", "seconds", "vi
 
 
 @dataclass(frozen=True)
-class QueryImage:
-    """An image whose neighbours are looked for.
-
-    Example:
-        >>> QueryImage("cats/1.jpg", Path("photos/cats/1.jpg")).key
-        'cats/1.jpg'
-    """
-
-    key: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Neighbours(Task[QueryImage]):
+class Neighbours(Task[NamedImage]):
     """The k images of a database that are most like each query, and most like it once it is attacked.
 
     Images of the database that are a query's own file, or whose pixels are its own as the metric sees them, are left
@@ -75,7 +63,7 @@ class Neighbours(Task[QueryImage]):
         >>> folder = Path(mkdtemp())
         >>> for level in (100, 110, 130, 160):
         ...     Image.new("RGB", (16, 16), (level, level, level)).save(folder / f"{level}.png")
-        >>> query = QueryImage("110.png", folder / "110.png")
+        >>> query = NamedImage("110.png", folder / "110.png")
         >>> task = Neighbours([query], Folder(folder), LpBall("linf", 8 / 255), k=1, steps=3)
         >>> [record] = evaluate(load_metric("linf", image_size=16), task, quiet=True)
         >>> record["neighbours"][0]["clean"][0]["image"]
@@ -84,7 +72,7 @@ class Neighbours(Task[QueryImage]):
 
     task: ClassVar[str] = "neighbours"
     noun: ClassVar[str] = "query"
-    queries: Sequence[QueryImage]
+    queries: Sequence[NamedImage]
     database: Searched
     ball: LpBall
     k: int = 5
@@ -103,11 +91,11 @@ class Neighbours(Task[QueryImage]):
             raise ValueError(f"k is {self.k}, and {self.database.name} has {there}: ask for fewer neighbours")
 
     @property
-    def samples(self) -> Sequence[QueryImage]:
+    def samples(self) -> Sequence[NamedImage]:
         """The queries."""
         return self.queries
 
-    def files(self, sample: QueryImage) -> list[Path]:
+    def files(self, sample: NamedImage) -> list[Path]:
         """List the query's image."""
         return [sample.path]
 
@@ -163,7 +151,7 @@ class Neighbours(Task[QueryImage]):
         about = {**self.depends_on(on), "part": "database"}
         return [attacked, on.share(self.database.parts(on.run.batch_size), look, about, f"{self.label(on.metric)} k")]
 
-    def judge(self, block: Sequence[QueryImage], images: ImageSet, on: Evaluation) -> dict[str, Any]:
+    def judge(self, block: Sequence[NamedImage], images: ImageSet, on: Evaluation) -> dict[str, Any]:
         """Attack a block of queries: keys, the attacked points, their similarity to the clean ones, and costs."""
         begun = time.perf_counter()
         read, unreadable = self.readable(block, images, None)
@@ -244,7 +232,7 @@ def overlap_at_k(clean: set[str], attacked: set[str], k: int) -> float:
     return len(clean & attacked) / k
 
 
-def choose_queries(places: Sequence[Path], count: int | None = None, seed: int = 0) -> list[QueryImage]:
+def choose_queries(places: Sequence[Path], count: int | None = None, seed: int = 0) -> list[NamedImage]:
     """Choose queries: of a folder those in it and below, called by their paths there; files are called by their names.
 
     Args:
@@ -270,7 +258,7 @@ def choose_queries(places: Sequence[Path], count: int | None = None, seed: int =
         names = [place.name for place in places]
         keys = {place: place.name if names.count(place.name) == 1 else place.as_posix() for place in places}
         chosen = list(keys) if count is None else drawn(list(keys), count, seed, "queries")
-        return [QueryImage(keys[path], path) for path in chosen]
+        return [NamedImage(keys[path], path) for path in chosen]
     if len(places) > 1:
         raise ValueError(f"queries are one folder or files, and {len(places)} were given with a folder among them")
     [root] = places
@@ -278,7 +266,7 @@ def choose_queries(places: Sequence[Path], count: int | None = None, seed: int =
     if not paths:
         raise ValueError(f"there are no images in {root}: pass a folder of queries, or files")
     chosen = drawn(paths, min(4, len(paths)) if count is None else count, seed, f"queries of {root}")
-    return [QueryImage(path.relative_to(root).as_posix(), path) for path in chosen]
+    return [NamedImage(path.relative_to(root).as_posix(), path) for path in chosen]
 
 
 def neighbours_table(records: Sequence[dict[str, Any]]) -> str:
