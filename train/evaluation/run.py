@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.evaluation.attack import (
     DEFAULTS,
@@ -24,6 +25,7 @@ from rclip_metric.train.evaluation.attack import (
     refuse_nan,
 )
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
+from rclip_metric.train.evaluation.certificates.smoothing import Smoothed, Smoothing, certify_smoothed, smoothed_radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
     Block,
@@ -36,6 +38,7 @@ from rclip_metric.train.evaluation.records import (
     empty_block,
     outcomes_of,
 )
+from rclip_metric.train.evaluation.results.outcome import Outcome
 from rclip_metric.train.evaluation.results.record import Averaging, record
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
@@ -178,7 +181,7 @@ class Task(ABC, Generic[Sample]):
         return [sample for sample in block if sample.key not in broken], said
 
     def judge(self, block: Sequence[Sample], images: ImageSet, on: Evaluation) -> Any:
-        """Evaluate one block: clean, then every attack on what is right."""
+        """Evaluate one block: clean, then every attack on what is right, and every `Smoothing` on wrong samples too."""
         begun, passes = time.perf_counter(), images.passes
         samples, unreadable = self.readable(block, images, on.metric)
         if not samples:
@@ -189,22 +192,31 @@ class Task(ABC, Generic[Sample]):
         costs = [cost(time.perf_counter() - begun, images.passes - passes)]
 
         chosen = [self.is_attacked(sample) for sample in samples]
-        right = [i for i in range(len(rows)) if chosen[i] and not wrong[i]]
-        found: Iterable[ConfirmedResult] = repeat(NOTHING, len(on.attacks))
-        if right and on.attacks:
-            found = self.under_attack([samples[i] for i in right], similarities[right], images, on)
+        everyone = [i for i in range(len(rows)) if chosen[i]]
+        right = [i for i in everyone if not wrong[i]]
+
+        def begin(who: list[int], run: Callable[..., Iterator[ConfirmedResult]], noisy: bool) -> Iterator[Any]:
+            attacks = [attack for attack in on.attacks if isinstance(attack, Smoothing) == noisy]
+            if not (who and attacks):
+                return repeat(NOTHING)
+            return run([samples[i] for i in who], similarities[who], images, replace(on, attacks=attacks))
+
+        attacked, smoothed = begin(right, self.under_attack, False), begin(everyone, self.under_noise, True)
         passes = images.passes
-        for confirmed in found:
+        for attack in on.attacks:
+            noisy = isinstance(attack, Smoothing)
+            who, confirmed = (everyone, next(smoothed)) if noisy else (right, next(attacked))
             pairs = zip(confirmed.fooled.tolist(), confirmed.margin.tolist(), strict=True)
-            after = dict(zip(right, pairs, strict=True))
-            stages = dict(zip(right, confirmed.stages or (), strict=False))
+            after = dict(zip(who, pairs, strict=True))
+            stages = dict(zip(who, confirmed.stages or (), strict=False))
             for i, row in enumerate(rows):
                 fooled, margin = after.get(i, (False, row["margin"]))
-                score = self.score(samples[i], True, False) if fooled else row["clean"]
+                score = self.score(samples[i], fooled, False) if fooled or noisy else row["clean"]
                 row["attacks"].append((score, margin) if chosen[i] else (None, None))
                 if stages:
                     row.setdefault("fooled_by", []).append(stages.get(i, "wrong"))
-            costs.append(attack_cost(confirmed, images.passes - passes))
+            spent = attack_cost(confirmed, images.passes - passes)
+            costs.append(spent | {"draws": confirmed.attacked.evaluations} if noisy else spent)
             passes = images.passes
         return Block(rows=rows, unreadable=unreadable, costs=costs)
 
@@ -255,6 +267,49 @@ class Task(ABC, Generic[Sample]):
                     source=on.source,
                 )
 
+    def under_noise(
+        self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
+    ) -> Iterator[ConfirmedResult]:
+        """Certify n samples by randomised smoothing, right or not; the similarities are those of the clean decision."""
+        aim = self.aim(samples, similarities)
+        moved, keys = images.pixels(aim.moved), [sample.key for sample in samples]
+        known: dict[Smoothing, tuple[Smoothed, float]] = {}  # one set of draws for all balls
+        for smoothing in on.attacks:
+            drawn = replace(smoothing, ball=LpBall("l2", 0.0))
+            if drawn not in known:
+                begun = time.perf_counter()
+                found = smoothed_radii(
+                    on.metric,
+                    moved,
+                    lambda judging: images.kept(judging, aim.options),
+                    aim.decide("ce"),
+                    smoothing,
+                    on.run,
+                    keys,
+                    half=on.half,
+                )
+                known[drawn] = found, time.perf_counter() - begun
+            yield certify_smoothed(moved, known[drawn][0], smoothing, known[drawn][1])
+
+    def _smoothed(
+        self, smoothing: Smoothing, index: int, blocks: Sequence[Any], rows: Sequence[Outcome], averaging: Averaging
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Say what the record of a smoothing has besides, and its warnings."""
+        radius = {row.key: row.robust_margin + smoothing.ball.eps for row in rows if row.robust_margin is not None}
+        asked = {sample.key: sample for sample in self.samples if sample.key in radius}
+        right = [
+            replace(row, robust=self.score(asked[row.key], radius[row.key] <= 0, False))
+            for row in rows
+            if row.key in asked
+        ]
+        abstained = sum(value == 0 for value in radius.values())
+        found = {
+            "abstained": abstained,
+            "right": averaging.summaries(right)["robust"] if right else None,
+            "draws": int(sum(block["costs"][index + 1].get("draws", 0) for block in blocks)),
+        }
+        return found, smoothing.remarks(abstained, len(radius))
+
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """Make a record per attack, or one of the clean accuracy alone (`results.record`).
 
@@ -274,19 +329,22 @@ class Task(ABC, Generic[Sample]):
         records = []
         for number, attack in enumerate(on.attacks or (None,)):
             index = None if attack is None else number
-            records.append(
-                record(
-                    outcomes_of(rows, index),
-                    task=self.task,
-                    model=on.metric.describe(),
-                    data={**data, "content": on.content, "unreadable": unreadable},
-                    threat=on.threat(attack),
-                    effort=effort_of(blocks, index, on),
-                    averaging=averaging,
-                    human=self.human(rows),
-                    settings={**settings, "limit": self.limit},
-                )
+            outcomes = outcomes_of(rows, index)
+            made = record(
+                outcomes,
+                task=self.task,
+                model=on.metric.describe(),
+                data={**data, "content": on.content, "unreadable": unreadable},
+                threat=on.threat(attack),
+                effort=effort_of(blocks, index, on),
+                averaging=averaging,
+                human=self.human(rows),
+                settings={**settings, "limit": self.limit},
             )
+            if isinstance(attack, Smoothing):
+                made["smoothing"], warnings = self._smoothed(attack, number, blocks, outcomes, averaging)
+                made["warnings"] += warnings
+            records.append(made)
         return records
 
 
@@ -308,7 +366,8 @@ def evaluate(
     Args:
         metric: judged, and attacked.
         task: the samples, and what is asked of them.
-        attacks: none for the clean accuracy alone; a `Certificate` among them asks for certified accuracy.
+        attacks: none for the clean accuracy alone; a `Certificate` or a `Smoothing` among them asks for certified
+            accuracy.
         run: seed, sizes and precision.
         source: the metric that transferred attacks are made on.
         journal: folder of the journal, see `run_blocks`.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rclip_metric.printing import complain, printable, say, show
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.commands.evaluate.options import balls_of, build_parser
+from rclip_metric.train.commands.evaluate.options import BATCH_SIZE, balls_of, build_parser, certificates_of
 
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
     resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
     asked = getattr(options, "precision", "float32")
     precision = team.first(metric_precision(asked, metric))  # where it is measured they may not agree
-    return RunSettings(options.seed, options.batch_size, chunk_size, precision, resample)
+    return RunSettings(options.seed, options.batch_size or BATCH_SIZE, chunk_size, precision, resample)
 
 
 def _needs(options: argparse.Namespace, *names: str) -> None:
@@ -104,8 +104,14 @@ def _judge(
     attacks: Sequence[Any],
     resize: Literal["default", "squash"] = "default",
     finish: Callable[[Sequence[dict[str, Any]], argparse.Namespace, int], None] = _finish,
+    certificates: Sequence[Sequence[Any]] = (),
 ) -> None:
-    """Evaluate every model on the task that goes with its name."""
+    """Evaluate every model on the task that goes with its name: under the attacks, then each kind of certificate.
+
+    These are evaluations by themselves: a smoothing has thousands of images for every sample, and smaller blocks.
+    """
+    from dataclasses import replace
+
     from rclip_metric.train.evaluation import Session
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
@@ -115,7 +121,12 @@ def _judge(
     records: list[dict[str, Any]] = []
     for name in options.model:
         metric = load_metric(name, device=str(team.device), resize=resize)
-        records += session.records(task_of(name), metric, attacks, _run_settings(options, metric, team))
+        task, run = task_of(name), _run_settings(options, metric, team)
+        if attacks or not certificates:
+            records += session.records(task, metric, attacks, run)
+        for proofs in certificates:
+            small = proofs[0].attack == "smoothing" and options.batch_size is None
+            records += session.records(task, metric, proofs, replace(run, batch_size=1) if small else run)
     finish(records, options, team.rank)
 
 
@@ -124,7 +135,7 @@ def _two_afc(options: argparse.Namespace, data: Any, resize: Literal["default", 
     if options.check:
         return _checked(data.paths(), options)
     _needs(options, "model")
-    _judge(options, lambda _: data, _attacks(options), resize)
+    _judge(options, lambda _: data, _attacks(options), resize, certificates=certificates_of(options))
 
 
 def _nights(options: argparse.Namespace) -> None:
@@ -188,7 +199,8 @@ def _things(options: argparse.Namespace) -> None:
         return _checked(data.things.images, options)
     _needs(options, "model")
     # Three pairs compete here: what is raised is always the margin between them.
-    _judge(options, lambda _: data, [replace(attack, loss="margin") for attack in _attacks(options)])
+    attacks = [replace(attack, loss="margin") for attack in _attacks(options)]
+    _judge(options, lambda _: data, attacks, certificates=certificates_of(options))
 
 
 def _cue_conflict(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 from rclip_metric.train.runs.config import count, positive, radius
 
+BATCH_SIZE = 64
 _ABOUT = "How well a metric agrees with people, clean and under attack."
 _EPILOG = """\
 Any other metric: --model MODULE:FUNCTION calls the function with the device and expects an object as described in
@@ -45,11 +46,12 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
 
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EPILOG}
     attack, no_attack = _attack_options("apgd"), _attack_options("none")
+    certify, noise_alone = _certify_options("smoothing", "lipschitz"), _certify_options("smoothing")
     sanity = "can the robust accuracy be trusted: the paper's checks, with a verdict"
-    add("nights", "2AFC in the NIGHTS format", _nights_options, judged, people, attack, **raw)
-    add("bapps", "2AFC in the BAPPS format", _bapps_options, judged, people, attack, **raw)
+    add("nights", "2AFC in the NIGHTS format", _nights_options, judged, people, attack, certify, **raw)
+    add("bapps", "2AFC in the BAPPS format", _bapps_options, judged, people, attack, certify, **raw)
     add("jnd", "just noticeable differences: mAP on the other half of BAPPS", _jnd_options, judged, **raw)
-    add("things", "odd-one-out in the THINGS format", _things_options, judged, people, no_attack, **raw)
+    add("things", "odd-one-out in the THINGS format", _things_options, judged, people, no_attack, noise_alone, **raw)
     add("zeroshot", "zero-shot classification of a folder per class", _zeroshot_options, judged, _name_options(), **raw)
     add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
     neighbours = "nearest neighbours of queries, clean and under attack: a figure and a page"
@@ -272,9 +274,9 @@ def _run_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--batch-size",
         type=positive,
-        default=64,
         metavar="N",
-        help="samples in a block, the unit of work (default: %(default)s)",
+        help=f"samples in a block, the unit of work and of what is resumed (default: {BATCH_SIZE}; of --certify "
+        "smoothing 1, for its many draws)",
     )
     options.add_argument(
         "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
@@ -323,6 +325,68 @@ def _attack_options(default: str) -> argparse.ArgumentParser:
     options.add_argument("--loss", choices=("ce", "margin"), default="ce", help="that is raised (default: %(default)s)")
     options.add_argument("--larger-eps", action="store_true", help="APGD begins in balls of 3 and 2 times the radius")
     return options
+
+
+def _certify_options(*kinds: str) -> argparse.ArgumentParser:
+    """What is proven beside what is attacked; --attack none leaves the certificates alone."""
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group(
+        "certificates", "beside the attack, and with --attack none alone: what no l2 perturbation can change"
+    )
+    lipschitz = "; lipschitz: exact, of metrics that can prove it by themselves" if "lipschitz" in kinds else ""
+    group.add_argument(
+        "--certify",
+        nargs="+",
+        choices=kinds,
+        default=[],
+        metavar="KIND",
+        help="smoothing: of any metric under Gaussian noise, at a confidence (Cohen et al. 2019)" + lipschitz,
+    )
+    group.add_argument(
+        "--radius",
+        nargs="+",
+        type=radius,
+        metavar="R",
+        help="l2 radii, in [0, 1] pixels of the metric's own size (default: 36/255 72/255 108/255 1). None is scaled: "
+        "what 1 is at 224 px is 64/224 at 64 px",
+    )
+    group.add_argument(
+        "--sigma",
+        nargs="+",
+        type=radius,
+        metavar="S",
+        help="standard deviation of the noise, in [0, 1] pixels of the metric's own size (default: 0.25)",
+    )
+    group.add_argument("--draws", type=positive, metavar="N", help="that estimate, for each sample (default: 1000)")
+    group.add_argument("--choose", type=positive, metavar="N0", help="draws before them that choose (default: 100)")
+    group.add_argument("--confidence", type=float, metavar="C", help="of a radius, for each sample (default: 0.999)")
+    return options
+
+
+def certificates_of(options: argparse.Namespace) -> list[list[Any]]:
+    """Read the certificates that are asked for, a list for each kind.
+
+    Raises:
+        ValueError: for settings of certificates that are not asked for, or that no certificate can have.
+    """
+    from rclip_metric.train.evaluation.certificates import RADII, Certificate, Smoothing
+
+    kinds = list(dict.fromkeys(options.certify))
+    of_noise = {"sigma": options.sigma, "n": options.draws, "n0": options.choose, "confidence": options.confidence}
+    given = {key: value for key, value in of_noise.items() if value is not None}
+    if given and "smoothing" not in kinds:
+        raise ValueError("--sigma, --draws, --choose and --confidence are of --certify smoothing: add that")
+    if options.radius is not None and not kinds:
+        raise ValueError("--radius is of certificates: add --certify")
+    sigmas = given.pop("sigma", [0.25])
+    balls = [LpBall("l2", eps) for eps in dict.fromkeys(options.radius or RADII)]
+    made: dict[str, list[Any]] = {
+        "lipschitz": [Certificate(ball) for ball in balls],
+        "smoothing": [Smoothing(ball, sigma, **given) for sigma in dict.fromkeys(sigmas) for ball in balls]
+        if "smoothing" in kinds
+        else [],
+    }
+    return [made[kind] for kind in made if kind in kinds]
 
 
 def balls_of(norms: Sequence[str] | None, radii: Sequence[float] | None) -> list[LpBall]:

@@ -53,7 +53,7 @@ def radii(metric: Metric, images: Tensor, fixed: Tensor, chunk_size: int | None)
         ValueError: for a metric without certificates.
     """
     if not isinstance(metric, Certified):
-        raise ValueError(f"{metric.name} can certify nothing: leave --certified out for it")
+        raise ValueError(f"{metric.name} can certify nothing by itself: smoothing certifies any metric")
     if not len(images):
         return torch.zeros(0, device=images.device)
     chunk = chunk_size or len(images)
@@ -80,7 +80,9 @@ def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: f
 
 
 def certified_radii(record: Mapping[str, Any]) -> list[float]:
-    """Read the certified radius of every sample from a record of a `Certificate`: 0 where the decision is wrong.
+    """Read the certified radius of every sample from a record of a `Certificate` or a `Smoothing`: 0 where it is wrong.
+
+    A smoothed decision may be right where the one without noise is wrong, and the radii are of the smoothed one.
 
     Example:
         >>> from rclip_metric.train.evaluation.results import Effort, Outcome
@@ -91,10 +93,13 @@ def certified_radii(record: Mapping[str, Any]) -> list[float]:
         >>> certified_radii(proven)  # 0.25 beyond the ball of 0.5
         [0.75]
     """
-    eps = record["threat"]["eps"]
-    return [
-        row.robust_margin + eps if row.clean > 0 and row.robust_margin is not None else 0.0 for row in unpack(record)
-    ]
+    eps, smoothed = record["threat"]["eps"], record["threat"]["attack"] == "smoothing"
+    nothing = float(f"{-eps:.6g}")  # the margin of a radius of 0, in the digits that a record has
+    radii = []
+    for row in unpack(record):
+        known = row.robust_margin is not None and row.robust_margin != nothing and (smoothed or row.clean > 0)
+        radii.append(max(0.0, row.robust_margin + eps) if known and row.robust_margin is not None else 0.0)
+    return radii
 
 
 def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def breakdown(records: Sequence[Record], by: str = "split") -> str:
             row[None] = parts["clean"]
             if threat := Threat.of(record):
                 row[threat] = parts["robust"]
-    names = [t.ball if len(settings) == len(threats) else f"{t.ball}, {t.attack} {t.steps}" for t in threats]
+    names = [threat.ball if len(settings) == len(threats) else _named(threat) for threat in threats]
     lines = ["| " + " | ".join(["model", "data", by, "samples", "clean", *names]) + " |"]
     lines.append("|---|---|---" + "|---:" * (2 + len(threats)) + "|")
     for (model, data, split), row in rows.items():
@@ -57,3 +57,9 @@ def breakdown(records: Sequence[Record], by: str = "split") -> str:
             cells.append("" if part is None else f"{part['accuracy']:.1f}{count}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _named(threat: Threat) -> str:
+    if threat.proven:
+        return ", ".join([threat.ball, *threat.settings().values()])
+    return f"{threat.ball}, {threat.attack} {threat.steps}"

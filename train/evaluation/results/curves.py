@@ -162,7 +162,9 @@ def _chart(records: Sequence[Record], x: str) -> Chart:
             model = model_label(record)
             fixed = {key: word for key, word in words.items() if key != x}
             told = [word for key, word in fixed.items() if key not in shared and (key != "eps" or len(balls) > 1)]
-            curve = curves.setdefault((model, *fixed.values()), Curve(", ".join([model, *told]), record["clean"]))
+            # Of a smoothed metric the accuracy at radius 0 is its own, and not that without noise.
+            clean = (record.get("smoothing") or {}).get("right") or record["clean"]
+            curve = curves.setdefault((model, *fixed.values()), Curve(", ".join([model, *told]), clean))
             at = _position(record, threat, x)
             if at in curve.points:
                 raise ValueError(f"there are two results of {curve.label} at {threat.ball}, {at:g}: leave one out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,14 @@ from rclip_metric.train.evaluation.results.record import short_revision
 Record = Mapping[str, Any]
 # Who said which option is right.
 PEOPLE, SCENES, CONSTRUCTION = "people", "the scenes' own rule", "the order by construction"
+
+# What a record says of a randomised smoothing, in the order of labels.
+_SMOOTHING: dict[str, Callable[[Any], str]] = {
+    "sigma": "sigma {:g}".format,
+    "n": "n {}".format,
+    "n0": "n0 {}".format,
+    "confidence": lambda share: f"{100 * share:.6g} % confidence",
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,20 @@ class Threat:
         """Sorts by norm (l_inf, l_2, l_1), eps, attack and steps."""
         return (norm_order(self.norm), self.eps, self.attack, self.steps or 0, self.others)
 
+    @property
+    def proven(self) -> bool:
+        """Whether nothing was attacked: it is a certificate."""
+        return self.attack in ("certified", "smoothing")
+
     def settings(self) -> dict[str, str]:
         """Put everything but the ball into words, by the name of the setting."""
         words = {"attack": self.attack}
         if self.steps is not None:
             words["steps"] = f"{self.steps} steps"
-        for key, value in json.loads(self.others).items():
+        others = json.loads(self.others)
+        if self.attack == "smoothing":
+            words |= {key: word(others.pop(key)) for key, word in _SMOOTHING.items() if key in others}
+        for key, value in others.items():
             if value is True:
                 words[key] = key
             elif isinstance(value, int):

@@ -153,7 +153,8 @@ def _arrange(records: Sequence[Record]) -> Leaderboard:
         labels[threat] = " ".join([threat.ball, *own])
     caption = f"Percent, with {_intervals(rows)}."
     if shared:
-        caption += f" Attack: {', '.join(shared.values())}."
+        kind = "Certificate" if all(threat.proven for threat in threats) else "Attack"
+        caption += f" {kind}: {', '.join(shared.values())}."
     footnotes = _number_warnings(rows, labels)
     return Leaderboard(rows, threats, labels, caption, footnotes, any(row.human.summary for row in rows))
 

@@ -35,6 +35,9 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "steps": (None, 100),
     "restarts": (None, 1),
     "targets": (None, 9),
+    "n0": (None, 100),  # of a smoothing, as are the next two
+    "n": (None, 1000),
+    "confidence": (None, 0.999),
     "seed": (None, 0),
     "precision": (None, "float32"),
     "resample": (None, "samples"),

@@ -70,6 +70,7 @@ _RECORD: Schema = {
     "splits": _PARTS,
     "by_kind?": _PARTS,
     "landed?": {"clean": _LANDED, "attacked": OrNull(_LANDED)},
+    "smoothing?": {"abstained": NATURAL, "right": OrNull(_SUMMARY), "draws": NATURAL, "*": ANYTHING},
     "landings?": {"letters": {"*": LINE}, "clean": TEXT, "attacked": or_null(TEXT)},
     "human": OrNull({"accuracy": PERCENT, "interval_95?": or_null(_BOUNDS), "samples?": COUNT, "ceiling?": PERCENT,
                       "*": ANYTHING}),
