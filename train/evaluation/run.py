@@ -24,7 +24,7 @@ from rclip_metric.train.evaluation.attack import (
     attack_block,
     refuse_nan,
 )
-from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii
+from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii, with_certificates
 from rclip_metric.train.evaluation.certificates.smoothing import Smoothed, Smoothing, certify_smoothed, smoothed_radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
@@ -79,6 +79,7 @@ class Task(ABC, Generic[Sample]):
     Attributes:
         task: its name, in records.
         noun: what a sample is called.
+        noisy: what has the noise of a randomised smoothing.
         macro: average over splits rather than over samples.
 
     Example:
@@ -88,6 +89,7 @@ class Task(ABC, Generic[Sample]):
 
     task: ClassVar[str]
     noun: ClassVar[str] = "triplet"
+    noisy: ClassVar[str] = "the reference"
     macro: bool = False
 
     @property
@@ -271,25 +273,30 @@ class Task(ABC, Generic[Sample]):
         self, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
     ) -> Iterator[ConfirmedResult]:
         """Certify n samples by randomised smoothing, right or not; the similarities are those of the clean decision."""
-        aim = self.aim(samples, similarities)
-        moved, keys = images.pixels(aim.moved), [sample.key for sample in samples]
         known: dict[Smoothing, tuple[Smoothed, float]] = {}  # one set of draws for all balls
         for smoothing in on.attacks:
             drawn = replace(smoothing, ball=LpBall("l2", 0.0))
             if drawn not in known:
                 begun = time.perf_counter()
-                found = smoothed_radii(
-                    on.metric,
-                    moved,
-                    lambda judging: images.kept(judging, aim.options),
-                    aim.decide("ce"),
-                    smoothing,
-                    on.run,
-                    keys,
-                    half=on.half,
-                )
+                found = self.smoothed(smoothing, samples, similarities, images, on)
                 known[drawn] = found, time.perf_counter() - begun
-            yield certify_smoothed(moved, known[drawn][0], smoothing, known[drawn][1])
+            yield certify_smoothed(known[drawn][0], smoothing, known[drawn][1])
+
+    def smoothed(
+        self, smoothing: Smoothing, samples: Sequence[Sample], similarities: Tensor, images: ImageSet, on: Evaluation
+    ) -> Smoothed:
+        """Certify n smoothed decisions; the noise is on the image that an attack moves."""
+        aim = self.aim(samples, similarities)
+        return smoothed_radii(
+            on.metric,
+            images.pixels(aim.moved),
+            lambda judging: images.kept(judging, aim.options),
+            aim.decide("ce"),
+            smoothing,
+            on.run,
+            [sample.key for sample in samples],
+            half=on.half,
+        )
 
     def _smoothed(
         self, smoothing: Smoothing, index: int, blocks: Sequence[Any], rows: Sequence[Outcome], averaging: Averaging
@@ -306,9 +313,10 @@ class Task(ABC, Generic[Sample]):
         found = {
             "abstained": abstained,
             "right": averaging.summaries(right)["robust"] if right else None,
+            "noise_on": self.noisy,
             "draws": int(sum(block["costs"][index + 1].get("draws", 0) for block in blocks)),
         }
-        return found, smoothing.remarks(abstained, len(radius))
+        return found, smoothing.remarks(abstained, len(radius), self.noisy)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """Make a record per attack, or one of the clean accuracy alone (`results.record`).
@@ -378,7 +386,7 @@ def evaluate(
         One record per attack, or one of the clean accuracy alone (`results.record`), the same in every process.
 
     Raises:
-        ValueError: if no sample can be read.
+        ValueError: if no sample can be read, or for a certificate that the metric does not have.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -391,6 +399,8 @@ def evaluate(
         >>> record["clean"]["accuracy"]
         100.0
     """
+    if any(isinstance(attack, Certificate) for attack in attacks):
+        with_certificates(metric)  # else it is told where a decision is right, which may be nowhere
     in_half = attacks and resolved_precision(run.precision, metric.device) == "bfloat16"
     half = metric.in_bfloat16() if in_half else None
     on = Evaluation(metric, attacks, run, source, half, journal, team, quiet, task.content())

@@ -22,7 +22,8 @@ from rclip_metric.detectors import Detector
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.filter_pools import ROLES, FilterImage, FilterPools
-from rclip_metric.train.evaluation.attack import RunSettings, refuse_nan
+from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of, refuse_nan
+from rclip_metric.train.evaluation.certificates.smoothing import Smoothed, Smoothing, smooth
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Block, Evaluation, SampleRow, attack_cost, cost, empty_block
 from rclip_metric.train.evaluation.results.bootstrap import summary
@@ -101,6 +102,7 @@ class Screening(Task[FilterImage]):
 
     task: ClassVar[str] = "filter"
     noun: ClassVar[str] = "query"
+    noisy: ClassVar[str] = "the query"
     macro: bool = field(default=True, init=False)
     pools: FilterPools
     name: str
@@ -145,6 +147,21 @@ class Screening(Task[FilterImage]):
     def screen(self, on: Evaluation) -> Screen:
         """Make what decides."""
 
+    def smoothed(
+        self, smoothing: Smoothing, samples: Sequence[FilterImage], similarities: Tensor, images: ImageSet, on: Any
+    ) -> Smoothed:
+        """Certify the smoothed verdicts on n queries, in float32; the similarities are not asked for."""
+        assert self.made is not None
+        screen, pixels = self.made(), images.pixels([sample.path for sample in samples])
+        own = torch.tensor([ROLES.index(sample.role) for sample in samples], device=pixels.device)
+        chunk = on.run.chunk_size or chunk_size_of(on.metric)
+
+        def judge(points: Tensor, numbers: Tensor) -> Tensor:
+            return screen.decide(points, own[numbers]).margin
+
+        keys = [sample.key for sample in samples]
+        return smooth(judge, pixels, smoothing, on.run.seed, keys, chunk, name=on.metric.name)
+
     @abstractmethod
     def attacked(
         self, screen: Any, attack: FilterAttack, queries: Queries, keys: Sequence[str], done: dict[FilterAttack, Found]
@@ -181,8 +198,15 @@ class Screening(Task[FilterImage]):
             for i, sample in enumerate(samples)
         ]  # fmt: skip
         costs, done = [cost(time.perf_counter() - begun, len(samples))], dict[FilterAttack, Found]()
+        noise = [attack for attack in on.attacks if isinstance(attack, Smoothing)]
+        smoothed = self.under_noise(samples, clean.margin, images, replace(on, attacks=noise))
         for attack in on.attacks:
             begun = time.perf_counter()
+            if isinstance(attack, Smoothing):
+                proven = next(smoothed)
+                self._proven(rows, samples, proven)
+                costs.append(attack_cost(proven, 0) | {"draws": proven.attacked.evaluations})
+                continue
             found = done[attack] = self.attacked(screen, attack, queries, keys, done)
             refuse_nan(found.verdicts.margin, keys, f"{on.metric.name}'s margin under {attack.attack}")
             held = (found.verdicts.landed == own).tolist()
@@ -194,6 +218,14 @@ class Screening(Task[FilterImage]):
                 row.setdefault("fooled_by", []).append(stage)
             costs.append(_cost(found, time.perf_counter() - begun))
         return Block(rows=list(rows), unreadable=unreadable, costs=costs)
+
+    def _proven(self, rows: Sequence[ScreenRow], samples: Sequence[FilterImage], proven: ConfirmedResult) -> None:
+        """Add to rows what a smoothing proves; a query of which it proves nothing may land where it is aimed at."""
+        each = zip(rows, samples, proven.fooled.tolist(), proven.margin.tolist(), strict=True)
+        for row, sample, unproven, margin in each:
+            row["attacks"].append((float(not unproven), margin))
+            row["landed"].append(self.pools.target(sample) if unproven else sample.role)
+            row.setdefault("fooled_by", []).append(None)
 
     def records(self, blocks: list[Any], on: Evaluation) -> list[dict[str, Any]]:
         """Add `landed`, the share of the queries of each direction in each role, and `landings`, a letter for each."""

@@ -274,3 +274,59 @@ def test_bad_input_gives_one_sentence(scenes, capsys, arguments, message):
 def test_a_radius_that_is_none_is_refused(eps, capsys):
     assert main(["eval", "nights", f"--eps={eps}"]) == 2
     assert "argument --eps" in capsys.readouterr().err
+
+
+def certify(scenes, *more):
+    data = scenes / "nights"
+    return ["eval", "nights", "--data", str(data), "--model", "l2", "--device", "cpu", "--quiet", *more]
+
+
+def test_certificates_stand_beside_the_attack(scenes, tmp_path, capsys):
+    few = ("--draws", "40", "--choose", "10", "--radius", "0.05", "51/255", "--out", str(tmp_path))
+    attack = ("--norm", "l2", "--eps", "0.05", "--steps", "2", "--limit", "3")
+    asked = certify(scenes, *attack, *few, "--certify", "smoothing", "lipschitz", "--sigma", "0.1", "0.5")
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "| l2 0.05 apgd 2 steps" in out and "| l2 0.2 smoothing sigma 0.5 n 40 n0 10 99.9 % confidence |" in out
+    assert "it abstained on" in out and "from 40 draws" in out
+    stem = "l2__scenes-test-first3__"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{stem}apgd-l2-0.05-2steps.json",
+        *(f"{stem}certified-l2-{eps}.json" for eps in ("0.05", "0.2")),
+        *(f"{stem}smoothing-l2-{e}-{sigma}sigma-10n0-40n.json" for e in ("0.05", "0.2") for sigma in ("0.1", "0.5")),
+    ]
+    records = load_results([tmp_path])
+    sizes = {record["threat"]["attack"]: record["settings"]["batch_size"] for record in records}
+    assert sizes == {"apgd": 64, "certified": 64, "smoothing": 1}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert main(asked) == 0  # nothing is done again
+    assert capsys.readouterr().out == out and {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    assert main(["eval", "table", str(tmp_path)]) == 0
+    assert "smoothing sigma 0.1" in capsys.readouterr().out
+
+
+def test_certificates_alone_have_the_usual_radii_and_sigma(scenes, capsys):
+    few = ("--draws", "40", "--choose", "10", "--limit", "2", "--attack", "none", "--batch-size", "2")
+    assert main(certify(scenes, *few, "--certify", "smoothing")) == 0
+    head, *_, caption = capsys.readouterr().out.split("\n\n- ")[0].splitlines()
+    assert "| l2 0.1412 | l2 0.2824 | l2 0.4235 | l2 1 |" in head
+    assert caption.endswith("Certificate: smoothing, sigma 0.25, n 40, n0 10, 99.9 % confidence.")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--certify", "smoothing", "--sigma", "0"), "sigma must be a finite number above 0, and it is 0"),
+        (("--certify", "smoothing", "--draws", "99"), "n is 99 with n0 100"),
+        (("--certify", "smoothing", "--choose", "2000"), "n is 1000 with n0 2000"),
+        (("--certify", "smoothing", "--confidence", "99.9"), "a confidence is a share between 0 and 1"),
+        (("--sigma", "0.25"), "are of --certify smoothing: add that"),
+        (("--certify", "lipschitz", "--draws", "1000"), "are of --certify smoothing: add that"),
+        (("--radius", "0.5"), "--radius is of certificates: add --certify"),
+        (("--certify", "lipschitz", "--model", "ssim"), "ssim can certify nothing by itself: smoothing certifies any"),
+    ],
+)
+def test_certificates_that_cannot_be_are_refused(scenes, capsys, more, message):
+    assert main(certify(scenes, "--attack", "none", "--limit", "1", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1

@@ -158,3 +158,19 @@ def test_bad_input_gives_one_sentence(folder, capsys, arguments, message):
     error = capsys.readouterr().err
     assert code == 2 and message in error and "Traceback" not in error
     assert len(error.strip().splitlines()) == 1 or "usage" in error, error
+
+
+def test_a_filter_is_certified_beside_its_attack(folder, tmp_path, capsys):
+    noise = ("--certify", "smoothing", "--sigma", "0.05", "--draws", "40", "--choose", "10", "--radius", "0.01")
+    base = ["eval", "filter", "--data", str(folder), *NAMES, *SIZES, *FAST, "--out", str(tmp_path)]
+    assert main([*base, *noise]) == 0
+    out = capsys.readouterr().out
+    assert "l2 0.01 smoothing sigma 0.05 n 40 n0 10 99.9 % confidence" in out and "it abstained on" in out
+    [proven] = [record for record in load_results([tmp_path]) if record["threat"]["attack"] == "smoothing"]
+    assert proven["robust"]["samples"] == proven["data"]["samples"] == 4
+    assert proven["smoothing"]["draws"] == 4 * (50 + 16) and proven["smoothing"]["noise_on"] == "the query"
+    # Who is proven keeps its role, and anybody else may land where it is aimed at.
+    for part, shares in proven["landed"]["attacked"].items():
+        own = part.partition(" to ")[0]
+        assert shares[own]["accuracy"] == proven["splits"][part]["robust"]["accuracy"]
+        assert sum(share["accuracy"] for share in shares.values()) == pytest.approx(100, abs=0.01)

@@ -59,6 +59,14 @@ def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
     return RunSettings(options.seed, options.batch_size or BATCH_SIZE, chunk_size, precision, resample)
 
 
+def _proof_run(options: argparse.Namespace, run: Any, proofs: Sequence[Any]) -> Any:
+    """Make blocks small for a smoothing, which judges thousands of images for every sample."""
+    from dataclasses import replace
+
+    small = options.batch_size is None and any(proof.attack == "smoothing" for proof in proofs)
+    return replace(run, batch_size=1) if small else run
+
+
 def _needs(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) is None:
@@ -108,10 +116,8 @@ def _judge(
 ) -> None:
     """Evaluate every model on the task that goes with its name: under the attacks, then each kind of certificate.
 
-    These are evaluations by themselves: a smoothing has thousands of images for every sample, and smaller blocks.
+    These are evaluations by themselves, with a run of their own (`_proof_run`).
     """
-    from dataclasses import replace
-
     from rclip_metric.train.evaluation import Session
     from rclip_metric.train.metrics.registry import load_metric
     from rclip_metric.train.runs.distributed import join
@@ -125,8 +131,7 @@ def _judge(
         if attacks or not certificates:
             records += session.records(task, metric, attacks, run)
         for proofs in certificates:
-            small = proofs[0].attack == "smoothing" and options.batch_size is None
-            records += session.records(task, metric, proofs, replace(run, batch_size=1) if small else run)
+            records += session.records(task, metric, proofs, _proof_run(options, run, proofs))
     finish(records, options, team.rank)
 
 
@@ -269,6 +274,7 @@ def _filter(options: argparse.Namespace) -> None:
         return _checked(task.paths(), options)
     _needs(options, "model")
     balls = [] if options.attack == "none" else balls_of([options.norm], options.eps or [8 / 255])
+    certificates = certificates_of(options)
     team = join(options.device)
     session = Session(options.out, options.overwrite, team, options.quiet)
     detectors = []
@@ -282,6 +288,8 @@ def _filter(options: argparse.Namespace) -> None:
         metric = load_metric(name, device=str(team.device))
         run = _run_settings(options, metric, team)
         records += evaluate_filter(metric, task, balls, run, session=session, **how)
+        for proofs in certificates:
+            records += session.records(task, metric, proofs, _proof_run(options, run, proofs))
     if team.rank == 0:
         show(f"{filter_table(records)}\n\n")
     _finish(records, options, team.rank)

@@ -56,7 +56,15 @@ def build_parser(run: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("cue-conflict", "shape or texture: the share of decisions for shape", _cue_conflict_options, judged, **raw)
     neighbours = "nearest neighbours of queries, clean and under attack: a figure and a page"
     add("neighbours", neighbours, _neighbours_options, _run_options(), **raw)
-    add("filter", "a content filter by examples: where queries land", _filter_options, judged, _name_options(), **raw)
+    add(
+        "filter",
+        "a content filter by examples: where queries land",
+        _filter_options,
+        judged,
+        _name_options(),
+        noise_alone,
+        **raw,
+    )
     add("retrieval", "mAP of retrieval, clean and under attack", _retrieval_options, judged, _name_options(), **raw)
     # With options of its own: a default that is set for shared ones is set for all that share them.
     add("inversion", "images from embeddings, judged by every metric", _inversion_options, _judged_options(), **raw)

@@ -52,14 +52,27 @@ def radii(metric: Metric, images: Tensor, fixed: Tensor, chunk_size: int | None)
     Raises:
         ValueError: for a metric without certificates.
     """
-    if not isinstance(metric, Certified):
-        raise ValueError(f"{metric.name} can certify nothing by itself: smoothing certifies any metric")
+    proving = with_certificates(metric)
     if not len(images):
         return torch.zeros(0, device=images.device)
     chunk = chunk_size or len(images)
     with torch.no_grad():
         parts = zip(images.split(chunk), fixed.split(chunk), strict=True)
-        return torch.cat([metric.certified_radius(part, held) for part, held in parts])  # (n,)
+        return torch.cat([proving.certified_radius(part, held) for part, held in parts])  # (n,)
+
+
+def with_certificates(metric: Metric) -> Certified:
+    """Give a metric as one with certificates; raises ValueError where it has none.
+
+    Example:
+        >>> from rclip_metric.train.metrics import load_metric
+        >>> with_certificates(load_metric("ssim"))
+        Traceback (most recent call last):
+        ValueError: ssim can certify nothing by itself: smoothing certifies any metric
+    """
+    if not isinstance(metric, Certified):
+        raise ValueError(f"{metric.name} can certify nothing by itself: smoothing certifies any metric")
+    return metric
 
 
 def certify(images: Tensor, radius: Tensor, certificate: Certificate, seconds: float) -> ConfirmedResult:

@@ -101,12 +101,18 @@ class Smoothing:
         """The radius where all votes agree: no larger one can be proven."""
         return self.radius(self.n)
 
-    def remarks(self, abstained: int, samples: int) -> list[str]:
-        """Say what a reader must know before quoting certified accuracy, in sentences."""
+    def remarks(self, abstained: int, samples: int, noisy: str) -> list[str]:
+        """Say, in sentences, what a reader must know before quoting certified accuracy.
+
+        Args:
+            abstained: on how many samples.
+            samples: of how many.
+            noisy: what has the noise, in words.
+        """
         held = f"hold with confidence {100 * self.confidence:g} % for each sample by itself, from {self.n} draws"
         sentences = [
-            f"The radii are those of the metric smoothed with sigma {self.sigma:g}, and {held}; it abstained on "
-            f"{abstained} of {samples} samples."
+            f"The radii are those of the metric smoothed with sigma {self.sigma:g} on {noisy}, and {held}; "
+            f"it abstained on {abstained} of {samples} samples."
         ]
         if not self.largest > self.ball.eps:
             sentences.append(
@@ -129,7 +135,7 @@ class Smoothed(NamedTuple):
 
 
 Judge = Callable[[Tensor, Tensor], Tensor]
-"""Points (m, 3, S, S) and the numbers (m,) of their samples -> margins (m,), positive where right, 0 at a tie."""
+"""Points (m, ...) and the numbers (m,) of their samples -> margins (m,), positive where right, 0 at a tie."""
 
 
 def smoothed_radii(
@@ -206,7 +212,7 @@ def smooth(
 
     Args:
         judge: in float32.
-        images: (n, 3, S, S).
+        images: (n, 3, S, S), or (n, K, 3, S, S) where one sample is K images that all get noise.
         smoothing: sigma, draws and confidence.
         seed: of the run.
         keys: the samples' names.
@@ -224,6 +230,7 @@ def smooth(
         >>> found.radius.round(decimals=2)  # the plane is at 0.3, at 0, and at 0.3 on the other side
         tensor([ 0.2600,  0.0000, -0.2700], dtype=torch.float64)
     """
+    chunk_size = max(1, chunk_size // images.shape[1:-3].numel())
     votes = _Votes(images, smoothing.sigma, [sample_seed(seed, key) for key in keys], keys, chunk_size, name)
     with torch.no_grad():
         radii = []
@@ -275,7 +282,7 @@ class _Votes:
     def margins(self, judge: Judge, points: Tensor, number: int) -> Tensor:
         """Judge points around one image."""
         found = judge(points, torch.full((len(points),), number, device=points.device))
-        self.judged += len(points)
+        self.judged += points.shape[:-3].numel()
         refuse_nan(found, [self.keys[number]] * len(points), f"{self.name}'s margin under noise")
         return found
 
@@ -311,7 +318,7 @@ class _Votes:
 
 
 def _noise(image: Tensor, seed: int, first: int, count: int) -> Iterator[Tensor]:
-    """Make so many standard normal draws (m, 3, S, S) in groups, on the CPU: a seed means the same on every device."""
+    """Make so many standard normal draws (m, ...) in groups, on the CPU: a seed means the same on every device."""
 
     def make(group: int) -> Tensor:
         generator = torch.Generator().manual_seed(sample_seed(seed, f"smoothing {group}"))
@@ -342,11 +349,10 @@ def _chunks(parts: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         yield rest
 
 
-def certify_smoothed(images: Tensor, smoothed: Smoothed, smoothing: Smoothing, seconds: float) -> ConfirmedResult:
+def certify_smoothed(smoothed: Smoothed, smoothing: Smoothing, seconds: float) -> ConfirmedResult:
     """Compare the radii of samples with a ball's.
 
     Args:
-        images: references (n, 3, S, S).
         smoothed: what is certified of them.
         smoothing: with the ball.
         seconds: that it took.
@@ -356,10 +362,10 @@ def certify_smoothed(images: Tensor, smoothed: Smoothed, smoothing: Smoothing, s
 
     Example:
         >>> smoothing, found = Smoothing(LpBall("l2", 0.5), 0.25), Smoothed(torch.tensor([0.75, 0.25]), 2200)
-        >>> certify_smoothed(torch.zeros(2, 3, 4, 4), found, smoothing, seconds=1.0).margin
+        >>> certify_smoothed(found, smoothing, seconds=1.0).margin
         tensor([ 0.2500, -0.2500])
     """
     radius = smoothed.radius
     unproven = ~(radius > smoothing.ball.eps)
-    nothing_moved = AttackResult(images, radius, unproven, smoothed.draws)
+    nothing_moved = AttackResult(torch.zeros(0), radius, unproven, smoothed.draws)
     return ConfirmedResult(unproven, radius - smoothing.ball.eps, nothing_moved, 0.0, seconds)

@@ -21,7 +21,8 @@ def filter_table(records: Sequence[Mapping[str, Any]]) -> str:
     white box, or jointly); each cell has the share of every role, and the paper's where it is known.
 
     Args:
-        records: as `evaluate_filter` gives them; others are passed over. Intervals are in them.
+        records: as `evaluate_filter` gives them; others are passed over, and what a smoothing proves, of which a table
+            of accuracies tells more. Intervals are in them.
 
     Example:
         >>> filter_table([])
@@ -29,7 +30,7 @@ def filter_table(records: Sequence[Mapping[str, Any]]) -> str:
     """
     rows: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in records:
-        if "landed" in record:
+        if "landed" in record and "smoothing" not in record:
             threat = Threat.of(record)
             identity = (model_label(record), data_label(record), "" if threat is None else f"{threat.ball}")
             rows.setdefault(identity, []).append(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from rclip_metric.train.attacks.base import ConfirmedResult
 from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
-from rclip_metric.train.evaluation.attack import Decisions, refuse_nan
+from rclip_metric.train.evaluation.attack import Decisions, chunk_size_of, refuse_nan
+from rclip_metric.train.evaluation.certificates.lipschitz import Certificate
+from rclip_metric.train.evaluation.certificates.smoothing import Judge, Smoothed, Smoothing, smooth
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Block, Evaluation, cost
 from rclip_metric.train.evaluation.results.labels import PEOPLE
@@ -43,7 +46,8 @@ class OddOneOutData(Task[OddTriplet]):
     """Triplets of images and the odd one of each: right is to leave it outside the most similar pair.
 
     The clean accuracy of a metric with embeddings embeds every image once. An attack moves the odd image, so that it
-    comes nearer to one of the others than these are to each other; the published numbers are clean.
+    comes nearer to one of the others than these are to each other; the published numbers are clean. A randomised
+    smoothing has noise on all three images.
 
     Attributes:
         name: its own, e.g. the folder's.
@@ -61,6 +65,7 @@ class OddOneOutData(Task[OddTriplet]):
     """
 
     task: ClassVar[str] = "odd-one-out"
+    noisy: ClassVar[str] = "all three images"
     name: str
     things: Things
     limit: int | None = None
@@ -112,6 +117,38 @@ class OddOneOutData(Task[OddTriplet]):
         moved = [sample.files[sample.odd] for sample in samples]
         return Aim(moved, [sample.others for sample in samples], lambda loss: decide)
 
+    def under_attack(
+        self, samples: Sequence[OddTriplet], similarities: Tensor, images: ImageSet, on: Evaluation
+    ) -> Iterator[ConfirmedResult]:
+        """Run attacks; the certificates of metrics are about two options, of which there is a third pair here."""
+        if any(isinstance(attack, Certificate) for attack in on.attacks):
+            raise ValueError("a metric's own certificate is about two options, not three pairs: use smoothing")
+        return super().under_attack(samples, similarities, images, on)
+
+    def smoothed(
+        self,
+        smoothing: Smoothing,
+        samples: Sequence[OddTriplet],
+        similarities: Tensor,
+        images: ImageSet,
+        on: Evaluation,
+    ) -> Smoothed:
+        """Certify with noise on all three images, and so against what moves them all together by less than the radius.
+
+        With noise on the odd image alone the smoothed decision would know the answer: noise makes an image unlike any
+        other, and with it the odd one.
+        """
+        files = [path for sample in samples for path in sample.files]
+        threes = images.pixels(files).unflatten(0, (-1, 3))  # (n, 3, 3, S, S)
+        odd = torch.tensor([sample.odd for sample in samples], device=threes.device)
+
+        def judge(metric: Metric) -> Judge:
+            return lambda points, numbers: -odd_one_out(_pairs(metric, points), odd[numbers])
+
+        keys, half = [sample.key for sample in samples], judge(on.half) if on.half else None
+        chunk = on.run.chunk_size or chunk_size_of(on.metric)
+        return smooth(judge(on.metric), threes, smoothing, on.run.seed, keys, chunk, half=half, name=on.metric.name)
+
     def blocks(self, on: Evaluation) -> list[Any]:
         """Evaluate in blocks under attack and for distances; else all at once, from images that are embedded once."""
         if on.attacks or not embeds(on.metric):
@@ -157,6 +194,15 @@ def digest_of(things: Things) -> str:
 
 def _table(things: Things) -> bytes:
     return torch.cat([things.triplets, things.odd[:, None]], 1).numpy().tobytes()
+
+
+def _pairs(metric: Metric, threes: Tensor) -> Tensor:
+    """Compare three images with each other, m times, (m, 3, 3, S, S): (m, 3), without a graph."""
+    if embeds(metric):
+        embedded = metric.fix(threes.flatten(0, 1)).unflatten(0, (-1, 3))  # (m, 3, D)
+        return torch.stack([(embedded[:, a] * embedded[:, b]).sum(1) for a, b in PAIRS], 1)
+    with torch.no_grad():
+        return torch.cat([metric.similarities(threes[:, a], metric.fix(threes[:, b])[:, None]) for a, b in PAIRS], 1)
 
 
 class _Embedded(TypedDict):
