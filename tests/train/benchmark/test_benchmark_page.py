@@ -22,6 +22,7 @@ from PIL import Image
 
 from rclip_metric.train.benchmark.page import charts
 from rclip_metric.train.benchmark.page.page import page
+from rclip_metric.train.benchmark.page.picture import LETTER, LONGEST, shortened
 from rclip_metric.train.benchmark.page.reading import COLOURS, Look
 
 from support.programs import load_example
@@ -691,7 +692,7 @@ def label_boxes(picture: str) -> list[tuple[float, float, float, float]]:
     boxes = []
     for x, y, anchor, words in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"([^>]*)>([^<]*)</text></g>', picture):
         if words.startswith("label"):
-            wide = TextPath((0, 0), words, size=charts.LETTER).get_extents().x1
+            wide = TextPath((0, 0), words, size=LETTER).get_extents().x1
             left = float(x) - wide * (0.5 if "middle" in anchor else 1 if "end" in anchor else 0)
             boxes.append((left, float(y) - 8, left + wide, float(y) + 2))
     return boxes
@@ -827,9 +828,9 @@ def test_bars_and_looks() -> None:
     assert len({(look.style, look.shape) for look in map(Look, range(35))}) == 35
     assert charts.percent_domain([96.2, 57.3]) == (50, 100) and charts.percent_domain([0.0, 0.5]) == (0, 20)
     assert charts.percent_domain([99.0]) == (80, 100)
-    assert charts.shortened("abc") == "abc"
-    cut = charts.shortened("a very long name, and more")
-    assert cut.endswith("…") and len(cut) <= charts.LONGEST and "a very long name, and more".startswith(cut[:-1])
+    assert shortened("abc") == "abc"
+    cut = shortened("a very long name, and more")
+    assert cut.endswith("…") and len(cut) <= LONGEST and "a very long name, and more".startswith(cut[:-1])
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "textalloc"])

@@ -1,4 +1,4 @@
-"""Charts as SVG, laid out by matplotlib; colours, lines and letters are the style sheet's business."""
+"""Charts as SVG, laid out by matplotlib."""
 
 from __future__ import annotations
 
@@ -6,44 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
+from rclip_metric.train.benchmark.page.picture import LETTER, Picture, marks, shortened, stroke, text
 from rclip_metric.train.benchmark.page.reading import Look
-from rclip_metric.train.benchmark.page.words import short
 from rclip_metric.train.evaluation.results.curves import radius_axis
 
-try:
-    import textalloc
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ValueError(
-        'the page needs matplotlib and textalloc, which are in an extra: pip install "rclip-metric[benchmark]"'
-    ) from error
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike
-
-Place = tuple[float, float]
-# Each from the middle of a point on; with the colours of the style sheet, 35 looks that differ.
-SHAPES = (
-    "m-3.5 0a3.5 3.5 0 1 0 7 0 3.5 3.5 0 1 0-7 0",
-    "m-3-3h6v6h-6z",
-    "m0-4l4 7h-8z",
-    "m0-4.5l4.5 4.5-4.5 4.5-4.5-4.5z",
-    "m0 4l4-7h-8z",
-)
-LETTER = 10.5  # font size of all charts, in units of their viewBox
-DESCENT = 2.52  # from the bottom of a label to the line that its letters stand on
-LONGEST = 21  # letters of a label
 PANEL = (400.0, 340.0)
 BINS, TALL = 32, 56  # of a histogram: bins, and units of its peak
-# Of labels, the best first.
-DIRECTIONS = ["east", "southeast", "northeast", "west", "northwest", "southwest", "north", "south"]
 WIDE = 6  # a ratio of the largest to the smallest radius beyond which the axis is logarithmic
 
 
@@ -86,7 +58,7 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         x_words, y_words: what the axes are, the word that tells them apart first; where they are equal is dotted.
     """
     points = sorted(points, key=lambda point: point.y)  # the lower labels, with the least room, are placed first
-    chart = _Chart(PANEL, (34.0, 20.0, PANEL[0] - 104, PANEL[1] - 36))
+    chart = Picture(PANEL, (34.0, 20.0, PANEL[0] - 104, PANEL[1] - 36))
     domains = []
     for axis in ("x", "y"):
         values = [v for p in points for v in (getattr(p, axis), *(getattr(p, f"{axis}_interval") or ()))]
@@ -97,17 +69,17 @@ def scatter(points: Sequence[Point], x_words: str, y_words: str) -> Markup:
         domains.append((low, high))
     equal = max(low for low, _ in domains), min(high for _, high in domains)
     if equal[0] < equal[1]:
-        chart.equal.append(_line("", chart.places(equal, equal)))
+        chart.equal.append(stroke("", chart.places(equal, equal)))
     middles = chart.places([point.x for point in points], [point.y for point in points])
     for point, middle, (leader, label) in zip(points, middles, chart.labels(points, middles), strict=True):
         drawn = []
         if point.x_interval:
-            drawn.append(_line("w", chart.places(point.x_interval, [point.y] * 2)))
+            drawn.append(stroke("w", chart.places(point.x_interval, [point.y] * 2)))
         if point.y_interval:
-            drawn.append(_line("w", chart.places([point.x] * 2, point.y_interval)))
+            drawn.append(stroke("w", chart.places([point.x] * 2, point.y_interval)))
         told = f"{point.label}: {point.x:.1f} {x_words.split()[0]}, {point.y:.1f} {y_words.split()[0]}"
-        chart.member(point.look, told, *drawn, _marks(point.look, [middle]), leader, label)
-    better = _text(PANEL[0] - 104, 11, "better \N{NORTH EAST ARROW}", "right")
+        chart.member(point.look, told, *drawn, marks(point.look, [middle]), leader, label)
+    better = text(PANEL[0] - 104, 11, "better \N{NORTH EAST ARROW}", "right")
     return chart.svg(x_words, y_words, better)
 
 
@@ -125,12 +97,12 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
     radii = sorted({point[0] for line in lines for point in line.points})
     proven = [radius for line in lines for radius, percent in line.certified if percent > 0]
     radii = radii if any(radii) else [0.0, max(proven, default=0.0) or 1.0]
-    chart = _Chart((width, height), (38.0, 20.0, right, bottom))
+    chart = Picture((width, height), (38.0, 20.0, right, bottom))
     bent = radius_axis(chart.axes, radii, WIDE)
     chart.axes.set(xlim=(0, radii[-1]), ylim=(0, 100), yticks=range(0, 101, 20))
     chart.axes.set_xticks([radii[n] for n in _apart([x for x, _ in chart.places(radii, [0] * len(radii))], 24.0)])
     if chance is not None:
-        chart.equal.append(_line("", chart.places([0, radii[-1]], [chance] * 2)))
+        chart.equal.append(stroke("", chart.places([0, radii[-1]], [chance] * 2)))
     dashes = [[place for place in line.certified if place[0] <= radii[-1]] for line in lines]
     lasts = [line.points[-1][:2] if line.points else dash[-1] for line, dash in zip(lines, dashes, strict=True)]
     ends = chart.places(*zip(*lasts, strict=True))
@@ -139,15 +111,15 @@ def curves(lines: Sequence[Line], x_words: str, y_words: str, chance: float | No
         drawn = []
         if line.points:
             x, y, low, high = zip(*line.points, strict=True)
-            drawn.append(_line("b", chart.places([*x, *x[::-1]], [*low, *high[::-1]])))
-            drawn += [_line("c", chart.places(x, y)), _marks(line.look, chart.places(x, y))]
+            drawn.append(stroke("b", chart.places([*x, *x[::-1]], [*low, *high[::-1]])))
+            drawn += [stroke("c", chart.places(x, y)), marks(line.look, chart.places(x, y))]
         if len(dash) > 1:
-            drawn.append(_line("c d", chart.places(*zip(*dash, strict=True))))
+            drawn.append(stroke("c d", chart.places(*zip(*dash, strict=True))))
         if abs(level - end[1]) > 3 or end[0] < right - 1:
-            drawn.append(_line("l", [end, (right + 6, end[1]), (right + 14, level)]))
+            drawn.append(stroke("l", [end, (right + 6, end[1]), (right + 14, level)]))
         told = ", ".join(f"{point[1]:.1f} at {point[0]:.3g}" for point in line.points)
         told = ": ".join(filter(None, [line.label, told]))
-        chart.member(line.look, told, *drawn, _text(right + 17, level + 3.6, label))
+        chart.member(line.look, told, *drawn, text(right + 17, level + 3.6, label))
     return chart.svg(x_words, y_words, scale=", log scale" if bent else "")
 
 
@@ -190,11 +162,6 @@ def spread(wanted: Sequence[float], gap: float, bounds: tuple[float, float]) -> 
     return placed.tolist()
 
 
-def shortened(label: str) -> str:
-    """Cut a label with an ellipsis where it is too long."""
-    return label if len(label) <= LONGEST else label[: LONGEST - 1].rstrip(" ,(-") + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def _apart(places: Sequence[float], gap: float) -> Iterator[int]:
     """Find which of rising places are far enough apart: the last, the first, and what fits between, from the right."""
     kept = len(places) - 1
@@ -202,101 +169,3 @@ def _apart(places: Sequence[float], gap: float) -> Iterator[int]:
         if n in (0, len(places) - 1) or (places[kept] - places[n] >= gap and places[n] - places[0] >= gap):
             kept = n
             yield n
-
-
-class _Chart:
-    """A picture with axes in an area (left, top, right, bottom) of it, in units of its viewBox.
-
-    Matplotlib says where numbers are; lines are drawn by their classes in the style sheet.
-    """
-
-    def __init__(self, size: Place, area: Sequence[float]) -> None:
-        self.size, self.area = size, area
-        self.figure = Figure((size[0] / 72, size[1] / 72), dpi=72)
-        FigureCanvasAgg(self.figure)
-        self.axes = self._axes(area)
-        self.equal: list[Markup] = []
-        self.members: list[Markup] = []
-
-    def _axes(self, area: Sequence[float]) -> Axes:
-        (width, height), (left, top, right, bottom) = self.size, area
-        box = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
-        return self.figure.add_axes(box, label=str(len(self.figure.axes)))
-
-    def places(self, x: ArrayLike, y: ArrayLike) -> list[Place]:
-        """Find where points are."""
-        return [(across, self.size[1] - up) for across, up in self.axes.transData.transform(np.column_stack([x, y]))]
-
-    def labels(self, points: Sequence[Point], middles: Sequence[Place]) -> list[tuple[Markup, Markup]]:
-        """Place the labels of points, each with a line that leads to it unless it is right beside its point."""
-        left, top, right, bottom = area = (36.0, 20.0, self.size[0] - 2, self.area[3])  # right of the axes too
-        room = self._axes(area)
-        room.set(xlim=(left, right), ylim=(bottom, top))
-        x, y = np.array(middles).T
-        _, leaders, _, _ = textalloc.allocate(
-            room,
-            x,
-            y,
-            [shortened(point.label) for point in points],
-            x_scatter=x,
-            y_scatter=y,
-            textsize=LETTER,
-            fontweight=["bold" if point.look.filled else "normal" for point in points],
-            direction=DIRECTIONS,
-            margin=0.007,
-            min_distance=0.019,
-            draw_lines=False,
-            va="bottom",
-            parse_math=False,
-        )
-        found = []
-        for text, leader in zip(room.texts, leaders, strict=True):
-            ends = list(zip(*leader[:2], strict=True)) if leader else []
-            line = _line("l", ends) if ends and math.dist(*ends) >= 13 else Markup("")
-            across, down = text.get_position()
-            found.append((line, _text(across, down - DESCENT, text.get_text(), text.get_horizontalalignment())))
-        return found
-
-    def member(self, look: Look, told: str, *drawn: Markup) -> None:
-        """Add what is drawn together, told in words, and shown alone where the mouse is at it."""
-        self.members.append(_group(f"p {look.style}", Markup("<title>{}</title>").format(told), *drawn))
-
-    def svg(self, x_words: str, y_words: str, *more: Markup, scale: str = "") -> Markup:
-        """Draw the picture: the grid with its numbers, what the axes are, and the members."""
-        left, top, right, bottom = self.area
-        x, y = self.axes.get_xticks(), self.axes.get_yticks()
-        across = [place for place, _ in self.places(x, [self.axes.get_ylim()[0]] * len(x))]
-        down = [place for _, place in self.places([self.axes.get_xlim()[0]] * len(y), y)]
-        grid = [_line("", [(place, bottom), (place, top)]) for place in across]
-        grid += [_line("", [(left, place), (right, place)]) for place in down]
-        words = [_text(place, bottom + 14, f"{n:.3g}", "center") for place, n in zip(across, x, strict=True)]
-        words += [_text(left - 6, place + 3.99, f"{n:.3g}", "right") for place, n in zip(down, y, strict=True)]
-        words += [_text(2, 11, y_words), _text(right, bottom + 30, x_words + scale, "right"), *more]
-        shown = [_group(style, *part) for style, part in (("gr", grid), ("q", words), ("eq", self.equal)) if part]
-        told = f"{y_words} against {x_words}, {len(self.members)} metrics"
-        box = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
-        return box.format(*map(short, self.size), told, Markup("").join(shown + self.members))
-
-
-def _group(style: str, *drawn: Markup) -> Markup:
-    return Markup('<g class="{}">{}</g>').format(style, Markup("").join(drawn))
-
-
-def _text(x: float, y: float, words: str, align: str = "left") -> Markup:
-    anchor = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}[align]
-    return Markup('<text x="{}" y="{}"{}>{}</text>').format(short(x), short(y), Markup(anchor), words)
-
-
-def _marks(look: Look, places: Sequence[Place]) -> Markup:
-    steps = "".join(f"M{x:.0f} {y:.0f}{SHAPES[look.shape]}" for x, y in places)
-    return Markup('<path class="g" d="{}"/>').format(steps)
-
-
-def _line(style: str, places: Sequence[Place]) -> Markup:
-    """Draw a line from place to place, each rounded, in as few characters as possible."""
-    rounded = [(round(x), round(y)) for x, y in places]
-    steps = "M{} {}".format(*rounded[0])
-    for (x, y), (next_x, next_y) in pairwise(rounded):
-        across, down = next_x - x, next_y - y
-        steps += f"h{across}" if not down else f"l{across} {down}" if across else f"v{down}"
-    return Markup('<path{} d="{}"/>').format(Markup(' class="{}"').format(style) if style else "", steps)

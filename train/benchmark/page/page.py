@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from rclip_metric.train.benchmark.page import charts, words
+from rclip_metric.train.benchmark.page import words
 from rclip_metric.train.benchmark.page.examples import example_section, is_coarse
 from rclip_metric.train.benchmark.page.panels import CHANCE, distance_section, radius_section, scatter_section
 from rclip_metric.train.benchmark.page.papers import paper_section
+from rclip_metric.train.benchmark.page.picture import SHAPES
 from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
 from rclip_metric.train.benchmark.page.searches import search_tables
 from rclip_metric.train.benchmark.page.summary import summary
@@ -48,7 +49,7 @@ def page(board: JsonObject) -> str:
         summary=summary(read),
         glance=glance(read) if len(read.sets()) > 1 else None,
         sections={name.split()[0].lower(): (name, found) for name, found in sections.items() if found},
-        shapes=charts.SHAPES,
+        shapes=SHAPES,
         chance=CHANCE,
         interval=interval,
         is_coarse=is_coarse,
