@@ -114,7 +114,7 @@ def _ball(record: Mapping[str, Any]) -> str:
 
 
 def _result(records: Sequence[Record]) -> dict[str, Any]:
-    """Gather one metric on one data set: the clean summary, one per ball, and what is certified."""
+    """Gather one metric on one data set: the clean summary, one per ball, what is certified, and that under noise."""
     first = records[0]
     robust = {_ball(record): record for record in records if _attacked(record)}
     proven = [record for record in records if record["threat"]["attack"] == "certified"]
@@ -126,12 +126,13 @@ def _result(records: Sequence[Record]) -> dict[str, Any]:
         "robust": {ball: _summary(record["robust"]) for ball, record in robust.items()},
         "paper": {name: number for name, number in numbers.items() if number is not None},
         "certified": _certified(proven) if proven else None,
+        "smoothed": _smoothed([record for record in records if record["threat"]["attack"] == "smoothing"]),
         "warnings": list(dict.fromkeys(sentence for record in records for sentence in record["warnings"])),
     }
 
 
 def _attacked(record: Record) -> bool:
-    return record["threat"]["attack"] not in ("none", "certified") and record["robust"] is not None
+    return record["threat"]["attack"] not in ("none", "certified", "smoothing") and record["robust"] is not None
 
 
 def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +144,17 @@ def _certified(records: Sequence[Record]) -> dict[str, Any]:
     for record in sorted(records, key=lambda record: record["threat"]["eps"]):
         points.append({key: record["threat"][key] for key in ("eps", "eps_text")} | _summary(record["robust"]))
     return {"points": points, **certified_curve(records[0])}
+
+
+def _smoothed(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Gather what is certified under noise, by rising sigma; the draws of one sigma serve all radii."""
+    found = []
+    for sigma in sorted({record["threat"]["sigma"] for record in records}):
+        members = [record for record in records if record["threat"]["sigma"] == sigma]
+        about = {key: members[0]["threat"][key] for key in ("sigma", "n0", "n", "confidence")}
+        told = {key: members[0]["smoothing"][key] for key in ("abstained", "right", "draws")}
+        found.append({**about, **told, "seconds": members[0]["seconds"], **_certified(members)})
+    return found
 
 
 def _sweep(entry: MetricEntry, sets: Mapping[str, Data]) -> dict[str, dict[str, list[list[float]]]]:

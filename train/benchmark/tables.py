@@ -6,20 +6,24 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from rclip_metric.printing import printable
-from rclip_metric.train.benchmark.page.reading import Board, JsonObject
+from rclip_metric.train.benchmark.page.proof import ProofTable, proof_table
+from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
 from rclip_metric.train.benchmark.page.searches import SearchTable, search_tables
 from rclip_metric.train.benchmark.page.table import (
     Column,
     certified_columns,
     columns,
     score_columns,
+    smoothed_columns,
     speed_columns,
 )
+from rclip_metric.train.benchmark.page.words import DASH
 from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
@@ -71,6 +75,8 @@ def markdown(board: JsonObject) -> str:
         caption += f" Attack: {'; '.join(attacks)}." if attacks and data["task"] == "2afc" else ""
         caption += f" {data['note']}" if data["note"] and not data["judged"] else ""
         parts.append(_drawn(rows, columns(read, data), caption))
+        if proven := proof_table(read, data):
+            parts.append(_proven(data, proven))
     parts += [_searched(table) for task in read.searches for table in search_tables(read, task)]
     failed = [f"{metric['label']}: {said}" for metric in read.metrics for said in metric["failures"] or ()]
     if failed:
@@ -91,6 +97,17 @@ def _searched(table: SearchTable) -> str:
     told = f"{table.name}; percent, with 95 % intervals."
     told += "".join(f" {note} ({', '.join(labels)})" for note, labels in table.notes.items())
     return "\n".join([head, "|---|---|" + "---:|" * len(columns), *drawn, "", plain_markdown(told)])
+
+
+def _proven(data: JsonObject, table: ProofTable) -> str:
+    """Draw what is proven beside what was found, a line for each sigma, and how far it can be trusted."""
+    lines = [["metric", *(column.title for column in table.columns)]]
+    for row in table.rows:
+        cells = [column.cell(row)[0] for column in table.columns]
+        lines.append([row.metric["label"], *(_NOTHING if cell == DASH else cell for cell in cells)])
+    head, *drawn = ["| " + " | ".join(map(plain_markdown, line)) + " |" for line in lines]
+    told = f"{data['label']}, what is proven beside what was found; percent, radii and counts. {table.said}".strip()
+    return "\n".join([head, "|---|" + "---:|" * len(table.columns), *drawn, "", plain_markdown(told)])
 
 
 def _glance(board: Board) -> str:
@@ -121,10 +138,14 @@ def _text(column: Column, metric: JsonObject) -> str:
 def as_csv(board: JsonObject) -> str:
     """Write a line per metric, data set and column: percent, with 4 decimals.
 
-    Columns are "clean", a ball, "certified l2 ...", and "share for shape, %".
+    Columns are "clean", a ball, "certified l2 ...", "share for shape, %", and under noise "smoothed l2 ..., sigma ...",
+    "smoothed, sigma ..." (the decision under noise is right) and "abstained, sigma ..." (there is none).
     """
     read = Board(board)
-    shown = {data["id"]: score_columns(read, data) + certified_columns(read, data) for data in read.data}
+    shown = {
+        data["id"]: [*score_columns(read, data), *certified_columns(read, data), *chain(*smoothed_columns(read, data))]
+        for data in read.data
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", "label", "revision", "data", "column", "percent", "low", "high", "samples", "paper"])
@@ -133,7 +154,8 @@ def as_csv(board: JsonObject) -> str:
             for column in shown[data]:
                 if cell := column.find(metric):
                     own = [metric["id"], metric["label"], metric["revision"], data, column.title]
-                    numbers = [cell.summary["accuracy"], *cell.summary["interval_95"], cell.summary["samples"]]
+                    bounds = interval(cell.summary) or ("", "")
+                    numbers = [cell.summary["accuracy"], *bounds, cell.summary["samples"]]
                     writer.writerow(
                         [*(None if text is None else printable(text) for text in own), *numbers, cell.paper]
                     )

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from rclip_metric.train.benchmark.page import words
 from rclip_metric.train.benchmark.page.examples import example_section, is_coarse
-from rclip_metric.train.benchmark.page.panels import CHANCE, distance_section, radius_section, scatter_section
+from rclip_metric.train.benchmark.page.panels import (
+    CHANCE,
+    distance_section,
+    proof_section,
+    radius_section,
+    scatter_section,
+)
 from rclip_metric.train.benchmark.page.papers import paper_section
 from rclip_metric.train.benchmark.page.picture import SHAPES
 from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
@@ -34,6 +40,7 @@ def page(board: JsonObject) -> str:
         "Table": read.per_set(partial(table, read)),
         "Clean and robust": scatter_section(read),
         "Radius": radius_section(read),
+        "Proof": proof_section(read),
         "Distances": distance_section(read),
         "Examples": example_section(read),
         "Retrieval": search_tables(read, "retrieval"),

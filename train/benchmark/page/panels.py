@@ -1,15 +1,18 @@
-"""The page's charts: clean against robust, accuracy against the radius, and the direct attack's distances."""
+"""The page's charts: clean against robust, accuracy against the radius, proof, and the direct attack's distances."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from rclip_metric.train.benchmark.page import charts
-from rclip_metric.train.benchmark.page.reading import Board, Found, at, interval, numbers, rows, score
+from rclip_metric.train.benchmark.page import charts, proof_charts
+from rclip_metric.train.benchmark.page.proof import ProofTable, proof_table
+from rclip_metric.train.benchmark.page.reading import Board, Found, at, interval, numbers, rows, score, smoothed
 from rclip_metric.train.benchmark.page.words import NORMS, short
 
 CHANCE = {"2afc": 50.0}
@@ -53,6 +56,41 @@ def radius_section(board: Board) -> list[tuple[str | None, Panels]]:
             if lines:
                 panels.append((name, charts.curves(lines, words, "accuracy, %", CHANCE.get(data["task"]))))
         return panels
+
+    return board.per_set(draw)
+
+
+@dataclass(frozen=True)
+class ProofPart:
+    """What is proven on a data set: its table, a chart of all metrics, and one of each that has a curve."""
+
+    table: ProofTable
+    together: Markup | None
+    alone: Sequence[tuple[Found, Markup]]
+
+
+def proof_section(board: Board) -> list[tuple[str | None, ProofPart | None]]:
+    """Draw what is certified against the l_2 radius, all metrics in one chart, and each beside its attack."""
+
+    def draw(data: Found) -> ProofPart | None:
+        table = proof_table(board, data)
+        if table is None:
+            return None
+        drawn: dict[str, tuple[Found, proof_charts.Proof]] = {}
+        for metric in (row.metric for row in table.rows):
+            attacked = rows(at(metric["sweep"], data["id"], "l2"), 4)
+            own = rows(at(metric["results"], data["id"], "certified", "curve"), 2)
+            noisy = {found["sigma"]: rows(found["curve"], 2) for found in smoothed(metric, data)}
+            noisy = {sigma: curve for sigma, curve in noisy.items() if curve}
+            if own or noisy:
+                proof = proof_charts.Proof(metric["label"], metric["look"], attacked, own, noisy)
+                drawn[metric["id"]] = (metric, proof)
+        if not drawn:
+            return ProofPart(table, None, [])
+        proofs = [proof for _, proof in drawn.values()]
+        top = proof_charts.top_radius(proofs)
+        alone = [(metric, proof_charts.alone(proof, top)) for metric, proof in drawn.values()]
+        return ProofPart(table, proof_charts.together(proofs, top), alone)
 
     return board.per_set(draw)
 

@@ -66,6 +66,8 @@ class Board:
         results = [result for metric in self.metrics for result in metric["results"].values()]
         for result in results:
             result |= {key: result[key] or {} for key in ("robust", "paper", "certified")}
+            # A board of before there was smoothing has none.
+            result["smoothed"] = [found for found in result["smoothed"] or () if found and found["sigma"] is not None]
         measured = [metric[part] for metric in self.metrics for part in ("results", "sweep")]
         tried = [result["robust"] for result in results] + [metric["direct"] for metric in self.metrics]
         for entries, named in ((self.data, measured), (self.threats, tried)):
@@ -106,6 +108,7 @@ class Board:
         return {
             "attacks": bool(self.threats),
             "certified accuracy": any(found["certified"] for m in self.metrics for found in m["results"].values()),
+            "smoothed accuracy": any(found["smoothed"] for m in self.metrics for found in m["results"].values()),
             "speed and memory": any(metric["timing"] for metric in self.metrics),
             "accuracy against the radius": any(metric["sweep"] for metric in self.metrics),
             "direct attacks": any(metric["direct"] for metric in self.metrics),
@@ -136,8 +139,19 @@ def score(metric: JsonObject, data: JsonObject, threat: JsonObject | None = None
 
 def certified(metric: JsonObject, data: JsonObject) -> list[Found]:
     """List what is certified of a metric on a data set, by rising radius."""
-    points = at(metric["results"], data["id"], "certified", "points") or []
-    return sorted((point for point in points if point["accuracy"] is not None), key=lambda point: point["eps"])
+    return _points(at(metric["results"], data["id"], "certified"))
+
+
+def smoothed(metric: JsonObject, data: JsonObject) -> list[Found]:
+    """List what is certified of a metric under noise on a data set, by rising sigma, each with its `points`."""
+    found = at(metric["results"], data["id"], "smoothed") or ()
+    return [Found(one | {"points": _points(one)}) for one in sorted(found, key=lambda one: one["sigma"])]
+
+
+def _points(found: Found | None) -> list[Found]:
+    """List certified accuracies that are numbers, by rising radius."""
+    points = (point for point in at(found, "points") or () if point["accuracy"] is not None)
+    return sorted((point for point in points if point["eps"] is not None), key=lambda point: point["eps"])
 
 
 def numbers(values: Any) -> list[float]:

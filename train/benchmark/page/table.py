@@ -8,9 +8,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from rclip_metric.train.benchmark.page.reading import SHARE, Board, Found, JsonObject, at, certified, score
+from rclip_metric.train.benchmark.page.reading import SHARE, Board, Found, JsonObject, at, certified, score, smoothed
 from rclip_metric.train.benchmark.page.words import norm_name
 from rclip_metric.train.evaluation.results.leaderboard import AccuracyCell
 
@@ -109,6 +109,7 @@ def columns(board: Board, data: Found) -> list[Column]:
     return [
         *score_columns(board, data),
         *certified_columns(board, data)[:1],
+        *(columns[0] for columns in smoothed_columns(board, data)),
         *speed_columns(board),
         Column("memory", "MB", _memory, Markup("memory,<br>MB"), best=min),
         Column("count", "parameters", lambda metric: metric["parameters"], Markup("para&shy;meters")),
@@ -139,8 +140,7 @@ def certified_columns(board: Board, data: Found) -> list[Column]:
     """List what no attack of a radius can take away, by rising radius."""
 
     def find(metric: JsonObject, eps: float) -> AccuracyCell | None:
-        found = next((point for point in certified(metric, data) if point["eps"] == eps), None)
-        return AccuracyCell(found, metric["results"][data["id"]]["samples"]) if found else None
+        return _cell(metric, data, next((point for point in certified(metric, data) if point["eps"] == eps), None))
 
     points = {point["eps"]: point for metric in board.metrics for point in certified(metric, data)}
     made = []
@@ -150,6 +150,51 @@ def certified_columns(board: Board, data: Found) -> list[Column]:
         title = f"certified l2 {radius}"
         made.append(Column("certified", title, partial(find, eps=eps), heading, ACCURACY, max))
     return made
+
+
+def smoothed_columns(board: Board, data: Found) -> list[list[Column]]:
+    """List, for the noise of each sigma, what is certified by rising radius, right at radius 0, and not decided."""
+
+    def under(metric: JsonObject, sigma: float) -> Found:
+        return next((found for found in smoothed(metric, data) if found["sigma"] == sigma), Found())
+
+    def point(metric: JsonObject, sigma: float, eps: float) -> AccuracyCell | None:
+        points = under(metric, sigma)["points"] or ()
+        return _cell(metric, data, next((point for point in points if point["eps"] == eps), None))
+
+    def right(metric: JsonObject, sigma: float) -> AccuracyCell | None:
+        return _cell(metric, data, under(metric, sigma)["right"])
+
+    def abstained(metric: JsonObject, sigma: float) -> AccuracyCell | None:
+        found = under(metric, sigma)
+        samples = at(found["right"], "samples")
+        known = samples and found["abstained"] is not None
+        share = Found(accuracy=100 * found["abstained"] / samples, samples=samples) if known else None
+        return _cell(metric, data, share)
+
+    radii: dict[float, dict[float, str]] = {}
+    for metric in board.metrics:
+        for found in smoothed(metric, data):
+            texts = radii.setdefault(found["sigma"], {})
+            texts |= {point["eps"]: point["eps_text"] or format(point["eps"], ".3g") for point in found["points"]}
+    made = []
+    for sigma, texts in sorted(radii.items()):
+        small = f"\N{GREEK SMALL LETTER SIGMA} {sigma:g}"
+        columns = []
+        for eps, text in sorted(texts.items()):
+            title, heading = f"smoothed l2 {text}, sigma {sigma:g}", f"smoothed<br>{norm_name('l2')} {escape(text)}"
+            find = partial(point, sigma=sigma, eps=eps)
+            columns.append(Column("certified", title, find, Markup(heading), ACCURACY, max, small))
+        for word, share in (("smoothed", right), ("abstained", abstained)):
+            find = partial(share, sigma=sigma)
+            columns.append(Column("certified", f"{word}, sigma {sigma:g}", find, word, ACCURACY, None, small))
+        made.append(columns)
+    return made
+
+
+def _cell(metric: JsonObject, data: Found, found: Found | None) -> AccuracyCell | None:
+    known = found and found["accuracy"] is not None
+    return AccuracyCell(found, metric["results"][data["id"]]["samples"]) if known else None
 
 
 def speed_columns(board: Board) -> list[Column]:
