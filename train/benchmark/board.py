@@ -118,6 +118,8 @@ def _result(records: Sequence[Record]) -> dict[str, Any]:
     first = records[0]
     robust = {_ball(record): record for record in records if _attacked(record)}
     proven = [record for record in records if record["threat"]["attack"] == "certified"]
+    # What is to be said of noise is said once, of all metrics: `page.proof.confidence`.
+    warnings = [record["warnings"] for record in records if record["threat"]["attack"] != "smoothing"]
     numbers = {"clean": reported(first, "clean")} | {ball: reported(r, "robust") for ball, r in robust.items()}
     return {
         "samples": first["data"]["samples"],
@@ -127,7 +129,7 @@ def _result(records: Sequence[Record]) -> dict[str, Any]:
         "paper": {name: number for name, number in numbers.items() if number is not None},
         "certified": _certified(proven) if proven else None,
         "smoothed": _smoothed([record for record in records if record["threat"]["attack"] == "smoothing"]),
-        "warnings": list(dict.fromkeys(sentence for record in records for sentence in record["warnings"])),
+        "warnings": list(dict.fromkeys(sentence for sentences in warnings for sentence in sentences)),
     }
 
 

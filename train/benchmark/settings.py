@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
+from rclip_metric.train.evaluation.certificates.smoothing import Smoothing
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, TWO_AFC_RADII
 
 FORMATS = ("nights", "bapps", "things", "cue-conflict")
@@ -40,6 +41,8 @@ class BenchmarkSettings:
         out: folder of all that is written.
         balls: threat models.
         certified: also certified accuracy, for metrics that can prove any.
+        smoothing: also certified accuracy under noise of these standard deviations, for any metric.
+        smoothing_draws: that estimate, for each sample and standard deviation.
         timing: also what a score costs.
         page: also the HTML page.
         direct: reference images under the direct attack; 0 leaves it out.
@@ -69,6 +72,9 @@ class BenchmarkSettings:
         >>> settings = BenchmarkSettings(("tiny", "l2"), data, Path("out"))
         >>> [str(attack.ball) for attack in settings.attacks()]
         ['linf 4/255', 'l2 3']
+
+    Raises:
+        ValueError: for noise that cannot be, or that is named twice, or too few draws.
     """
 
     metrics: tuple[str, ...]
@@ -76,6 +82,8 @@ class BenchmarkSettings:
     out: Path
     balls: tuple[LpBall, ...] = PAPER_BALLS
     certified: bool = False
+    smoothing: tuple[float, ...] = ()
+    smoothing_draws: int = 1000
     timing: bool = False
     page: bool = False
     direct: int = 0
@@ -99,16 +107,29 @@ class BenchmarkSettings:
     allow_outside: bool = False
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the noise, before any work."""
+        for sigma in self.smoothing:
+            if self.smoothing.count(sigma) > 1:
+                raise ValueError(f"sigma {sigma:g} is there twice: once is enough")
+        self.smoothings()
+
     def attacks(self) -> list[AttackSettings]:
         """List the main attacks, one per ball."""
         return [AttackSettings(ball, steps=self.steps, restarts=self.restarts) for ball in self.balls]
 
     def certificates(self) -> list[Certificate]:
         """List the certificates: at LipSim's radii, and at the l_2 radii that are attacked."""
-        if not self.certified:
-            return []
+        return [Certificate(ball) for ball in self._certified_balls()] if self.certified else []
+
+    def smoothings(self) -> list[list[Smoothing]]:
+        """List the certificates under noise, at the same radii, for each standard deviation."""
+        balls, n = self._certified_balls(), self.smoothing_draws
+        return [[Smoothing(ball, sigma, n=n) for ball in balls] for sigma in self.smoothing]
+
+    def _certified_balls(self) -> list[LpBall]:
         own = [ball.eps for ball in self.balls if ball.norm == "l2"]
-        return [Certificate(LpBall("l2", eps)) for eps in sorted({*RADII, *own})]
+        return [LpBall("l2", eps) for eps in sorted({*RADII, *own})]
 
     def swept(self) -> list[AttackSettings]:
         """List the attacks at the other radii of each ball."""
@@ -124,6 +145,7 @@ class BenchmarkSettings:
         written = asdict(self)
         written["data"] = [f"{part.format}:{part.folder.name}" for part in self.data]
         written["balls"] = [str(ball) for ball in self.balls]
+        written["smoothing"] = list(self.smoothing) or None
         written["classes"] = self.classes and self.classes.name
         written["attacked"] = self.attacked or f"all, of BAPPS {BAPPS_ATTACKED} per split"
         return {key: value for key, value in written.items() if key not in ("out", "overwrite", "quiet", "title")}

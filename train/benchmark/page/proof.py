@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 
 from markupsafe import Markup
 
@@ -202,5 +203,16 @@ def confidence(board: Board, sets: Sequence[JsonObject]) -> str:
         "picks most often when Gaussian noise of standard deviation sigma is put on the reference. A sample counts "
         "where that option is right and stays so for every change within the radius. This is no certainty, but holds "
         f"with {surely}. Where the draws do not tell the options apart the smoothed metric abstains, which counts as "
-        "wrong."
+        f"wrong.{_bound(found)}"
     )
+
+
+def _bound(found: Sequence[Found]) -> str:
+    """Say beyond which radius so many draws prove nothing, whatever the metric is: where all of them agree."""
+    largest: dict[float, float] = {}
+    for one in found:
+        if one["n"] and one["confidence"] is not None and 0 < one["confidence"] < 1:
+            radius = one["sigma"] * NormalDist().inv_cdf((1 - one["confidence"]) ** (1 / one["n"]))
+            largest[one["sigma"]] = max(radius, largest.get(one["sigma"], 0.0))
+    told = joined(f"{radius:.3g} with sigma {sigma:g}" for sigma, radius in sorted(largest.items()))
+    return f" Whatever the metric is, no larger radius can come out than {told}." if largest else ""
