@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import NormalDist, median
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from rclip_metric.cli.main import main
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.benchmark.settings import balls_from, data_of, metrics_of
+from rclip_metric.train.benchmark.settings import BenchmarkSettings, balls_from, data_of, metrics_of
 from rclip_metric.train.data.scenes.formats import write_things
 from rclip_metric.train.evaluation.certificates.lipschitz import certified_radii
 from rclip_metric.train.evaluation.results.bootstrap import summary
@@ -170,6 +171,60 @@ def thumbnails(device):
     return EmbeddingMetric(embed, 64, name="thumbnails", device=device, facts=Facts("8 x 8", 0, "CC0"))
 
 
+def test_certified_accuracy_under_noise_is_that_of_its_records_for_any_metric(scenes, tmp_path, monkeypatch, capsys):
+    """Noise on the reference leaves a plane where it is: l2 is smoothed to itself, and its distance is a bound."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    names, sigmas = "l2,test_benchmark:thumbnails", ("0.12", "0.25")
+    command = arguments(scenes, tmp_path, names, "--norms", "l2:0.857", "--image-size", "16", "--attacked", "8")
+    command += ["--certified", "--smoothing", *sigmas, "--smoothing-draws", "200"]
+    assert main(command) == 0
+    board = json.loads((tmp_path / "benchmark.json").read_text())
+    assert board["settings"]["smoothing"] == [0.12, 0.25] and board["settings"]["smoothing_draws"] == 200
+    pixels, small = (metric["results"]["scenes"] for metric in board["metrics"])
+    assert small["certified"] is None and pixels["certified"]["points"]
+    files = load_results([tmp_path])
+    exact = next(r for r in files if r["threat"]["attack"] == "certified")
+    true = {row.key: found for row, found in zip(unpack(exact), certified_radii(exact), strict=True)}
+    for name, result in (("l2", pixels), ("thumbnails", small)):
+        assert [found["sigma"] for found in result["smoothed"]] == [0.12, 0.25]
+        for found in result["smoothed"]:
+            own = (r for r in files if r["model"]["name"].endswith(name))
+            record = next(r for r in own if r["threat"].get("sigma") == found["sigma"])
+            eps = [point["eps"] for point in found["points"]]
+            assert eps == pytest.approx([36 / 255, 72 / 255, 108 / 255, 0.857, 1])
+            rows = unpack(record)
+            asked = {row.key for row in rows if row.robust is not None}
+            radii = dict(zip((row.key for row in rows), certified_radii(record), strict=True))
+            assert len(asked) == 8 and found["draws"] >= 8 * 300 and found["seconds"] > 0
+            for point in found["points"]:
+                share = 100 * sum(radii[key] > point["eps"] for key in asked) / 8
+                assert point["accuracy"] == pytest.approx(share, abs=1e-3) and point["samples"] == 8
+            # The bound of as many votes as there are draws is alpha ** (1 / n).
+            most = found["sigma"] * NormalDist().inv_cdf(0.001 ** (1 / 200))
+            assert max(radii.values()) <= most * (1 + 1e-5)
+            assert found["curve"][0] == [0, pytest.approx(100 * sum(radii[key] > 0 for key in asked) / 8, abs=1e-3)]
+            assert found["right"]["accuracy"] == found["curve"][0][1] and found["right"]["samples"] == 8
+            assert found["median"] == pytest.approx(median(radii[key] for key in asked))
+            if name == "l2":
+                assert all(radii[key] <= true[key] * (1 + 1e-5) for key in asked)
+                assert found["abstained"] == sum(radii[key] == 0 for key in asked)
+    with (tmp_path / "benchmark.csv").open() as handle:
+        lines = {(line["metric"], line["column"]): line for line in csv.DictReader(handle)}
+    for sigma, found in zip(sigmas, pixels["smoothed"], strict=True):
+        line = lines["l2", f"smoothed l2 0.857, sigma {sigma}"]
+        assert float(line["percent"]) == found["points"][3]["accuracy"] and line["samples"] == "8"
+        assert float(lines["l2", f"smoothed, sigma {sigma}"]["percent"]) == found["right"]["accuracy"]
+        assert float(lines["l2", f"abstained, sigma {sigma}"]["percent"]) == 100 * found["abstained"] / 8
+    told = capsys.readouterr().out
+    assert "holds with 99.9 % confidence for each sample, by 200 draws of noise" in told
+    assert "abstained | forwards a sample | seconds a sample |" in told
+    # One sigma more leaves the others as they are.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*sigma*.json")}
+    assert main([*command, "--smoothing", "0.12", "0.25", "0.5", "--smoothing-draws", "200"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before and len(before) == 20
+    assert len(list(tmp_path.glob("*0.5sigma*.json"))) == 10
+
+
 def broken(device):
     raise ZeroDivisionError("no such luck")
 
@@ -290,6 +345,8 @@ def test_timing_is_measured_in_one_run_and_kept(scenes, tmp_path, capsys):
 
 
 def test_lists_on_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match=r"sigma 0\.25 is there twice: once is enough"):
+        BenchmarkSettings(("l2",), (), tmp_path, smoothing=(0.25, 0.25))
     assert metrics_of("r-clip-f, dreamsim,ssim") == ("r-clip-f", "dreamsim", "ssim")
     assert balls_from("linf:4/255,l2:3", radius) == (LpBall("linf", 4 / 255), LpBall("l2", 3.0))
     assert balls_from("none", radius) == ()
@@ -307,6 +364,9 @@ def test_lists_on_the_command_line(tmp_path):
         ("--norms", "l7:3", "write NORM:RADIUS, with one of linf, l2, l1"),
         ("--norms", "linf:far", "'far' is not a radius"),
         ("--norms", "l2:3,l2:3", "names l2 3 twice"),
+        ("--smoothing", "0", "sigma must be a finite number above 0, and it is 0"),
+        ("--smoothing", "nan", "sigma must be a finite number above 0, and it is nan"),
+        ("--smoothing=0.25", "--smoothing-draws=50", "n is 50 with n0 100"),
     ],
 )
 def test_bad_input_is_one_sentence(option, value, sentence, scenes, tmp_path, capsys):

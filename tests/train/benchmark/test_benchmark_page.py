@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import csv
 import html
 import io
 import math
@@ -23,7 +24,10 @@ from PIL import Image
 from rclip_metric.train.benchmark.page import charts
 from rclip_metric.train.benchmark.page.page import page
 from rclip_metric.train.benchmark.page.picture import LETTER, LONGEST, shortened
+from rclip_metric.train.benchmark.page.proof import SIGMA
+from rclip_metric.train.benchmark.page.proof_charts import Proof, alone, together, top_radius
 from rclip_metric.train.benchmark.page.reading import COLOURS, Look
+from rclip_metric.train.benchmark.tables import as_csv, markdown
 
 from support.programs import load_example
 
@@ -410,7 +414,7 @@ def test_the_page_loads_nothing(whole: str) -> None:
     policy = next(one["content"] for one in parsed.every("meta") if one.get("http-equiv"))
     assert "default-src 'none'" in policy
     bare = re.sub(r"data:image/png;base64,[^\"]*", "", whole)
-    assert len(bare.encode()) < 180 * 1024
+    assert len(bare.encode()) < 200 * 1024
 
 
 def test_the_processor_is_told_with_its_instructions_and_by_its_name_in_older_results() -> None:
@@ -421,6 +425,139 @@ def test_the_processor_is_told_with_its_instructions_and_by_its_name_in_older_re
     assert f"{name}, AVX512, amx_bf16, avx512_bf16, oneDNN on" in page(board)
     board["device"] |= {"capability": "AVX2", "bfloat16": [], "onednn": "AVX2"}
     assert f"{name}, AVX2, oneDNN AVX2" in page(board)
+
+
+def smoothed(accuracy: float, sigma: float, samples: int = 1824, **more: Any) -> dict[str, Any]:
+    """What is certified under noise: all that is right is so up to twice sigma."""
+    points = [{"eps": eps, "eps_text": text, **summary(accuracy * (eps < 2 * sigma), samples)}
+              for eps, text in ((36 / 255, "36/255"), (1.0, "1"), (3.0, "3"))]  # fmt: skip
+    return {
+        "sigma": sigma,
+        "n0": 100,
+        "n": 1000,
+        "confidence": 0.999,
+        "abstained": 7,
+        "right": {"accuracy": accuracy, "samples": samples},
+        "draws": 1100 * samples,
+        "seconds": 0.5 * samples,
+        "points": points,
+        "curve": [[0.0, accuracy], [2 * sigma, accuracy], [2 * sigma, 0.0]],
+        "median": 2 * sigma,
+        **more,
+    }
+
+
+def with_noise() -> dict[str, Any]:
+    """A board of three metrics: under two noises, under one and with a certificate besides, and without proof."""
+    board = make_board(11, 1, 0)
+    board["metrics"] = [board["metrics"][n] for n in (4, 9, 10)]
+    tiny, lipsim, neither = board["metrics"]
+    tiny["results"]["nights"]["smoothed"] = [smoothed(60.0, 0.25), smoothed(80.0, 0.1)]
+    lipsim["results"]["nights"]["smoothed"] = [smoothed(70.0, 0.25)]
+    neither["results"]["nights"] |= {"smoothed": [], "certified": None}
+    return board
+
+
+def test_proof_beside_the_attack() -> None:
+    board = with_noise()
+    text = page(copy.deepcopy(board))
+    parsed = Parsed(text)
+    assert "proof" in {one["id"] for one in parsed.every("section")}
+    headings = ["certifiedl2 36/255", *(f"smoothedl2 36/255{SIGMA} {sigma}" for sigma in (0.1, 0.25))]
+    cells = {heading: [value(cell) for cell in column(parsed, heading)] for heading in headings}
+    assert cells == {  # tiny, LipSim (margin 0.5), LipSim (pretrained)
+        "certifiedl2 36/255": [None, 75.6, None],
+        f"smoothedl2 36/255{SIGMA} 0.1": [80.0, None, None],
+        f"smoothedl2 36/255{SIGMA} 0.25": [60.0, 70.0, None],
+    }
+    at = text.index('<section id="proof">')
+    proof = Parsed(text[at : text.index("</section>", at) + len("</section>")])
+    heads = [one["text"] for one in proof.every("th", scope="col")]
+    radii = ["l2 36/255", "l2 3"]
+    assert heads == ["metric", "clean", "l2 3", "l2 36/255", "median radius", SIGMA, "right, atradius 0", *radii,
+                     "median radius", "abstained", "forwards", "seconds"]  # fmt: skip
+    rows = [[cell["text"] for cell in row] for row in proof.tables("plain")[0]]
+    assert [len(row) for row in rows] == [13, 8, 13]  # the second noise of tiny shares what is without noise
+    assert rows[0][0] == "tiny" and rows[0][1].startswith("88.0") and rows[0][2].startswith("61.0")
+    assert rows[0][3:7] == ["-", "-", "0.1", "80.0"] and rows[0][-4:] == ["0.200", "7", "1,100", "0.500"]
+    assert rows[1][:2] == ["0.25", "60.0"] and rows[1][2].startswith("60.0") and rows[1][3].startswith("0.0")
+    assert rows[2][0].startswith("LipSim (margin 0.5)") and rows[2][3].startswith("75.6") and rows[2][4] == "0.200"
+    told = proof.every("p")[1]["text"]
+    assert "holds with 99.9 % confidence for each sample, by 1,000 draws of noise" in told
+    # Where all 1000 draws agree: Phi^-1(0.001 ** (1 / 1000)) is 2.4626.
+    assert told.endswith("no larger radius can come out than 0.246 with sigma 0.1 and 0.616 with sigma 0.25.")
+    assert [one["text"] for one in proof.every("figcaption")][1:] == ["tiny", "LipSim (margin 0.5)"]
+    assert re.findall(rf">{SIGMA} ([\d.]+)</text>", text[at:]) == ["0.1", "0.25", "0.25"]
+
+
+def test_tables_of_proof_in_markdown_and_csv() -> None:
+    board = with_noise()
+    drawn = next(part for part in markdown(board).split("\n\n") if "| sigma |" in part).splitlines()
+    assert drawn[0] == (
+        "| metric | clean | attacked l2 3 | certified l2 36/255 | median radius | sigma | smoothed right | "
+        "smoothed l2 36/255 | smoothed l2 3 | smoothed median radius | abstained | forwards a sample | "
+        "seconds a sample |"
+    )
+    assert drawn[2:] == [
+        "| tiny | 88.0 | 61.0 | - | - | 0.1 | 80.0 | 80.0 | 0.0 | 0.200 | 7 | 1,100 | 0.500 |",
+        "| tiny | 88.0 | 61.0 | - | - | 0.25 | 60.0 | 60.0 | 0.0 | 0.500 | 7 | 1,100 | 0.500 |",
+        "| LipSim (margin 0.5) | 85.1 | 53.1 | 75.6 | 0.200 | 0.25 | 70.0 | 70.0 | 0.0 | 0.500 | 7 | 1,100 | 0.500 |",
+    ]
+    lines = list(csv.DictReader(io.StringIO(as_csv(board))))
+    found = {(line["metric"], line["column"]): line["percent"] for line in lines if "sigma" in line["column"]}
+    assert len(found) == 3 * 5
+    assert float(found["tiny", "smoothed l2 36/255, sigma 0.1"]) == 80
+    assert float(found["tiny", "abstained, sigma 0.1"]) == pytest.approx(100 * 7 / 1824)
+
+
+@pytest.mark.parametrize("key", ["sigma", "n", "confidence", "right", "points", "curve", "smoothed"])
+def test_what_is_missing_of_smoothing_is_left_out(key: str) -> None:
+    board = with_noise()
+    results = [metric["results"]["nights"] for metric in board["metrics"]]
+    for result in results:
+        if key == "smoothed":  # as in boards of before there was any
+            del result["smoothed"]
+        else:
+            result["smoothed"] = [{name: None if name == key else part for name, part in one.items()}
+                                  for one in result["smoothed"]]  # fmt: skip
+    text = page(board)
+    parsed = Parsed(text)
+    assert len(parsed.tables()[0]) == 3
+    some = [one["text"] for one in parsed.every("li") if one["text"].startswith("Not part of this benchmark")]
+    assert ("smoothed accuracy" in some[0]) == (key in ("sigma", "smoothed"))
+    assert ("smoothed, %" in text) == (key not in ("sigma", "smoothed"))
+    assert markdown(board) and as_csv(board)
+
+
+def test_curves_of_proof_are_where_their_numbers_say() -> None:
+    attacked = [(0.0, 90.0, 85.0, 95.0), (1.0, 50.0, 40.0, 60.0), (4.0, 20.0, 10.0, 30.0)]
+    own = [(0.0, 80.0), (1.0, 40.0), (2.0, 0.0)]
+    noisy = {0.5: [(0.0, 60.0), (1.0, 60.0), (1.0, 0.0)], 0.25: [(0.0, 70.0), (0.5, 70.0), (0.5, 0.0)]}
+    proof = Proof("a", Look(1), attacked, own, noisy)
+    assert proof.reach == 2.0 and top_radius([proof]) == 2.0
+    far = Proof("b", Look(0), [], [(0.0, 90.0), (50.0, 90.0), (100.0, 0.0)], {})
+    assert top_radius([proof, far]) == 4.0 and top_radius([Proof("c", Look(0), [], [], {})]) == 1.0
+    assert [level for radius, level in proof.envelope if radius < 0.49] == [70.0] * 32
+    assert proof.envelope[-2] == (pytest.approx(63 / 64), 60.0)
+    picture = alone(proof, 2.0)
+    x, y = ticks_of(picture)
+
+    def where(points: Any) -> list[Any]:
+        step, rise = (x[2] - x[0]) / 2, (y[100] - y[0]) / 100
+        return [pytest.approx((x[0] + r * step, y[0] + p * rise), abs=0.9) for r, p in points]
+
+    [line] = re.findall(r'class="c" d="([^"]*)"', picture)
+    assert places(line) == where([(0, 90), (1, 50), (2, 40)])  # the last one is where the axis ends
+    [dashes] = re.findall(r'class="c d" d="([^"]*)"', picture)
+    assert places(dashes) == where(own)
+    dots = re.findall(r'class="c r" d="([^"]*)"', picture)
+    assert [places(one) for one in dots] == [where(noisy[0.25]), where(noisy[0.5])]
+    whole = together([proof, far], 4.0)
+    assert re.findall(r"<title>(.*?)</title>", whole) == [
+        "b: certified 90.0 at 0",
+        "a: certified 80.0 at 0, smoothed, sigma 0.25, 70.0 at 0, smoothed, sigma 0.5, 60.0 at 0",
+    ]
+    assert len(re.findall('class="c r"', whole)) == 1 and len(re.findall('class="c d"', whole)) == 2
 
 
 def test_all_text_is_escaped() -> None:
@@ -610,7 +747,14 @@ def test_images_are_embedded_and_pixelated_only_if_small() -> None:
 def test_the_papers_numbers_are_kept_apart(whole: str) -> None:
     parsed = Parsed(whole)
     groups = [one["text"] for one in parsed.every("th", table="plain", class_="group")]
-    assert groups == ["paper, NIGHTS", "paper, BAPPS", "here, nights test", "here, scenes test majority not comparable"]
+    proof = 2 * ["clean and attacked, %", "certified, %"]
+    assert groups == [
+        *proof,
+        "paper, NIGHTS",
+        "paper, BAPPS",
+        "here, nights test",
+        "here, scenes test majority not comparable",
+    ]
     rows = [one["text"] for one in parsed.every("tr") if one["text"].startswith(("R-CLIP_F90", "not run"))]
     assert rows[0].startswith("R-CLIP_F90.674.366.172.552.140.390.674.366.1")
     assert rows[1] == "not run here60.01.52.5" + "-" * 9

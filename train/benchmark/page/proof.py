@@ -195,9 +195,10 @@ def confidence(board: Board, sets: Sequence[JsonObject]) -> str:
     found = [one for data in sets for metric in board.metrics for one in smoothed(metric, data)]
     if not found:
         return ""
-    sure = joined(f"{100 * one['confidence']:.6g} %" for one in found if one["confidence"] is not None)
-    draws = joined(f"{one['n']:,.0f}" for one in found if one["n"] is not None)
-    surely = f"{sure or 'unknown'} confidence for each sample, by {draws or 'an unknown number of'} draws of noise"
+    shares = [f"{100 * one['confidence']:.6g} %" for one in found if one["confidence"] is not None]
+    draws = [f"{one['n']:,.0f}" for one in found if one["n"] is not None]
+    sure, drawn = (joined(words) if words else "an unknown" for words in (shares, draws))
+    surely = f"{sure} confidence for each sample, by {drawn}{'' if draws else ' number of'} draws of noise"
     return (
         "Smoothed accuracy is that of another metric: of the smoothed one, which sides with the option that the metric "
         "picks most often when Gaussian noise of standard deviation sigma is put on the reference. A sample counts "
@@ -214,5 +215,5 @@ def _bound(found: Sequence[Found]) -> str:
         if one["n"] and one["confidence"] is not None and 0 < one["confidence"] < 1:
             radius = one["sigma"] * NormalDist().inv_cdf((1 - one["confidence"]) ** (1 / one["n"]))
             largest[one["sigma"]] = max(radius, largest.get(one["sigma"], 0.0))
-    told = joined(f"{radius:.3g} with sigma {sigma:g}" for sigma, radius in sorted(largest.items()))
-    return f" Whatever the metric is, no larger radius can come out than {told}." if largest else ""
+    told = [f"{radius:.3g} with sigma {sigma:g}" for sigma, radius in sorted(largest.items())]
+    return f" Whatever the metric is, no larger radius can come out than {joined(told)}." if told else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from statistics import median
 from typing import Any
 
@@ -118,6 +119,8 @@ def certified_radii(record: Mapping[str, Any]) -> list[float]:
 def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, Any]:
     """Compute certified accuracy (percent) against the l_2 radius, up to where nothing is left, and the median radius.
 
+    It is of the samples that a certificate was asked of, which may be a part of those of the record.
+
     Example:
         >>> from rclip_metric.train.evaluation.results import Effort, Outcome
         >>> from rclip_metric.train.evaluation.results.record import record
@@ -127,7 +130,8 @@ def certified_curve(record: Mapping[str, Any], points: int = 65) -> dict[str, An
         >>> certified_curve(proven, points=3)
         {'curve': [[0.0, 100.0], [0.375, 100.0], [0.75, 0.0]], 'median': 0.75}
     """
-    radii = certified_radii(record)
+    asked = [row.robust is not None for row in unpack(record)]
+    radii = list(compress(certified_radii(record), asked)) or [0.0]
     largest = max(radii)
     steps = [largest * step / (points - 1) for step in range(points)] if largest > 0 else [0.0]
     curve = [[step, 100 * sum(radius > step for radius in radii) / len(radii)] for step in steps]
