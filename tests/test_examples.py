@@ -11,6 +11,12 @@ from PIL import Image
 
 import rclip_metric
 from rclip_metric.images import Preprocessing
+from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.evaluation.certificates import Certificate, Smoothing
+from rclip_metric.train.evaluation.results.bootstrap import summary
+from rclip_metric.train.evaluation.results.outcome import Outcome
+from rclip_metric.train.evaluation.results.record import Effort, save
+from rclip_metric.train.evaluation.results.record import record as result
 from rclip_metric.weights import save_encoder
 
 from support.encoders import VIT, small_encoder
@@ -150,3 +156,79 @@ def test_the_figure_of_neighbours(tmp_path, capsys):
             assert record["data"]["database"]["images"] == images and len(record["neighbours"]) == 3
             shares = [row["overlap"] for row in record["neighbours"]]
             assert record["overlap"]["mean"] == pytest.approx(100 * sum(shares) / 3, abs=1e-4)
+
+
+def proof_records(folder, data="anything", names=("one", "two", "three", "four", "five", "six")):
+    """Records of six metrics, as `eval --out` writes them: attacked at 1 and 2, certified with and without noise.
+
+    Of metric k eight samples have radii of k / 10, 2 k / 10, ..., and the noise proves half of that of all but two: of
+    one it says nothing, and one it has wrong.
+    """
+    for k, name in enumerate(names, 1):
+        radii = [k * n / 10 for n in range(1, 9)]
+        about = {"task": "2afc", "model": {"name": name}, "data": {"name": data, "split": "test"}}
+        about["effort"] = Effort(seconds=8.0, passes=800)
+        for eps in (1.0, 2.0):
+            rows = [Outcome(str(n), "test", 1.0, False, 0.1, float(2 * r > eps), 2 * r - eps)
+                    for n, r in enumerate(radii)]  # fmt: skip
+            threat = {"attack": "apgd", "norm": "l2", "eps": eps}
+            save(folder / f"{name}-apgd-{eps}.json", result(rows, threat=threat, **about))
+        kinds = {"certified": (Certificate(LpBall("l2", 0.5)), radii)}
+        kinds["smoothing"] = (Smoothing(LpBall("l2", 0.5), 0.25), [-0.3, 0.0, *(r / 2 for r in radii[2:])])
+        for kind, (certificate, signed) in kinds.items():
+            rows = [Outcome(str(n), "test", 1.0, False, 0.1, float(r > 0.5), r - 0.5) for n, r in enumerate(signed)]
+            made = result(rows, threat=certificate.describe(), **about)
+            if kind == "smoothing":
+                made["smoothing"] = {
+                    "abstained": 1,
+                    "right": summary([float(r > 0) for r in signed], [""] * 8, macro=False),
+                    "draws": 8800,
+                }
+            save(folder / f"{name}-{kind}.json", made)
+
+
+def test_the_figure_of_proof(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    proof_records(tmp_path)
+    out = tmp_path / "figure" / "proof.png"
+    out.parent.mkdir()
+    figure = load_example("proof_figure")
+    assert figure.main([str(tmp_path), "--out", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.size[0] > 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 50
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["data"] == "anything test" and len(found["rows"]) == 18
+    assert [row["metric"] for row in found["rows"][::3]] == ["six", "five", "four", "three", "two", "one"]
+    attack, lipschitz, noise = found["rows"][6:9]  # of "four": radii 0.4, 0.8, ..., 3.2
+    assert attack["accuracy"] == {"0": 100.0, "1": 87.5, "2": 75.0}
+    assert lipschitz["accuracy"] == {"0": 100.0, "0.1412": 100.0, "1": 75.0, "2": 37.5}
+    assert noise["accuracy"] == {"0": 75.0, "0.1412": 75.0, "1": 37.5, "2": 0.0}
+    assert lipschitz["median radius"] == pytest.approx(1.8) and noise["median radius"] == pytest.approx(0.9)
+    assert (noise["abstained"], noise["n"], noise["confidence"]) == (1, 1000, 0.999)
+    assert (noise["forwards a sample"], attack["forwards a sample"], noise["seconds a sample"]) == (1100, 100, 1.0)
+    told = out.with_suffix(".md").read_text()
+    assert "| four | smoothing, sigma 0.25 | 8 | 75.0 | 75.0 | 37.5 | 0.0 | 0.9 | 1 | 1,100 | 1 |" in told
+    assert "99.9 % confidence for each sample, by 1,000 draws after 100 that choose" in told
+    assert capsys.readouterr().out == told
+    panels = figure.panels_of(figure.load_results([tmp_path]))
+    drawn = figure.draw(panels, "title")
+    assert [axes.get_title() for axes in drawn.axes] == ["six", "five", "four", "three", "two", "one"]
+    assert all(axes.get_xlim() == pytest.approx((0, 4.0 * 1.05)) for axes in drawn.axes)
+    assert [line.get_linestyle() for line in drawn.axes[0].lines] == ["-", "--", ":"]
+
+
+def test_a_figure_of_proof_needs_certificates_of_one_data_set(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for data in ("this", "that"):
+        (tmp_path / data).mkdir()
+        proof_records(tmp_path / data, data, names=("one",))
+    figure, out = load_example("proof_figure"), ["--out", str(tmp_path / "proof.png")]
+
+    def said(*paths):
+        assert figure.main([*map(str, paths), *out]) == 2
+        return capsys.readouterr().err
+
+    assert "the results are of that test, this test: draw each by itself" in said(tmp_path / "this", tmp_path / "that")
+    assert "nothing is certified in these results" in said(tmp_path / "this" / "one-apgd-1.0.json")
+    assert "holds no result" in said(tmp_path)
+    assert not (tmp_path / "proof.png").exists()
