@@ -422,5 +422,5 @@ def test_other_files_are_refused(tmp_path):
 def test_images_of_another_size_and_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match=r"images \(N, 3, 32, 32\)"):
         metric_of(random_tensors(SMALL)).function(torch.rand(1, 3, 48, 48))
-    with pytest.raises(ValueError, match="multiples of 16"):
+    with pytest.raises(ValueError, match="multiple of 16"):
         LipSimArchitecture(image_size=100)

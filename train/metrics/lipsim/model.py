@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, check, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, check, folded, random_tensors
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Request, read_stored, weights_path
 
@@ -79,16 +80,19 @@ class LipSim(nn.Module):
             size = self.architecture.image_size
             raise ValueError(f"LipSim takes images (N, 3, {size}, {size}), and they are {tuple(images.shape)}")
         of_kernels, of_weights = gates or (None, None)
-        pooled = sll.convolutions(images, self.kernels, self.kernel_biases, POOL, of_kernels)  # (N, C, S / 16, S / 16)
+        moved = F.pixel_unshuffle(images, self.architecture.patch)  # (N, 3 patch^2, S / patch, S / patch)
+        pooled = sll.convolutions(moved, self.kernels, self.kernel_biases, self.architecture.pool, of_kernels)
         last = sll.linears(pooled.flatten(1), self.weights, self.weight_biases, of_weights)
         return last[:, : self.architecture.embedding]
 
     def run_backward(self, gradient: Tensor, gates: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """Turn the gradient (N, D) of what `run` gave into that of the images (N, 3, S, S)."""
-        side = self.architecture.image_size // POOL
-        last = torch.nn.functional.pad(gradient, (0, self.architecture.features - self.architecture.embedding))
+        architecture = self.architecture
+        side = architecture.side // architecture.pool
+        last = F.pad(gradient, (0, architecture.features - architecture.embedding))
         pooled = sll.linears_backward(last, self.weights, gates[1]).unflatten(1, (-1, side, side))
-        return sll.convolutions_backward(pooled, self.kernels, 3, POOL, gates[0])
+        moved = sll.convolutions_backward(pooled, self.kernels, architecture.colours, architecture.pool, gates[0])
+        return F.pixel_shuffle(moved, architecture.patch)
 
 
 class _Embedding(torch.autograd.Function):
@@ -178,7 +182,7 @@ class LipSimMetric(EmbeddingMetric):
 
     def _bias_lengths(self) -> float:
         """Bound what all biases add to an activation's length: ||V^T relu(c)|| <= sqrt(2) ||relu(c)|| per layer."""
-        of_pixels = self.function.kernel_biases.relu().norm(dim=1).sum().item() * self.function.architecture.image_size
+        of_pixels = self.function.kernel_biases.relu().norm(dim=1).sum().item() * self.function.architecture.side
         return math.sqrt(2) * (of_pixels + self.function.weight_biases.relu().norm(dim=1).sum().item())
 
 

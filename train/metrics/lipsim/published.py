@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rclip_metric.train.metrics.weight_files import Converted
 from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.weights import read_pickle
 
-POOL = 16  # side of the squares that two poolings by 4 sum over
+POOL = 16  # side of the squares that the two published poolings by 4 sum over
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,22 @@ class LipSimArchitecture:
     """Sizes of the network; the defaults are the published ones.
 
     Attributes:
-        image_size: side of the images, a multiple of 16.
-        channels: of the convolutions; the image is in the first three.
+        image_size: side of the images, a multiple of patch times pool.
+        channels: of the convolutions; the image is in the first 3 patch^2.
         depth: convolutional layers.
         inner: ReLUs of each, per pixel.
         linear_depth: linear layers.
         linear_inner: ReLUs of each.
         embedding: dimensions of the last layer that are kept.
+        patch: side of the squares of pixels that become channels before the first convolution, which moves numbers and
+            changes none of their distances; 1 as published, where all convolutions work at full size.
+        pool: side of the squares that are summed after the last convolution.
 
     Example:
         >>> LipSimArchitecture().features, LipSimArchitecture().shapes["kernels"]  # 45 * 14 * 14
         (8820, (20, 5, 45, 3, 3))
+        >>> LipSimArchitecture(64, channels=64, patch=4, pool=4, embedding=512).features  # 64 * 4 * 4
+        1024
     """
 
     image_size: int = 224
@@ -47,16 +52,38 @@ class LipSimArchitecture:
     linear_depth: int = 7
     linear_inner: int = 1024
     embedding: int = 1792
+    patch: int = 1
+    pool: int = POOL
 
     def __post_init__(self) -> None:
         """Refuse what would be another network."""
-        if self.image_size % POOL or self.channels < 3 or not 0 < self.embedding <= self.features:
-            raise ValueError(f"LipSim's images are multiples of {POOL} wide, and its embedding fits in its last layer")
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"LipSim's {field.name} must be at least 1, and it is {getattr(self, field.name)}")
+        if self.image_size % (self.patch * self.pool):
+            raise ValueError(
+                f"LipSim's images are a multiple of {self.patch * self.pool} pixels wide (patch times pool), and these "
+                f"are {self.image_size}"
+            )
+        if self.channels < self.colours:
+            raise ValueError(f"LipSim's image takes {self.colours} channels, and there are {self.channels}")
+        if self.embedding > self.features:
+            raise ValueError(f"LipSim's last layer has {self.features} dimensions, and {self.embedding} are to be kept")
+
+    @property
+    def colours(self) -> int:
+        """Channels that the image fills."""
+        return 3 * self.patch**2
+
+    @property
+    def side(self) -> int:
+        """Side of what the convolutions work on."""
+        return self.image_size // self.patch
 
     @property
     def features(self) -> int:
         """Dimensions of the linear layers."""
-        return self.channels * (self.image_size // POOL) ** 2
+        return self.channels * (self.side // self.pool) ** 2
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -33,22 +33,35 @@ def folded_kernel(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     The published q cancels: its code puts exp(q) and exp(-q) on the same axis. q = 0 is as valid as any other.
     """
     wide = kernel.double()
-    shifts = F.conv2d(wide, wide, padding=kernel.shape[-1] - 1)  # (inner, inner, 2k - 1, 2k - 1)
-    scale = _scale(shifts.abs().sum((1, 2, 3)))  # (inner,)
+    scale = kernel_scale(wide)
     return (scale[:, None, None, None] * wide).float(), (scale * bias.double()).float()
 
 
 def folded_weight(weight: Tensor, bias: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Fold a linear layer's constraint into its weight (inner, features) and bias (inner,), float32."""
-    wide, q = weight.double(), q.double()
-    gram = (wide @ wide.t()).abs_()  # (inner, inner)
-    scale = _scale((gram * (q[None, :] - q[:, None]).exp()).sum(1))
+    wide = weight.double()
+    scale = weight_scale(wide, q.double())
     return (scale[:, None] * wide).float(), (scale * bias.double()).float()
+
+
+def kernel_scale(kernel: Tensor) -> Tensor:
+    """Compute sqrt(2 T) of a convolution's kernel (inner, channels, k, k): (inner,), in its precision, differentiable.
+
+    See `folded_kernel`.
+    """
+    shifts = F.conv2d(kernel, kernel, padding=kernel.shape[-1] - 1)  # (inner, inner, 2k - 1, 2k - 1)
+    return _scale(shifts.abs().sum((1, 2, 3)))
+
+
+def weight_scale(weight: Tensor, q: Tensor) -> Tensor:
+    """Compute sqrt(2 T) of a linear layer's weight (inner, features): (inner,), in its precision, differentiable."""
+    gram = (weight @ weight.t()).abs()  # (inner, inner)
+    return _scale((gram * (q[None, :] - q[:, None]).exp()).sum(1))
 
 
 def _scale(bound: Tensor) -> Tensor:
     """Compute sqrt(2 / bound); 0 where the bound, and so the row, is 0."""
-    return torch.where(bound > 0, 2 / torch.where(bound > 0, bound, 1.0), 0.0).sqrt()
+    return torch.where(bound > 0, (2 / torch.where(bound > 0, bound, 1.0)).sqrt(), 0.0)
 
 
 def convolutions(
