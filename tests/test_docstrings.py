@@ -38,6 +38,7 @@ FACES = [
     "rclip_metric.train.models",
     "rclip_metric.train.finetuning",
     "rclip_metric.train.finetuning.adversarial",
+    "rclip_metric.train.finetuning.lipsim",
     "rclip_metric.train.finetuning.nights",
     "rclip_metric.train.publishing",
     "rclip_metric.train.runs",

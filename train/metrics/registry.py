@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rclip_metric.errors import UnknownModelError
+from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.images import Resize
 from rclip_metric.metric import RobustPerceptualDistance
 from rclip_metric.plugins import call_plugin, is_plugin
 from rclip_metric.train.metrics.base import EncoderMetric, Metric
-from rclip_metric.train.metrics.weight_files import Converted, Request
+from rclip_metric.train.metrics.weight_files import Converted, Request, find_stored, stored_family
+from rclip_metric.weights import model_names
 
 RANDOM = "@random"
+# Families whose metrics can be trained here: a run's result is FAMILY.safetensors.
+_TRAINED = ("lipsim",)
+_STORED_NAMES = [f"{family}.safetensors" for family in _TRAINED]
 _PARTS = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
 _DREAMSIM = "from the release page of ssundaram21/dreamsim on GitHub"
 _LIPSIM = "from the page that SaraGhazanfari/lipsim on GitHub links to"
@@ -51,6 +55,7 @@ BASELINES: dict[str, Baseline] = {
     "lipsim-pretrained": Baseline("lipsim", "LipSim (pretrained)", f"the pretrained checkpoint {_LIPSIM}"),
     "lipsim-0.2": Baseline("lipsim", "LipSim (margin 0.2)", f"the checkpoint of margin 0.2 {_LIPSIM}"),
     "lipsim-0.5": Baseline("lipsim", "LipSim (margin 0.5)", f"the checkpoint of margin 0.5 {_LIPSIM}"),
+    "lipsim-lite": Baseline("lipsim", "LipSim lite (ours)"),
     "lpips-alex": Baseline("lpips", "LPIPS (AlexNet)", free_size=True),
     "lpips-vgg": Baseline("lpips", "LPIPS (VGG)", free_size=True),
     "lpips-squeeze": Baseline("lpips", "LPIPS (SqueezeNet)", free_size=True),
@@ -113,7 +118,8 @@ def load_metric(
     """Build the metric of a name.
 
     Args:
-        name: a model in the manifest, a path, a Hub id, a base as `rclip_metric.train.models.base.load_base` takes it
+        name: a model in the manifest, a path (of an encoder, or of a metric that was converted or trained), a Hub id,
+            a base as `rclip_metric.train.models.base.load_base` takes it
             (`open_clip:...`, `timm:...`), a metric of `rclip_metric.train.metrics`, or `module:function`, a
             function that is called with the device and returns a `Metric` (how any other metric is judged). With
             `@random`, any but the last with seeded random weights.
@@ -131,6 +137,8 @@ def load_metric(
     """
     if is_baseline(name):
         return load_baseline(name, device=device, image_size=image_size)
+    if name not in model_names() and (stored := find_stored(Path(name), _STORED_NAMES)):
+        return _load_stored(stored, device, image_size)
     if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
         from rclip_metric.train.models.base import load_base
 
@@ -139,6 +147,17 @@ def load_metric(
         metric: Metric = call_plugin(name, device, what="metric", parts=_PARTS, see="rclip_metric.train.metrics.base")
         return metric
     return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+
+
+def _load_stored(path: Path, device: str, image_size: int) -> Metric:
+    """Build what a file of weights of its own says that it is."""
+    name, family = stored_family(path)
+    if family is None:
+        return load_baseline(name, device=device, image_size=image_size, weights=path)
+    if family not in _TRAINED:
+        raise CheckpointError(f"{path} is a metric of the family {family!r}, which this rclip-metric does not know.")
+    metric: Metric = importlib.import_module(f"rclip_metric.train.metrics.{family}").load(path, device)
+    return metric
 
 
 def convert_baseline(name: str, source: Path, *, backbone: str | None = None) -> Converted:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rclip_metric.errors import CheckpointError, UnknownModelError
@@ -56,11 +58,21 @@ class Converted:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a converted file holds; `revision` is `sha256:` and 12 digits of the file's own digest."""
+    """What a converted file holds.
 
+    Attributes:
+        name: of the metric, as the file says it.
+        tensors: its weights.
+        config: its settings.
+        revision: `sha256:` and 12 digits of the file's own digest.
+        path: the file.
+    """
+
+    name: str
     tensors: dict[str, Tensor]
     config: dict[str, Any]
     revision: str
+    path: Path
 
 
 def weights_folder() -> Path:
@@ -120,17 +132,49 @@ def write_stored(name: str, converted: Converted, path: Path) -> None:
     tensor_file.write(path, {"tensors": dict(converted.tensors)}, metadata)
 
 
-def read_stored(name: str, path: Path) -> Stored:
-    """Read a converted file.
+def read_stored(name: str | None, path: Path) -> Stored:
+    """Read a converted file; with None, of whatever metric.
 
     Raises:
         CheckpointError: it is damaged, no converted baseline, or one of another name.
     """
     values, metadata = tensor_file.read(path)
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is no converted metric: make it with rclip-metric train baseline {name} FILE")
-    if metadata.get("baseline") != name:
-        raise CheckpointError(f"{path} holds {metadata.get('baseline')}, and {name} was asked for: pass its own file")
+        which = name or "NAME"
+        raise CheckpointError(f"{path} is no converted metric: make it with rclip-metric train baseline {which} FILE")
+    held = metadata.get("baseline", "")
+    if name not in (None, held):
+        raise CheckpointError(f"{path} holds {held}, and {name} was asked for: pass its own file")
     where = f"The metadata of {path}"
     config = Checker(where).matches("config", parse_json(metadata.get("config", ""), where), OBJECT)
-    return Stored(values["tensors"], config, f"sha256:{file_digest(path)[:12]}")
+    return Stored(held, values["tensors"], config, f"sha256:{file_digest(path)[:12]}", path)
+
+
+def find_stored(path: Path, names: Iterable[str]) -> Path | None:
+    """Find a metric's file by its header: the path itself, or one of `names` in that folder; None where there is none.
+
+    Example:
+        >>> find_stored(Path("nowhere"), ["lipsim.safetensors"]) is None
+        True
+    """
+    for candidate in (path / name for name in names) if path.is_dir() else (path,):
+        if candidate.suffix == ".safetensors" and candidate.is_file():
+            with suppress(OSError, SafetensorError), safe_open(candidate, framework="pt") as file:
+                if (file.metadata() or {}).get("format") == _FORMAT:
+                    return candidate
+    return None
+
+
+def stored_family(path: Path) -> tuple[str, str | None]:
+    """Read a file's metric and its family, the module of `rclip_metric.train.metrics` that builds it, from its header.
+
+    The family is None where the file leaves it to the metric's name, as converted files do.
+
+    Raises:
+        CheckpointError: its settings are damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    where = f"The metadata of {path}"
+    config = Checker(where).matches("config", parse_json(metadata.get("config", ""), where), OBJECT)
+    return metadata.get("baseline", ""), config.get("family")

@@ -78,7 +78,12 @@ def check_counts(config: Any) -> None:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, config: type, title: str | None = None, *, skip: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    config: type,
+    title: str | None = None,
+    *,
+    skip: Sequence[str] = (),
+    prefix: str = "",
 ) -> None:
     """Add an option per field of a config; one that is not given leaves the field to the recipe or the default.
 
@@ -89,6 +94,7 @@ def add_options(
         config: the dataclass.
         title: heading of their part of the help.
         skip: fields that are no options of this command.
+        prefix: before the names of the options, where another config of the command has the same; see `prefixed`.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -103,7 +109,7 @@ def add_options(
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
-        about, flag = field.metadata, "--" + field.name.replace("_", "-")
+        about, flag = field.metadata, "--" + (prefix + field.name).replace("_", "-")
         unit = f", in {about['unit']}" if about.get("unit") else ""
         shown = _shown(field).replace("%", "%%")
         text = f"{about['help'].replace('%', '%%')}{unit} (default {shown})"
@@ -114,6 +120,17 @@ def add_options(
         else:
             kind, name = _kind(field)
             group.add_argument(flag, type=kind, default=None, metavar=name, help=text)
+
+
+def prefixed(options: argparse.Namespace, prefix: str) -> argparse.Namespace:
+    """Pick the options that `add_options` gave a prefix, without it.
+
+    Example:
+        >>> prefixed(argparse.Namespace(epochs=40, tune_epochs=1), "tune_")
+        Namespace(epochs=1)
+    """
+    values = vars(options).items()
+    return argparse.Namespace(**{name.removeprefix(prefix): value for name, value in values if name.startswith(prefix)})
 
 
 def _kind(field: dataclasses.Field[Any]) -> tuple[Callable[[str], Any], str]:

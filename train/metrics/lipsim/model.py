@@ -10,18 +10,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rclip_metric.errors import CheckpointError
+import rclip_metric
+from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.lipsim import sll
 from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, check, folded, random_tensors
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
-from rclip_metric.train.metrics.weight_files import Request, read_stored, weights_path
+from rclip_metric.train.metrics.weight_files import Request, Stored, read_stored, weights_path
+
+PACKAGED = Path(rclip_metric.__file__).parent / "models"
 
 # What rounding may add, see `LipSimMetric.certified_radius`.
 _LIPSCHITZ = 1 + 2**-12
@@ -109,6 +113,23 @@ class _Embedding(torch.autograd.Function):
         return ctx.network.run_backward(gradient, ctx.gates), None
 
 
+def rounded_constant(architecture: LipSimArchitecture) -> float:
+    """Bound the Lipschitz constant of a network whose folded weights were rounded to float32.
+
+    For a layer with r rows V_i of length at most sqrt(2), rounding moves V by at most 2^-24 sqrt(2 r) in norm, and
+    the eigenvalues of I - V^T D V by 2 ||V|| times that, 4 sqrt(r) 2^-24 at most; the 9 places that a kernel's row is
+    moved to make that 4 sqrt(9 r) 2^-24 for a convolution. Not below the 1 + 2^-12 of the published sizes.
+
+    Example:
+        >>> deep = LipSimArchitecture(depth=70, channels=120, inner=64, linear_depth=15, linear_inner=2048)
+        >>> rounded_constant(LipSimArchitecture()) == 1 + 2**-12 < rounded_constant(deep)
+        True
+    """
+    convolution = architecture.depth * math.log1p(2**-22 * math.sqrt(9 * architecture.inner))
+    linear = architecture.linear_depth * math.log1p(2**-22 * math.sqrt(architecture.linear_inner))
+    return max(_LIPSCHITZ, math.exp(convolution + linear))
+
+
 class LipSimMetric(EmbeddingMetric):
     """LipSim as the evaluations see it.
 
@@ -142,10 +163,10 @@ class LipSimMetric(EmbeddingMetric):
         ||w|| is without the last entry, which no image moves.
 
         What rounding takes off it: the folded weights are float32, whose error of at most 2^-24 each makes a layer at
-        most (1 + 7.6e-6)-Lipschitz, and 27 layers less than 1 + 2^-12 (published sizes); the two dot products of unit
-        vectors may be wrong by 2^-19 together; and a forward pass in float32 by 2^-19 times the longest that an
-        activation can get, ||x|| plus what the biases add. The last is no worst case, but twice what was measured (of
-        float32 without TF32, as evaluations run).
+        most (1 + 7.6e-6)-Lipschitz, and 27 layers less than 1 + 2^-12 (published sizes; `rounded_constant` for others);
+        the two dot products of unit vectors may be wrong by 2^-19 together; and a forward pass in float32 by 2^-19
+        times the longest that an activation can get, ||x|| plus what the biases add. The last is no worst case, but
+        twice what was measured (of float32 without TF32, as evaluations run).
 
         Raises:
             ValueError: in bfloat16, which proves nothing.
@@ -157,7 +178,7 @@ class LipSimMetric(EmbeddingMetric):
         forward = _FORWARD_ERROR * (images.flatten(1).cpu().double().norm(dim=1) + self._bias_lengths())
         # The embedding that is judged in the end is at most R longer than this one.
         left = score - _SIMILARITY_ERROR * length - 2 * forward * moving
-        radius = left / (_LIPSCHITZ * (moving + _SIMILARITY_ERROR))
+        radius = left / (rounded_constant(self.function.architecture) * (moving + _SIMILARITY_ERROR))
         return torch.where(moving > 0, radius.clamp(min=0), 0.0).to(images)
 
     def published_radius(self, images: Tensor, fixed: Tensor) -> Tensor:
@@ -190,12 +211,12 @@ def build(name: str, request: Request, *, bias: bool = False) -> LipSimMetric:
     """Build a variant.
 
     Args:
-        name: lipsim-pretrained, lipsim-0.2 or lipsim-0.5.
+        name: lipsim-pretrained, lipsim-0.2, lipsim-0.5, or lipsim-lite, whose weights are in the package.
         request: where and from which weights.
         bias: as for `LipSim`.
 
     Raises:
-        UnknownModelError: its converted file is not there.
+        UnknownModelError: its file is not there.
         CheckpointError: the file is damaged or another one: names the keys or shapes.
 
     Example:
@@ -206,37 +227,100 @@ def build(name: str, request: Request, *, bias: bool = False) -> LipSimMetric:
         rclip_metric.errors.UnknownModelError: lipsim-0.5 needs its published weights, and nowhere.safetensors is not
         there: get its checkpoint, then run: rclip-metric train baseline lipsim-0.5 FILE
     """
-    revision = None
+    published = BASELINES[name].published is not None
     if request.random:
-        architecture = LipSimArchitecture()
+        architecture = LipSimArchitecture() if published else _sizes(_stored(name, request))
         network = LipSim(architecture, folded(architecture, random_tensors(architecture)), bias=bias)
-    else:
-        path = weights_path(name, request)
-        stored = read_stored(name, path)
-        revision = stored.revision
-        try:
-            architecture = LipSimArchitecture(**stored.config["architecture"])
-            network = LipSim(architecture, stored.tensors, bias=bias)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is not LipSim: {error}") from error
+        return _metric(name + RANDOM, network, request.device, label=BASELINES[name].label)
+    stored = _stored(name, request)
+    return _built(name, stored, request.device, label=BASELINES[name].label, bias=bias)
+
+
+def load(path: Path, device: str = "cpu") -> LipSimMetric:
+    """Build what a file of `rclip-metric train lipsim` or `train pack` holds.
+
+    Raises:
+        CheckpointError: it is damaged or another one: names the keys or shapes.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.train.metrics.weight_files import Converted, write_stored
+        >>> small = LipSimArchitecture(16, channels=4, depth=1, linear_depth=1, linear_inner=8, embedding=4)
+        >>> config = {"architecture": vars(small), "family": "lipsim", "raw": True}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "small.safetensors")
+        ...     write_stored("small", Converted(random_tensors(small), config, []), path)
+        ...     load(path).name
+        'small'
+    """
+    stored = read_stored(None, path)
+    return _built(stored.name, stored, device, label=stored.config.get("label"))
+
+
+def _stored(name: str, request: Request) -> Stored:
+    """Read the file of a name: in the package, or where converted files lie."""
+    if BASELINES[name].published is not None or request.weights is not None:
+        return read_stored(name, weights_path(name, request))
+    path = PACKAGED / f"{name}.safetensors"
+    if not path.is_file():
+        raise UnknownModelError(f"{name} is not in this installation, {path} is not there: install rclip-metric again")
+    return read_stored(name, path)
+
+
+def _sizes(stored: Stored) -> LipSimArchitecture:
+    try:
+        return LipSimArchitecture(**stored.config["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{stored.path} is not LipSim: {error}") from error
+
+
+def _built(name: str, stored: Stored, device: str, *, label: str | None, bias: bool = False) -> LipSimMetric:
+    """Build what a file holds; raw weights, of any precision, are folded here, in float64.
+
+    So the network is 1-Lipschitz whatever they were rounded to.
+    """
+    architecture = _sizes(stored)
+    try:
+        tensors = stored.tensors
+        if stored.config.get("raw"):
+            check(tensors, architecture.published_shapes)
+            tensors = folded(architecture, tensors)
+        network = LipSim(architecture, tensors, bias=bias)
+    except CheckpointError as error:
+        raise CheckpointError(f"{stored.path} is not LipSim: {error}") from error
+    return _metric(name, network, device, label=label, revision=stored.revision, about=stored.config.get("training"))
+
+
+def _metric(
+    name: str,
+    network: LipSim,
+    device: str,
+    *,
+    label: str | None,
+    revision: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> LipSimMetric:
+    architecture = network.architecture
+    more = {} if about is None else {"training": dict(about)}
     return LipSimMetric(
-        network.eval().to(request.device),
+        network.eval().to(device),
         architecture.image_size,
-        name=name + RANDOM if request.random else name,
+        name=name,
         revision=revision,
-        device=request.device,
+        device=device,
         facts=Facts(
-            label=BASELINES[name].label,
+            label=label,
             # The q of a convolution cancels: no image's score depends on it.
             parameters=sum(
                 math.prod(shape)
                 for key, shape in architecture.published_shapes.items()
                 if not (key.startswith("base.1.") and key.endswith(".q"))
             ),
-            source="Ghazanfari et al. 2023, arXiv 2310.18274",
+            source="Ghazanfari et al. 2023, arXiv 2310.18274" if about is None else "trained by rclip-metric",
         ),
         details={
-            "embedding": f"first {architecture.embedding} dimensions{', and a constant 1' if bias else ''}",
+            "embedding": f"first {architecture.embedding} dimensions{', and a constant 1' if network.bias else ''}",
             "certificate": "|<phi(x), v_0 - v_1>| / ||v_0 - v_1||, phi not normalised, less rounding",
+            **more,
         },
     )

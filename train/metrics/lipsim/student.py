@@ -78,16 +78,31 @@ class Student(nn.Module):
             images: in [0, 1].
             weights: what `folded` gave.
         """
-        architecture = self.architecture
-        x = F.pixel_unshuffle(images, architecture.patch)  # (N, 3 patch^2, S / patch, S / patch)
-        x = F.pad(x, (0, 0, 0, 0, 0, architecture.channels - x.shape[1])).contiguous(memory_format=torch.channels_last)
-        for kernel, bias in zip(weights["kernels"], weights["kernel_biases"], strict=True):
-            inner = F.conv2d(x, kernel, bias, padding=1).relu()
-            x = x - F.conv2d(inner, kernel.flip(2, 3).transpose(0, 1), padding=1)
-        x = F.avg_pool2d(x, architecture.pool, divisor_override=architecture.pool).flatten(1)  # (N, features)
-        for weight, bias in zip(weights["weights"], weights["weight_biases"], strict=True):
-            x = x - F.linear(F.linear(x, weight, bias).relu(), weight.t())
-        return x[:, : architecture.embedding]
+        return embedded(self.architecture, images, weights)
+
+
+def embedded(architecture: LipSimArchitecture, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Run the network with plain operations, which autograd takes apart in any way: (N, 3, S, S) to (N, D).
+
+    Args:
+        architecture: the sizes.
+        images: in [0, 1].
+        weights: folded, see `LipSimArchitecture.shapes`.
+
+    Example:
+        >>> small = LipSimArchitecture(16, channels=4, depth=1, linear_depth=1, linear_inner=8, embedding=4)
+        >>> embedded(small, torch.rand(2, 3, 16, 16), Student(small).finish()).shape
+        torch.Size([2, 4])
+    """
+    x = F.pixel_unshuffle(images, architecture.patch)  # (N, 3 patch^2, S / patch, S / patch)
+    x = F.pad(x, (0, 0, 0, 0, 0, architecture.channels - x.shape[1])).contiguous(memory_format=torch.channels_last)
+    for kernel, bias in zip(weights["kernels"], weights["kernel_biases"], strict=True):
+        inner = F.conv2d(x, kernel, bias, padding=1).relu()
+        x = x - F.conv2d(inner, kernel.flip(2, 3).transpose(0, 1), padding=1)
+    x = F.avg_pool2d(x, architecture.pool, divisor_override=architecture.pool).flatten(1)  # (N, features)
+    for weight, bias in zip(weights["weights"], weights["weight_biases"], strict=True):
+        x = x - F.linear(F.linear(x, weight, bias).relu(), weight.t())
+    return x[:, : architecture.embedding]
 
 
 def _attribute(key: str) -> str:
