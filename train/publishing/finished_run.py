@@ -129,6 +129,11 @@ def read_run(folder: Path) -> FinishedRun:
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: pass the --out of a `rclip-metric train` command")
+    if (folder / "lipsim.safetensors").is_file() and not (folder / WEIGHTS_NAME).exists():
+        raise ValueError(
+            f"{folder} is a run of `rclip-metric train lipsim`, whose metric is no encoder with a manifest entry: "
+            "publish its lipsim.safetensors and README.md as they are, or `rclip-metric train pack` it"
+        )
     missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME, RECORD_NAME) if not (folder / name).is_file()]
     if missing:
         raise ValueError(_what_is_missing(folder, missing))

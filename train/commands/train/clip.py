@@ -1,4 +1,4 @@
-"""`rclip-metric train clip`, `text` and `pack`: a small CLIP from nothing, its text tower, its shipped form."""
+"""`rclip-metric train clip`, `text` and `pack`: a small CLIP from nothing, its text tower, what is shipped of a run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     text.add_argument("--out", type=Path, help="file to write (default: RUN/text.safetensors, found with the encoder)")
     text.set_defaults(run=_run_text)
 
-    pack = commands.add_parser("pack", help="write a run's encoder as one half-precision file, as `tiny` is shipped")
-    pack.add_argument("run_folder", type=Path, metavar="RUN", help="folder with model.safetensors and config.json")
+    pack = commands.add_parser("pack", help="write a run's weights as one half-precision file, as `tiny` is shipped")
+    pack.add_argument(
+        "run_folder",
+        type=Path,
+        metavar="RUN",
+        help="folder with model.safetensors and config.json, or a `train lipsim`",
+    )
     pack.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     pack.set_defaults(run=_run_pack)
 
@@ -51,8 +56,13 @@ def _run_text(options: argparse.Namespace) -> None:
 def _run_pack(options: argparse.Namespace) -> None:
     from rclip_metric.files import written_whole
     from rclip_metric.json_files import read_json
+    from rclip_metric.train.finetuning.lipsim.result import STUDENT_NAME, pack_student
     from rclip_metric.weights import WEIGHTS_NAME, SavedConfig, load_encoder, save_encoder
 
+    if (options.run_folder / STUDENT_NAME).is_file():
+        pack_student(options.run_folder, options.out)
+        say(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
+        return
     encoder = copy.deepcopy(load_encoder(options.run_folder)).half()
     saved = SavedConfig.read(read_json(options.run_folder / "config.json"), str(options.run_folder)).values
     about = {field: saved[field] for field in ("training", "license", "notes")}

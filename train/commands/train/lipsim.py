@@ -113,6 +113,11 @@ def _check(options: argparse.Namespace, tunes: bool) -> None:
         raise ValueError("a --teacher teaches with images: pass --images, or leave it out and tune --start-from a run")
     if options.no_tune and options.triplets is None:
         raise ValueError("--no-tune goes with --triplets, whose val split is judged")
+    if options.images and tunes and (options.out / "run.json").exists() and not (options.out / _DISTILLED).exists():
+        raise ValueError(
+            f"{options.out} is a finished run of one step: tune it with --start-from {options.out}, without --images "
+            "and into another --out"
+        )
     if not options.images and not tunes:
         raise ValueError(
             "there is nothing to train on: pass --images (and a --teacher) for step 1, --triplets for step 2"

@@ -18,7 +18,7 @@ TASKS = {
     "clip": {
         "clip": "train a small CLIP on scenes (tiny-clean)",
         "text": "write the text tower of a `train clip` run, for zero-shot classification",
-        "pack": "write a run's encoder as one half-precision file, as `tiny` is shipped",
+        "pack": "write a run's weights as one half-precision file, as `tiny` is shipped",
     },
     "finetune": {
         "fare": "adversarial fine-tuning of an image encoder without labels (FARE, Sim-CLIP, LORE)",

@@ -35,7 +35,7 @@ def metric_card(record: Mapping[str, Any], megabytes: float) -> str:
         "the closer one.",
         "```python\nfrom rclip_metric.train.metrics import load_metric\n\n"
         f'metric = load_metric("path/to/{record["name"]}")  # this folder\n```\n\n'
-        "`rclip-metric eval nights --model path/to/" + record["name"] + " --data NIGHTS --certified` judges it.",
+        f"`rclip-metric benchmark --metrics path/to/{record['name']} --data nights:NIGHTS --certified` judges it.",
         _table(
             {
                 "images": f"RGB in [0, 1], squashed to {sizes['image_size']}x{sizes['image_size']} pixels",
@@ -43,7 +43,7 @@ def metric_card(record: Mapping[str, Any], megabytes: float) -> str:
                 "layers": ", ".join(f"{name} {value}" for name, value in sizes.items() if name != "image_size"),
                 "stored": f"float32, the constraint folded in; {megabytes:.2f} MB, safetensors",
                 "stretches by at most": f"1 (proved); {measured['largest']:.6f} measured, {measured['images']} images",
-                "trained for": f"{record['seconds']:.0f} s",
+                "this step took": f"{record['seconds']:.0f} s",
             }
         ),
     ]

@@ -40,6 +40,7 @@ class Standing:
         validations: what each found, with its step.
         pending: of the log.
         seconds: of the run so far.
+        unreadable: of step 2: for each split, the triplets left out and why.
     """
 
     read: int = 0
@@ -47,6 +48,7 @@ class Standing:
     validations: list[dict[str, float]] = field(default_factory=list)
     pending: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Distillation:
@@ -231,8 +233,7 @@ class Distillation:
             self.student.finish(),
             self.validation,
             self.device,
-            max(3, self.chunk_size),
-            self.config.max_unreadable,
+            max_unreadable=self.config.max_unreadable,
         )
         log.validation(done, found)
         self.standing.validations.append({"step": done, **found})

@@ -82,11 +82,13 @@ class MarginTuning:
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
         )
-        self._told: dict[str, set[str]] = {split: set() for split in images}
         self.start, self.standing = 0, Standing()
         if state is not None:
             self.start, self.standing = state.step, Standing(**state.facts)
             restore_training(state, self.student, self.optimizer)
+            for split, sentences in self.standing.unreadable.items():
+                images[split].unreadable.update(sentences)
+        self._told = {split: set(source.unreadable) for split, source in images.items()}
 
     @property
     def per_epoch(self) -> int:
@@ -161,8 +163,7 @@ class MarginTuning:
             self.student.finish(),
             self.images["val"],
             self.device,
-            self.chunk_size,
-            self.config.max_unreadable,
+            max_unreadable=self.config.max_unreadable,
         )
         log.validation(done, found)
         self.standing.validations.append({"step": done, **found})
@@ -177,6 +178,7 @@ class MarginTuning:
         if stopping:
             log.event(done, interrupted=True)
         if stopping or done % self.config.save_every == 0 or done == self.steps:
+            self.standing.unreadable = {split: dict(source.unreadable) for split, source in self.images.items()}
             self.standing.lost = sum(len(source.unreadable) for source in self.images.values())
             self.standing.read = sum(len(source) for source in self.images.values()) - self.standing.lost
             self.standing.pending, self.standing.seconds = log.pending, log.seconds

@@ -17,6 +17,7 @@ from rclip_metric.train.runs.precision import full_float32
 
 PUBLISHED_SIZE = 224
 """Side of the images, in pixels, that the radii of LipSim's table belong to."""
+_TOGETHER = 32  # triplets of a pass: nothing is kept for a gradient
 
 
 def proven(
@@ -24,7 +25,7 @@ def proven(
     tensors: Mapping[str, Tensor],
     triplets: TripletImages,
     device: torch.device,
-    chunk_size: int,
+    *,
     max_unreadable: float = 1.0,
 ) -> dict[str, float]:
     """Judge triplets as the evaluation does, and certify each decision.
@@ -34,7 +35,6 @@ def proven(
         tensors: folded.
         triplets: at the student's size.
         device: where.
-        chunk_size: images per pass.
         max_unreadable: share of the triplets that may be unreadable.
 
     Returns:
@@ -53,7 +53,7 @@ def proven(
         >>> files = TripletFiles("0", Path("x.png"), Path("black.png"), Path("x.png"), share=1.0, split="val")
         >>> images = {Path("x.png"): torch.ones(3, 16, 16), Path("black.png"): torch.zeros(3, 16, 16)}
         >>> triplets = TripletImages([files], images.__getitem__, size=16)
-        >>> found = proven(small, folded(small, random_tensors(small)), triplets, torch.device("cpu"), chunk_size=3)
+        >>> found = proven(small, folded(small, random_tensors(small)), triplets, torch.device("cpu"))
         >>> found["val_accuracy"], found["val_radius"] > 0
         (100.0, True)
     """
@@ -61,7 +61,7 @@ def proven(
     metric = LipSimMetric(network, architecture.image_size, name="student", device=device)
     right, radius = [], []
     with torch.no_grad(), full_float32():
-        for indices, levels in triplets.batches(torch.arange(len(triplets)).split(max(1, chunk_size // 3))):
+        for indices, levels in triplets.batches(torch.arange(len(triplets)).split(_TOGETHER)):
             if not len(indices):
                 continue
             images = levels.to(device).float() / 255

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.student import embedded
@@ -43,13 +42,19 @@ def lipschitz_constant(
     if not len(images) or iterations < 1:
         raise ValueError(f"got {len(images)} images and {iterations} iterations, and a measurement takes one of each")
     direction = _unit(torch.randn(images.shape, generator=seeded(seed), dtype=torch.float64).to(images))
-    _, pull = vjp(network, images)
     stretched = torch.zeros(len(images), dtype=torch.float64)
-    for _ in range(iterations):
-        _, pushed = jvp(network, (images,), (direction,))  # J v, (N, D)
-        stretched = pushed.flatten(1).double().norm(dim=1)
-        (pulled,) = pull(pushed)  # J^T J v
-        direction = _unit(pulled)
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        y = network(x)
+        if not y.requires_grad:  # no image moves it
+            return stretched
+        u = torch.zeros_like(y, requires_grad=True)
+        [pull] = torch.autograd.grad(y, x, u, create_graph=True)  # J^T u, linear in u: its derivative along v is J v
+        for _ in range(iterations):
+            [pushed] = torch.autograd.grad(pull, u, direction, retain_graph=True)  # (N, D)
+            stretched = pushed.flatten(1).double().norm(dim=1).cpu()
+            [pulled] = torch.autograd.grad(y, x, pushed, retain_graph=True)  # J^T J v
+            direction = _unit(pulled)
     return stretched
 
 

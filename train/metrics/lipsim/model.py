@@ -24,6 +24,7 @@ from rclip_metric.train.metrics.lipsim import sll
 from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, check, folded, random_tensors
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Request, Stored, read_stored, weights_path
+from rclip_metric.weights import short_digest, tensors_digest
 
 PACKAGED = Path(rclip_metric.__file__).parent / "models"
 
@@ -288,7 +289,10 @@ def _built(name: str, stored: Stored, device: str, *, label: str | None, bias: b
         network = LipSim(architecture, tensors, bias=bias)
     except CheckpointError as error:
         raise CheckpointError(f"{stored.path} is not LipSim: {error}") from error
-    return _metric(name, network, device, label=label, revision=stored.revision, about=stored.config.get("training"))
+    # Published files are known by themselves; of ours the same weights are written anew where a run is finished again.
+    own = stored.config.get("family") is not None
+    revision = short_digest(tensors_digest(stored.tensors)) if own else stored.revision
+    return _metric(name, network, device, label=label, revision=revision, about=stored.config.get("training"))
 
 
 def _metric(
