@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentPars
     """Add the command."""
     from rclip_metric.train.finetuning.lipsim import DistilConfig, TuneConfig
     from rclip_metric.train.runs.config import add_options, count, recipe_names
+    from rclip_metric.train.runs.precision import PRECISIONS
 
     parser = commands.add_parser(
         "lipsim",
@@ -54,6 +55,12 @@ def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentPars
     parser.add_argument("--recipe", metavar="NAME|FILE", help="settings by name, or a file like them")
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file with settings, by the names below")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the student's passes in training; what is proven is float32 whatever it is (default float32)",
+    )
     parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that read images (default 0)")
     parser.add_argument("--allow-outside", action="store_true", help="paths in data.csv may lead out of the folder")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, for the card")
@@ -88,6 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     _check(options, tunes)
     more = {
         "device": str(chosen_device(options.device)),
+        "precision": options.precision,
         "workers": options.workers,
         "allow_outside": options.allow_outside,
         "license": options.license,

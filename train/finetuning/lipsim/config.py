@@ -48,6 +48,9 @@ class DistilConfig:
     inner: int = setting(5, "ReLUs of a convolutional layer, per place", least=1)
     linear_depth: int = setting(7, "linear layers", least=1)
     linear_inner: int = setting(1024, "ReLUs of a linear layer", least=1)
+    from_end: bool = setting(False, "keep the last dimensions of the last layer, not the first as published")
+    dimensions: int = setting(0, "leading directions of the teacher's embeddings that are learned (0: all of them)")
+    scale: float = setting(1.0, "length of the teacher's embeddings; certified radii grow with it, and what it demands")
     steps: int = setting(0, "optimiser steps (0: those of --epochs)")
     epochs: int = setting(40, "passes over the images, where --steps does not say how many", least=1)
     warmup_steps: int = setting(2000, "steps over which the learning rate rises from 0, linearly")
@@ -84,6 +87,8 @@ class DistilConfig:
             raise ValueError(f"hue must be in [0, 0.5], half a circle, and it is {self.hue}")
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"crop_scale must be above 0 and at most 1, and it is {self.crop_scale}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive, and it is {self.scale}")
         if not 0 <= self.clip_gradient < math.inf:
             raise ValueError(f"clip_gradient must not be negative, and it is {self.clip_gradient}")
 

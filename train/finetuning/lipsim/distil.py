@@ -74,6 +74,7 @@ class Distillation:
         start_from: Mapping[str, Tensor] | None = None,
         start_digest: str | None = None,
         workers: int = 0,
+        precision: str = "float32",
         validation: TripletImages | None = None,
     ) -> None:
         """Open the images, and go on from the newest state in `out` if there is one.
@@ -83,8 +84,8 @@ class Distillation:
                 state is of another run.
         """
         self.teacher, self.sources, self.out, self.config, self.device = teacher, sources, out, config, device
-        self.workers, self.validation = workers, validation
-        self.architecture = config.architecture(teacher.dimensions)
+        self.workers, self.precision, self.validation = workers, precision, validation
+        self.architecture = config.architecture(config.dimensions or teacher.dimensions)
         self.chunk_size = min(config.chunk_size or together(self.architecture, device), config.batch_size)
         check_memory(self.architecture, self.chunk_size, device)
         self._read = Squashed(config.image_size)
@@ -92,6 +93,11 @@ class Distillation:
         self.count, self.facts = opened.count, opened.describe()
         self.contents = opened.contents()
         self.steps = config.total_steps(self.count)
+        if config.dimensions and not self.keeps_lesson:
+            raise ValueError(
+                "the leading directions of a teacher's embeddings are those of all images: ask for no random crops or "
+                "mixtures, and pass trees, or leave dimensions out"
+            )
         self.settings = {
             **config.computed,
             "steps": self.steps,
@@ -145,6 +151,8 @@ class Distillation:
         if self.start >= self.steps:
             return
         lesson = self._lesson(quiet) if self.keeps_lesson else None
+        if lesson and self.config.dimensions:
+            lesson = lesson.shortened(self.config.dimensions)
         read = self._read if lesson else Squashed(max(self.config.image_size, self.teacher.size))
         log = TrainingLog(
             self.out,
@@ -215,10 +223,19 @@ class Distillation:
         which = mirrored(images, batch.keys, done - 1, config)
         originals = turned(images, which)
         target = self.teacher(originals) if lesson is None else lesson(batch.keys, which).to(self.device)
+        target = config.scale * target
         own = Preprocessing("squash", config.image_size, config.image_size)
         copies = jittered(resize_images(images, own), batch.keys, done - 1, config)
         views = resize_images(originals, own), copies
-        first, second = distil_step(self.student, self.optimizer, target, views, self.chunk_size, config.clip_gradient)
+        first, second = distil_step(
+            self.student,
+            self.optimizer,
+            target,
+            views,
+            self.chunk_size,
+            config.clip_gradient,
+            bfloat16=self.precision == "bfloat16",
+        )
         loss = (first + second) / 2
         if not math.isfinite(loss):
             kept = save_batch(self.out, done, views[0], copies=copies, teacher=target)

@@ -27,6 +27,7 @@ from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import chosen_device
 from rclip_metric.train.runs.files import provenance
 from rclip_metric.train.runs.machine import device_name, device_record, versions
+from rclip_metric.train.runs.precision import resolved_precision
 
 _MEASURED = 8  # images that the Lipschitz constant is measured at
 
@@ -41,6 +42,7 @@ def distil(
     start_from: Path | None = None,
     triplets: Path | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     workers: int = 0,
     allow_outside: bool = False,
     license: str | None = None,
@@ -62,6 +64,8 @@ def distil(
         start_from: an earlier run, whose weights this one begins with.
         triplets: a NIGHTS-format set, whose `val` split is judged and certified after each epoch.
         device: where the student is trained: "cpu", "cuda", ..., or "auto".
+        precision: of the student's passes in training: "float32", "bfloat16" (folding, losses, updates and all that is
+            proven stay float32), or "auto".
         workers: processes that read images; 0 reads in between.
         allow_outside: paths in data.csv may lead out of its folder.
         license: of the weights, for the card.
@@ -91,8 +95,9 @@ def distil(
     """
     name, chosen = check_name(name or out.name), chosen_device(device)
     first = read_student(start_from) if start_from else None
+    precision = resolved_precision(precision, chosen)
     taught = Teacher(teacher)
-    if first is not None and first.architecture != config.architecture(taught.dimensions):
+    if first is not None and first.architecture != config.architecture(config.dimensions or taught.dimensions):
         raise ValueError(
             f"{start_from} has another architecture than this run: pass the settings that it was made with"
         )
@@ -109,6 +114,7 @@ def distil(
         start_from=first and first.tensors,
         start_digest=first and first.digest,
         workers=workers,
+        precision=precision,
         validation=validation,
     )
     run.run(quiet)
@@ -122,7 +128,12 @@ def distil(
         "start_from": first and {"name": first.name, "revision": first.digest},
         "data": {**run.facts, "contents": run.contents, "read": run.standing.read, "unreadable": run.standing.lost},
         "recipe": _recipe(config.computed) | {"steps": run.steps},
-        "run": {"device": device_name(chosen), "workers": workers, "chunk_size": run.chunk_size},
+        "run": {
+            "device": device_name(chosen),
+            "precision": precision,
+            "workers": workers,
+            "chunk_size": run.chunk_size,
+        },
         **_circumstances(config.seed, chosen, run.standing.seconds, run.standing.validations),
     }
     batch = photographs(
@@ -140,6 +151,7 @@ def tune(
     *,
     name: str | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     workers: int = 0,
     allow_outside: bool = False,
     license: str | None = None,
@@ -157,6 +169,7 @@ def tune(
         config: the recipe.
         name: of the metric; the folder's by default.
         device: "cpu", "cuda", ..., or "auto".
+        precision: of the student's passes in training, as for `distil`.
         workers: threads that read images while the device works; 0 reads in between.
         allow_outside: paths in data.csv may lead out of its folder.
         license: of the weights, for the card.
@@ -174,6 +187,7 @@ def tune(
         ValueError: nowhere is no finished run of `rclip-metric train lipsim`: it has no student.safetensors
     """
     name, chosen = check_name(name or out.name), chosen_device(device)
+    precision = resolved_precision(precision, chosen)
     first = read_student(start_from)
     size = first.architecture.image_size
     images = {
@@ -182,7 +196,9 @@ def tune(
         )
         for split in ("train", "val")
     }
-    run = MarginTuning(first.architecture, first.tensors, images, out, config, chosen, start_digest=first.digest)
+    run = MarginTuning(
+        first.architecture, first.tensors, images, out, config, chosen, start_digest=first.digest, precision=precision
+    )
     run.run(quiet)
     before = first.training
     seen = ", ".join(part for part in (before.get("data"), triplets.name) if part)
@@ -200,7 +216,12 @@ def tune(
             "unreadable": run.standing.lost,
         },
         "recipe": _recipe(config.computed),
-        "run": {"device": device_name(chosen), "workers": workers, "chunk_size": run.chunk_size},
+        "run": {
+            "device": device_name(chosen),
+            "precision": precision,
+            "workers": workers,
+            "chunk_size": run.chunk_size,
+        },
         **_circumstances(config.seed, chosen, run.standing.seconds, run.standing.validations),
     }
     write_result(out, student, record, _references(images["val"]), license=license)

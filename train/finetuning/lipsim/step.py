@@ -19,6 +19,8 @@ def distil_step(
     views: tuple[Tensor, Tensor],
     chunk_size: int,
     clip_gradient: float = 0.0,
+    *,
+    bfloat16: bool = False,
 ) -> tuple[float, float]:
     """Take a step on (RMSE(student(original), teacher) + RMSE(student(copy), teacher)) / 2.
 
@@ -32,6 +34,7 @@ def distil_step(
         views: originals and jittered copies, (N, 3, S, S) each.
         chunk_size: images per pass.
         clip_gradient: longest gradient; 0 for no clipping.
+        bfloat16: run the student's passes in it; the folding, the losses and the update stay float32.
 
     Returns:
         Both RMSEs. Where one is not finite the optimiser has not stepped.
@@ -53,7 +56,9 @@ def distil_step(
         square = teacher.new_zeros(())
         sums: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
         for part, target in zip(images.split(chunk_size), teacher.split(chunk_size), strict=True):
-            share = (student(part, leaves) - target).square().sum() / teacher.numel()
+            with torch.autocast(part.device.type, torch.bfloat16, enabled=bfloat16):
+                embedding = student(part, leaves)
+            share = (embedding.float() - target).square().sum() / teacher.numel()
             for held, gradient in zip(sums, torch.autograd.grad(share, list(leaves.values())), strict=True):
                 held += gradient
             square += share.detach()
@@ -68,7 +73,14 @@ def distil_step(
 
 
 def tune_step(
-    student: Student, optimizer: torch.optim.Optimizer, triplets: Tensor, label: Tensor, margin: float, chunk_size: int
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    triplets: Tensor,
+    label: Tensor,
+    margin: float,
+    chunk_size: int,
+    *,
+    bfloat16: bool = False,
 ) -> float:
     """Take a step on the sum of the hinge losses of triplets, with embeddings brought to unit length.
 
@@ -79,6 +91,7 @@ def tune_step(
         label: (N,), 1 where people chose the right image, else 0.
         margin: by how much the chosen one is to be nearer, in 1 - cos.
         chunk_size: images per pass, three per triplet.
+        bfloat16: run the student's passes in it.
 
     Returns:
         The mean loss. Where it is not finite the optimiser has not stepped.
@@ -97,8 +110,9 @@ def tune_step(
     loss = triplets.new_zeros(())
     several = max(1, chunk_size // 3)
     for some, chosen in zip(triplets.split(several), sides(label).split(several), strict=True):
-        embeddings = student(some.flatten(0, 1), leaves).unflatten(0, (-1, 3))
-        share = hinge(*squared_distances(embeddings), chosen.to(embeddings), margin).sum()
+        with torch.autocast(some.device.type, torch.bfloat16, enabled=bfloat16):
+            embeddings = student(some.flatten(0, 1), leaves).unflatten(0, (-1, 3))
+        share = hinge(*squared_distances(embeddings.float()), chosen.to(embeddings.device), margin).sum()
         for held, gradient in zip(total, torch.autograd.grad(share, list(leaves.values())), strict=True):
             held += gradient
         loss += share.detach()

@@ -94,6 +94,24 @@ class Lesson:
         """Look up images by their places, mirrored where `which` (n,) says so: (n, D)."""
         return self.embeddings[torch.tensor(keys, dtype=torch.long), which.long()]
 
+    def shortened(self, dimensions: int) -> Lesson:
+        """Keep the part of every embedding along the leading directions of all, those that hold most of their squares.
+
+        What two shortened embeddings are to each other is what their originals are, less what lies in the other
+        directions.
+
+        Raises:
+            ValueError: if they have fewer dimensions.
+        """
+        if dimensions > self.embeddings.shape[2]:
+            raise ValueError(
+                f"the teacher's embeddings have {self.embeddings.shape[2]} dimensions, and {dimensions} were asked for"
+            )
+        rows = self.embeddings.flatten(0, 1)
+        rows = rows[rows.isfinite().all(1)].double()
+        _, directions = torch.linalg.eigh(rows.t() @ rows)  # by rising eigenvalue
+        return Lesson(self.embeddings @ directions[:, -dimensions:].float())
+
     @classmethod
     def given(cls, teacher: Teacher, batches: Iterable[Batch], count: int, flip: bool) -> Lesson:
         """Have the teacher embed every image of a tree of `count` once, or twice where images are mirrored."""

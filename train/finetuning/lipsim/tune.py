@@ -50,6 +50,7 @@ class MarginTuning:
         device: torch.device,
         *,
         start_digest: str,
+        precision: str = "float32",
     ) -> None:
         """Begin with a student's raw weights, or go on from the newest state in `out`.
 
@@ -61,12 +62,13 @@ class MarginTuning:
             config: the recipe.
             device: where.
             start_digest: of `raw`.
+            precision: of the student's passes in training, float32 or bfloat16.
 
         Raises:
             ValueError: if it does not fit into memory, or the state is of another run.
         """
         self.architecture, self.images, self.out = architecture, images, out
-        self.config, self.device = config, device
+        self.config, self.device, self.precision = config, device, precision
         self.chunk_size = min(config.chunk_size or max(3, together(architecture, device)), 3 * config.batch_size)
         check_memory(architecture, self.chunk_size, device)
         self.digests = triplet_digests({split: source.triplets for split, source in images.items()})
@@ -151,7 +153,15 @@ class MarginTuning:
             return
         images = levels.to(self.device).float() / 255
         label = source.label[indices]
-        loss = tune_step(self.student, self.optimizer, images, label, self.config.margin, self.chunk_size)
+        loss = tune_step(
+            self.student,
+            self.optimizer,
+            images,
+            label,
+            self.config.margin,
+            self.chunk_size,
+            bfloat16=self.precision == "bfloat16",
+        )
         if not math.isfinite(loss):
             kept = save_batch(self.out, done, images.flatten(0, 1))
             raise FloatingPointError(f"the loss is {loss} at step {done}: lower the learning rate; {kept}")

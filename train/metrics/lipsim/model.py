@@ -88,13 +88,14 @@ class LipSim(nn.Module):
         moved = F.pixel_unshuffle(images, self.architecture.patch)  # (N, 3 patch^2, S / patch, S / patch)
         pooled = sll.convolutions(moved, self.kernels, self.kernel_biases, self.architecture.pool, of_kernels)
         last = sll.linears(pooled.flatten(1), self.weights, self.weight_biases, of_weights)
-        return last[:, : self.architecture.embedding]
+        return last[:, self.architecture.kept]
 
     def run_backward(self, gradient: Tensor, gates: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """Turn the gradient (N, D) of what `run` gave into that of the images (N, 3, S, S)."""
         architecture = self.architecture
         side = architecture.side // architecture.pool
-        last = F.pad(gradient, (0, architecture.features - architecture.embedding))
+        last = gradient.new_zeros(len(gradient), architecture.features)
+        last[:, architecture.kept] = gradient
         pooled = sll.linears_backward(last, self.weights, gates[1]).unflatten(1, (-1, side, side))
         moved = sll.convolutions_backward(pooled, self.kernels, architecture.colours, architecture.pool, gates[0])
         return F.pixel_shuffle(moved, architecture.patch)
@@ -306,6 +307,7 @@ def _metric(
 ) -> LipSimMetric:
     architecture = network.architecture
     more = {} if about is None else {"training": dict(about)}
+    which = "last" if architecture.from_end else "first"
     return LipSimMetric(
         network.eval().to(device),
         architecture.image_size,
@@ -323,7 +325,7 @@ def _metric(
             source="Ghazanfari et al. 2023, arXiv 2310.18274" if about is None else "trained by rclip-metric",
         ),
         details={
-            "embedding": f"first {architecture.embedding} dimensions{', and a constant 1' if network.bias else ''}",
+            "embedding": f"{which} {architecture.embedding} dimensions{', and a constant 1' if network.bias else ''}",
             "certificate": "|<phi(x), v_0 - v_1>| / ||v_0 - v_1||, phi not normalised, less rounding",
             **more,
         },

@@ -37,6 +37,8 @@ class LipSimArchitecture:
         patch: side of the squares of pixels that become channels before the first convolution, which moves numbers and
             changes none of their distances; 1 as published, where all convolutions work at full size.
         pool: side of the squares that are summed after the last convolution.
+        from_end: keep the last dimensions of the last layer, where an untrained network has next to nothing that it
+            would have to unlearn, and not the first as published, which the image itself begins in.
 
     Example:
         >>> LipSimArchitecture().features, LipSimArchitecture().shapes["kernels"]  # 45 * 14 * 14
@@ -54,11 +56,12 @@ class LipSimArchitecture:
     embedding: int = 1792
     patch: int = 1
     pool: int = POOL
+    from_end: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would be another network."""
         for field in fields(self):
-            if getattr(self, field.name) < 1:
+            if field.name != "from_end" and getattr(self, field.name) < 1:
                 raise ValueError(f"LipSim's {field.name} must be at least 1, and it is {getattr(self, field.name)}")
         if self.image_size % (self.patch * self.pool):
             raise ValueError(
@@ -74,6 +77,11 @@ class LipSimArchitecture:
     def colours(self) -> int:
         """Channels that the image fills."""
         return 3 * self.patch**2
+
+    @property
+    def kept(self) -> slice:
+        """Which of the features are the embedding."""
+        return slice(self.features - self.embedding, None) if self.from_end else slice(self.embedding)
 
     @property
     def side(self) -> int:

@@ -102,7 +102,7 @@ def embedded(architecture: LipSimArchitecture, images: Tensor, weights: Mapping[
     x = F.avg_pool2d(x, architecture.pool, divisor_override=architecture.pool).flatten(1)  # (N, features)
     for weight, bias in zip(weights["weights"], weights["weight_biases"], strict=True):
         x = x - F.linear(F.linear(x, weight, bias).relu(), weight.t())
-    return x[:, : architecture.embedding]
+    return x[:, architecture.kept]
 
 
 def _attribute(key: str) -> str:
