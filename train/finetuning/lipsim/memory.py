@@ -25,7 +25,7 @@ def image_bytes(architecture: LipSimArchitecture) -> int:
 
     Example:
         >>> image_bytes(LipSimArchitecture()) // 10**6
-        273
+        237
     """
     places = architecture.side**2
     convolutions = places * (
@@ -40,7 +40,7 @@ def weight_bytes(architecture: LipSimArchitecture) -> int:
 
     Example:
         >>> weight_bytes(LipSimArchitecture()) // 10**6
-        2279
+        2277
     """
     convolutions = architecture.depth * architecture.inner * architecture.channels * 9
     linears = architecture.linear_depth * architecture.linear_inner * architecture.features

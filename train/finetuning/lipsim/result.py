@@ -23,7 +23,7 @@ from rclip_metric.weights import short_digest, tensors_digest
 METRIC_NAME = "lipsim.safetensors"
 STUDENT_NAME = "student.safetensors"
 RECORD_NAME = "run.json"
-_ITERATIONS = 30  # of the power iteration
+_ITERATIONS = 20  # of the power iteration
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def write_result(
         out: folder of the run.
         student: what was trained.
         record: what run.json is to say.
-        images: (n, 3, S, S) that the Lipschitz constant is measured at.
+        images: (n, 3, S, S) that the Lipschitz constant is measured at, on the device that measures.
         license: of the weights.
 
     Returns:
@@ -130,6 +130,11 @@ def pack_student(run: Path, out: Path) -> None:
     Raises:
         ValueError: if that is no such run, or its weights are too large for float16.
         StorageError: if it cannot be written.
+
+    Example:
+        >>> pack_student(Path("nowhere"), Path("packed.safetensors"))
+        Traceback (most recent call last):
+        ValueError: nowhere is no finished run of `rclip-metric train lipsim`: it has no student.safetensors
     """
     student = read_student(run)
     halves = {name: tensor.to(torch.float16) for name, tensor in student.tensors.items()}

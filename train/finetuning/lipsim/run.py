@@ -29,7 +29,7 @@ from rclip_metric.train.runs.files import provenance
 from rclip_metric.train.runs.machine import device_name, device_record, versions
 from rclip_metric.train.runs.precision import resolved_precision
 
-_MEASURED = 8  # images that the Lipschitz constant is measured at
+_MEASURED = 4  # images that the Lipschitz constant is measured at
 
 
 def distil(
@@ -139,7 +139,7 @@ def distil(
     batch = photographs(
         images, Squashed(config.image_size), batch_size=min(_MEASURED, run.count or _MEASURED), seed=config.seed, stop=1
     )
-    write_result(out, student, record, next(iter(batch)).images, license=license)
+    write_result(out, student, record, _in_float64(next(iter(batch)).images, chosen), license=license)
     return student
 
 
@@ -224,7 +224,7 @@ def tune(
         },
         **_circumstances(config.seed, chosen, run.standing.seconds, run.standing.validations),
     }
-    write_result(out, student, record, _references(images["val"]), license=license)
+    write_result(out, student, record, _in_float64(_references(images["val"]), chosen), license=license)
     return student
 
 
@@ -234,6 +234,11 @@ def _references(triplets: TripletImages) -> Tensor:
         if len(levels):
             return levels[:, 0].float() / 255
     raise ValueError("no triplet of val can be read: mend its images")
+
+
+def _in_float64(images: Tensor, device: torch.device) -> Tensor:
+    """Bring images to a device that computes in float64: the run's own, or the CPU."""
+    return images.double().to(device if device.type in ("cpu", "cuda") else "cpu")
 
 
 def _recipe(computed: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def lipschitz_constant(
 def lipsim_constant(
     architecture: LipSimArchitecture, tensors: Mapping[str, Tensor], images: Tensor, iterations: int = 20, seed: int = 0
 ) -> Tensor:
-    """Measure a LipSim's constant in float64: that of its weights, without the rounding of a forward pass.
+    """Measure a LipSim's constant in float64, where the images are: that of its weights, without rounding on the way.
+
+    One image after another: at the published size each holds a gigabyte meanwhile.
 
     Args:
         architecture: the sizes.
@@ -78,7 +80,10 @@ def lipsim_constant(
         True
     """
     wide = {name: tensor.detach().to(images.device).double() for name, tensor in tensors.items()}
-    return lipschitz_constant(lambda x: embedded(architecture, x, wide), images.double(), iterations, seed)
+    parts = images.double().split(1)
+    return torch.cat(
+        [lipschitz_constant(lambda x: embedded(architecture, x, wide), x, iterations, seed) for x in parts]
+    )
 
 
 def _unit(directions: Tensor) -> Tensor:
