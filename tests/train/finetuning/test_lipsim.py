@@ -253,6 +253,56 @@ def test_the_teacher_says_the_same_once_for_all_as_in_every_step(tree):
         assert expected.norm(dim=1).sub(1).abs().max() < 1e-6
 
 
+def test_a_shortened_lesson_keeps_what_its_leading_directions_hold():
+    spread = torch.randn(6, 3, generator=seeded(0)) @ torch.randn(3, 8, generator=seeded(1))  # in 3 of 8 dimensions
+    lesson = Lesson(torch.cat([spread, torch.full((1, 8), math.nan)])[:, None])
+    short = lesson.shortened(3).embeddings
+    assert short.shape == (7, 1, 3) and bool(short[6].isnan().all())
+    torch.testing.assert_close(short[:6, 0] @ short[:6, 0].t(), spread @ spread.t())
+    lengths = torch.linalg.svdvals(spread)
+    fewer = lesson.shortened(1).embeddings[:6, 0]
+    assert fewer.square().sum().item() == pytest.approx(lengths[0].square().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="8 dimensions, and 9 were asked for"):
+        lesson.shortened(9)
+
+
+def test_a_longer_and_a_shortened_teacher_is_what_the_loss_compares_with(tree, tmp_path):
+    one = dataclasses.replace(QUICK, steps=1, warmup_steps=0, batch_size=10, flip=0.0, jitter=0.0, grey=0.0)
+    teacher = Teacher(colours())
+    [batch] = photographs([tree], Squashed(8), batch_size=10, seed=0, stop=1)
+    target = teacher(batch.images)
+    _, directions = torch.linalg.eigh(target.double().t() @ target.double())
+    shown = torch.stack([Squashed(16)(path) for path in sorted(tree.rglob("*.png"))])
+    for name, changes in {"long": {"scale": 3.0}, "short": {"dimensions": 2, "scale": 3.0}}.items():
+        config = dataclasses.replace(one, **changes)
+        distil(colours(), [tree], tmp_path / name, config, quiet=True)
+        wanted = 3 * (target @ directions[:, -2:].float() if config.dimensions else target)
+        order = torch.tensor(batch.keys).argsort()
+        student = Student(config.architecture(config.dimensions or 5), config.seed)
+        error = (student(shown, student.folded()) - wanted[order]).square().mean().sqrt()
+        [line] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()][:1]
+        assert line["original_rmse"] == pytest.approx(error.item(), rel=1e-5)
+    assert load_metric(str(tmp_path / "short")).function.architecture.embedding == 2
+
+
+def test_a_step_in_bfloat16_goes_where_that_in_float32_goes():
+    images, copies, target = noise(5), noise(5, seed=1), F.normalize(torch.randn(5, 5, generator=seeded(2)), dim=1)
+    triplets, label = noise(12, seed=3).unflatten(0, (4, 3)), torch.tensor([1, 0, 1, 1])
+    for step in (
+        lambda student, **more: distil_step(student, optimizer, target, (images, copies), 5, **more),
+        lambda student, **more: tune_step(student, optimizer, triplets, label, 0.5, 12, **more),
+    ):
+        found = []
+        for bfloat16 in (False, True):
+            student = Student(SMALL, seed=3)
+            optimizer = torch.optim.SGD(trained(student), lr=0.0)
+            loss = torch.tensor(step(student, bfloat16=bfloat16)).mean().item()
+            found.append((loss, torch.cat([parameter.grad.flatten() for parameter in trained(student)])))
+        (exact, gradient), (rough, other) = found
+        assert rough == pytest.approx(exact, rel=0.02) and rough != exact
+        assert F.cosine_similarity(gradient, other, dim=0) > 0.99 and other.dtype == torch.float32
+
+
 def test_several_trees_are_one(tree, tmp_path):
     for place, name in enumerate("abc"):
         (tmp_path / name).mkdir()
@@ -526,6 +576,7 @@ def test_the_estimate_is_what_autograd_keeps():
         ({"grey": math.nan}, "grey must be in"),
         ({"crop_scale": 0.0}, "crop_scale must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"scale": 0.0}, "scale must be positive"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values, sentence):
@@ -574,6 +625,10 @@ WORDS = [word for name, value in {**SIZES, "channels": 32}.items() for word in (
         (["--teacher", "tiny-clean", "--images", "{tree}", "--name", "lipsim-0.5"], "choose another with --name"),
         (["--recipe", "tiny"], "the recipe tiny is for `train fare`"),
         (["--margin", "-1", "--images", "{tree}"], "margin must be above 0"),
+        (
+            ["--teacher", "tiny-clean", "--images", "{tree}", "--dimensions", "2", "--crop-scale", "0.5"],
+            "leading directions of a teacher's embeddings are those of all images",
+        ),
         (["--start-from", "{tree}", "--triplets", "{nights}"], "is no finished run of `rclip-metric train lipsim`"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from rclip_metric.train.metrics.base import Certified, Facts
 from rclip_metric.train.metrics.lipsim import sll
 from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimMetric, build
 from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, convert, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.student import Student
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import seeded
 
@@ -417,6 +418,29 @@ def test_other_files_are_refused(tmp_path):
         build("lipsim-0.5", Request(weights=tmp_path / "a.safetensors"))
     with pytest.raises(UnknownModelError, match=r"rclip-metric train baseline lipsim-0\.5"):
         build("lipsim-0.5", Request(weights=tmp_path / "none.safetensors"))
+
+
+def test_patches_and_the_last_dimensions_change_where_numbers_are_and_nothing_else():
+    sizes = {"channels": 50, "depth": 2, "inner": 7, "linear_depth": 1, "linear_inner": 8}
+    first = LipSimArchitecture(16, embedding=50, patch=4, pool=4, **sizes)
+    last = replace(first, embedding=2, from_end=True)
+    assert (first.colours, first.side, first.features) == (48, 4, 50)
+    raw, shown = random_tensors(first), images(3, size=16).requires_grad_()
+    whole, end = (LipSim(architecture, folded(architecture, raw)) for architecture in (first, last))
+    assert torch.equal(whole(shown)[:, -2:], end(shown))
+    # By hand: the 4 x 4 pixels of a block are channels of one place; the sum over all places, divided by 4.
+    x = shown.detach().unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 1, 4, 5, 2, 3).reshape(3, 48, 4, 4)
+    x = torch.cat([x, torch.zeros(3, 2, 4, 4)], 1)
+    for kernel, bias in zip(whole.kernels, whole.kernel_biases, strict=True):
+        x = x - F.conv_transpose2d(F.conv2d(x, kernel, bias, padding=1).relu(), kernel, padding=1)
+    x = x.sum((2, 3)) / 4
+    x = x - (x @ whole.weights[0].t() + whole.weight_biases[0]).relu() @ whole.weights[0]
+    torch.testing.assert_close(whole(shown), x, rtol=1e-4, atol=1e-5)
+    student = Student(last)
+    student.load_raw(raw)
+    ways = (end, lambda x: student(x, student.folded()))
+    fast, plain = (torch.autograd.grad(way(shown).square().sum(), shown)[0] for way in ways)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_another_size_and_impossible_sizes_are_refused():

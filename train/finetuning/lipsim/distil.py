@@ -151,8 +151,6 @@ class Distillation:
         if self.start >= self.steps:
             return
         lesson = self._lesson(quiet) if self.keeps_lesson else None
-        if lesson and self.config.dimensions:
-            lesson = lesson.shortened(self.config.dimensions)
         read = self._read if lesson else Squashed(max(self.config.image_size, self.teacher.size))
         log = TrainingLog(
             self.out,
@@ -193,7 +191,8 @@ class Distillation:
         """Read what the teacher says of all images, or ask it and write it down."""
         count, path = self.count or 0, self.out / CACHE_NAME
         about = (
-            f"{self.teacher.digest} {self.contents} {self.config.seed} {self.config.batch_size} {self.config.flip > 0}"
+            f"{self.teacher.digest} {self.contents} {self.config.seed} {self.config.batch_size} {self.config.flip > 0} "
+            f"{self.config.dimensions}"
         )
         if lesson := Lesson.read(path, about):
             return lesson
@@ -205,6 +204,9 @@ class Distillation:
             lesson = Lesson.given(
                 self.teacher, _shown(batches, epoch, interrupt, self.out, quiet), count, self.config.flip > 0
             )
+        if self.config.dimensions:
+            # What is written is what was chosen: another machine may turn the same directions another way.
+            lesson = lesson.shortened(self.config.dimensions)
         lesson.write(path, about)
         return lesson
 
