@@ -28,13 +28,9 @@ SIZE = 96  # pixels: a little more than the student sees, so that it is resized 
 def main() -> None:
     """Run the four steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--learn", nargs="+", required=True, metavar="TREE", help="photographs that the teacher explains"
-    )
+    parser.add_argument("--learn", nargs="+", required=True, metavar="TREE", help="what the teacher explains")
     parser.add_argument("--tune", nargs="+", required=True, metavar="TREE", help="photographs for triplets to tune on")
-    parser.add_argument(
-        "--judge", nargs="+", required=True, metavar="TREE", help="other ones, for triplets to judge by"
-    )
+    parser.add_argument("--judge", nargs="+", required=True, metavar="TREE", help="others, for triplets to judge by")
     parser.add_argument("--classes", required=True, metavar="CSV", help="a table with the columns class and file")
     parser.add_argument("--recipe", default="lipsim-lite", help="recipe of `train lipsim` (default lipsim-lite)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the triplets, the run and the packed file")

@@ -288,15 +288,16 @@ def test_a_longer_and_a_shortened_teacher_is_what_the_loss_compares_with(tree, t
 def test_a_step_in_bfloat16_goes_where_that_in_float32_goes():
     images, copies, target = noise(5), noise(5, seed=1), F.normalize(torch.randn(5, 5, generator=seeded(2)), dim=1)
     triplets, label = noise(12, seed=3).unflatten(0, (4, 3)), torch.tensor([1, 0, 1, 1])
-    for step in (
-        lambda student, **more: distil_step(student, optimizer, target, (images, copies), 5, **more),
-        lambda student, **more: tune_step(student, optimizer, triplets, label, 0.5, 12, **more),
-    ):
+    steps = (
+        lambda *held, **more: distil_step(*held, target, (images, copies), 5, **more),
+        lambda *held, **more: tune_step(*held, triplets, label, 0.5, 12, **more),
+    )
+    for step in steps:
         found = []
         for bfloat16 in (False, True):
             student = Student(SMALL, seed=3)
             optimizer = torch.optim.SGD(trained(student), lr=0.0)
-            loss = torch.tensor(step(student, bfloat16=bfloat16)).mean().item()
+            loss = torch.tensor(step(student, optimizer, bfloat16=bfloat16)).mean().item()
             found.append((loss, torch.cat([parameter.grad.flatten() for parameter in trained(student)])))
         (exact, gradient), (rough, other) = found
         assert rough == pytest.approx(exact, rel=0.02) and rough != exact
