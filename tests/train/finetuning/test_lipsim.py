@@ -609,7 +609,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tree, tmp_p
     assert not (tmp_path / "run" / "lipsim.safetensors").exists()
 
 
-LONG = ["--steps", "9", "--warmup-steps", "1"]
+LONG = ["--steps", "9", "--warmup-steps", "1", "--batch-size", "4"]
 WORDS = [word for name, value in {**SIZES, "channels": 32}.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
@@ -628,7 +628,7 @@ WORDS = [word for name, value in {**SIZES, "channels": 32}.items() for word in (
         (["--recipe", "tiny"], "the recipe tiny is for `train fare`"),
         (["--margin", "-1", "--images", "{tree}"], "margin must be above 0"),
         (
-            [*"--teacher tiny-clean --images {tree} --dimensions 2 --crop-scale 0.5 --batch-size 4".split(), *LONG],
+            ["--teacher", "tiny-clean", "--images", "{tree}", "--dimensions", "2", "--crop-scale", "0.5", *LONG],
             "leading directions of a teacher's embeddings are those of all images",
         ),
         (["--start-from", "{tree}", "--triplets", "{nights}"], "is no finished run of `rclip-metric train lipsim`"),
