@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ from support.scenes import small_scenes
 SMALL = LipSimArchitecture(
     image_size=16, channels=14, depth=2, inner=3, linear_depth=2, linear_inner=6, embedding=5, patch=2, pool=4
 )
-SIZES = {
+SIZES: dict[str, Any] = {
     "image_size": 16,
     "channels": 14,
     "depth": 2,
