@@ -11,8 +11,6 @@ from rclip_metric.printing import say
 _ABOUT = """\
 Read the published weights of another metric, strictly and without running code, and write them as one safetensors file,
 from which rclip-metric benchmark and eval build it under its name. LoRA adapters are merged. LPIPS, SSIM, MS-SSIM, PSNR
-
-from rclip_metric.printing import say
 and l_p need no conversion.
 """
 
