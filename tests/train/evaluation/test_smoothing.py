@@ -24,7 +24,7 @@ from rclip_metric.train.evaluation.certificates import (
     smooth,
     smoothed_radii,
 )
-from rclip_metric.train.evaluation.certificates.smoothing import GROUP
+from rclip_metric.train.evaluation.certificates.smoothing import GROUP, _noise
 from rclip_metric.train.evaluation.results.curves import figure
 from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.evaluation.results.outcome import unpack
@@ -244,6 +244,11 @@ def test_the_draws_are_standard_normal_and_those_that_choose_are_others_than_tho
     assert torch.cat(seen).min() < -0.2 and torch.cat(seen).max() > 1.2  # not clamped
     covariance = torch.cov(draws.flatten(1).T)
     assert (covariance - torch.eye(12)).abs().max() < 0.12
+
+
+def test_draws_made_ahead_by_threads_are_the_same_ones():
+    plain, threaded = (torch.cat(list(_noise(torch.Size([3, SIDE, SIDE]), 7, 45, 400, ahead))) for ahead in (0, 3))
+    assert len(plain) == 400 and torch.equal(plain, threaded)
 
 
 def test_seeds_keys_and_sigmas():

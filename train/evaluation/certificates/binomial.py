@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 _HALVINGS = 200  # of [0, 1]; float64 has no more numbers between two ends long before
 _TINY = 1e-300  # keeps the continued fraction from dividing by zero
 
 
-@lru_cache(maxsize=4096)
 def clopper_pearson_lower(k: int, n: int, confidence: float) -> float:
     """Bound a probability from below, one-sidedly: of n independent draws k came up.
 

