@@ -348,7 +348,8 @@ def _certify_options(*kinds: str) -> argparse.ArgumentParser:
         choices=kinds,
         default=[],
         metavar="KIND",
-        help="smoothing: of any metric under Gaussian noise, at a confidence (Cohen et al. 2019)" + lipschitz,
+        help="smoothing: of any metric with Gaussian noise on the reference (things: all three images; filter: the "
+        "query), at a confidence (Cohen et al. 2019)" + lipschitz,
     )
     group.add_argument(
         "--radius",
