@@ -39,6 +39,7 @@ FACES = [
     "rclip_metric.train.finetuning",
     "rclip_metric.train.finetuning.adversarial",
     "rclip_metric.train.finetuning.lipsim",
+    "rclip_metric.train.finetuning.lpips",
     "rclip_metric.train.finetuning.nights",
     "rclip_metric.train.publishing",
     "rclip_metric.train.runs",

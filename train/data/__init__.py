@@ -11,7 +11,7 @@ from rclip_metric.train.data.photos import PHOTOS_RECORD, PhotosConfig, write_ph
 from rclip_metric.train.data.stream import Batch, Stream, open_stream
 from rclip_metric.train.data.things import Things, read_things
 from rclip_metric.train.data.triplet_images import TripletEmbeddings, TripletImages
-from rclip_metric.train.data.triplets import BAPPS_SPLITS, TripletFiles, read_bapps, read_nights
+from rclip_metric.train.data.triplets import BAPPS_SPLITS, TripletFiles, read_bapps, read_bapps_training, read_nights
 
 __all__ = [
     "BAPPS_SPLITS",
@@ -40,6 +40,7 @@ __all__ = [
     "loader",
     "open_stream",
     "read_bapps",
+    "read_bapps_training",
     "read_classes",
     "read_conflicts",
     "read_filter_pools",

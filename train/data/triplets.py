@@ -29,6 +29,7 @@ COLUMNS = (
 PARTS = ("train", "val", "test")
 SPLITS = (*PARTS, "test_imagenet", "test_no_imagenet")
 MIN_VOTES = 6
+BAPPS_TRAINING_SPLITS = ("traditional", "cnn", "mix")
 BAPPS_SPLITS = ("cnn", "color", "deblur", "frameinterp", "superres", "traditional")
 
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -177,17 +178,50 @@ def read_bapps(folder: Path, splits: Sequence[str] = BAPPS_SPLITS) -> list[Tripl
         >>> [triplet.key for triplet in triplets]
         ['cnn/000000', 'cnn/000001']
     """
-    if unknown := [split for split in splits if split not in BAPPS_SPLITS]:
-        raise ValueError(f"unknown BAPPS split {unknown[0]!r}: use some of {', '.join(BAPPS_SPLITS)}")
+    return _read_bapps(folder, splits, BAPPS_SPLITS, "val")
+
+
+def read_bapps_training(folder: Path, splits: Sequence[str] = BAPPS_TRAINING_SPLITS) -> list[TripletFiles]:
+    """Read the training triplets of BAPPS, which lie as those of `read_bapps` do, below train instead of val.
+
+    Two people judged each: shares are 0, 1/2 or 1.
+
+    Args:
+        folder: holds 2afc/train or train, which holds the split folders, or is called train and holds them.
+        splits: which to read, and in which order; by default all three.
+
+    Returns:
+        Split after split, sorted by name within each.
+
+    Raises:
+        ValueError: naming the split, folder or file that is missing or malformed.
+
+    Example:
+        >>> import tempfile
+        >>> from rclip_metric.train.data.scenes import write_bapps
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_bapps(Path(folder), per_split=1, training=2, quiet=True)
+        ...     triplets = read_bapps_training(Path(folder), ["mix"])
+        >>> [triplet.key for triplet in triplets]
+        ['mix/000000', 'mix/000001']
+    """
+    return _read_bapps(folder, splits, BAPPS_TRAINING_SPLITS, "train")
+
+
+def _read_bapps(folder: Path, splits: Sequence[str], known: Sequence[str], part: str) -> list[TripletFiles]:
+    kind = "BAPPS splits" if part == "val" else "BAPPS training splits"
+    if unknown := [split for split in splits if split not in known]:
+        raise ValueError(f"unknown {kind[:-1]} {unknown[0]!r}: use some of {', '.join(known)}")
     if not splits or len(set(splits)) < len(splits):
-        raise ValueError(f"got the BAPPS splits {', '.join(splits) or '(none)'}: name at least one, and each once")
-    places = [folder, folder / "2afc" / "val", folder / "val"]
-    found = [place for place in places if any((place / split).is_dir() for split in BAPPS_SPLITS)]
+        raise ValueError(f"got the {kind} {', '.join(splits) or '(none)'}: name at least one, and each once")
+    places = [folder, folder / "2afc" / part, folder / part]
+    if part == "train" and folder.resolve().name != part:  # 2afc/val has folders of the same names
+        del places[0]
+    found = [place for place in places if any((place / split).is_dir() for split in known)]
     if not found:
-        raise ValueError(
-            f"{folder} is no BAPPS set: looked for one of the folders {', '.join(BAPPS_SPLITS)} in it, in its "
-            "2afc/val and in its val"
-        )
+        what = "no BAPPS set" if part == "val" else "no BAPPS set with training triplets"
+        where = "in it, in its 2afc/val and in its val" if part == "val" else "in its 2afc/train and in its train"
+        raise ValueError(f"{folder} is {what}: looked for one of the folders {', '.join(known)} {where}")
     return [triplet for split in splits for triplet in _read_bapps_split(found[0], split)]
 
 

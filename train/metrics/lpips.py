@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError, DigestError, WeightsError
+from rclip_metric.json_files import ANYTHING, COUNT, LINE, OBJECT, Checker, one_of
 from rclip_metric.train.metrics.base import DistanceMetric, Facts
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
-from rclip_metric.train.metrics.weight_files import Converted, Request, read_stored, weights_path
+from rclip_metric.train.metrics.weight_files import Converted, Request, Stored, read_stored, weights_path
 from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.weights import file_digest
@@ -114,16 +115,23 @@ class Lpips(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute e, of which ||e(x) - e(z)||^2 is the distance, in float32 and with finite gradients."""
+        parts = []
+        for layer, direction in enumerate(self.directions(images)):
+            places = direction.shape[2] * direction.shape[3]
+            parts.append((direction * (self.linear(layer) / places).sqrt()).flatten(1))
+        return torch.cat(parts, 1)  # (N, F)
+
+    def directions(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield y_l of images (N, 3, S, S) in [0, 1], layer after layer, (N, C_l, H_l, W_l) in float32."""
         features = (2 * images - 1 - self.shift) / self.scale
         features = features.to(next(self.net.parameters()).dtype)
-        parts = []
-        for layer, part in enumerate(self.net.children()):
+        for part in self.net.children():
             features = part(features)
-            weight = self.get_parameter(f"lin{layer}.model.1.weight")  # (1, C, 1, 1)
-            parts.append(
-                (_direction(features.float()) * (weight / (features.shape[2] * features.shape[3])).sqrt()).flatten(1)
-            )
-        return torch.cat(parts, 1)  # (N, F)
+            yield _direction(features.float())
+
+    def linear(self, layer: int) -> nn.Parameter:
+        """Find w_l, (1, C_l, 1, 1)."""
+        return self.get_parameter(f"lin{layer}.model.1.weight")
 
     def load(self, tensors: Mapping[str, Tensor]) -> Lpips:
         """Take the weights, all of them and no others.
@@ -216,23 +224,31 @@ def build(name: str, request: Request) -> LpipsMetric:
         ValueError: the extra is missing, or the images are too small.
         WeightsError: a file is missing, cannot be fetched or is another one.
     """
-    net = _NETS[name]
+    stored = _stored(name, request) if name == "r-lpips" and not request.random else None
+    net, size = _NETS[name], request.image_size
+    title, label = name + (RANDOM if request.random else ""), BASELINES[name].label
+    source = "Zhang et al. 2018, arXiv 1801.03924"
+    if name == "r-lpips":
+        source = "Ghazanfari et al. 2023, arXiv 2307.15157"
+    details: dict[str, Any] = {"version": "0.1"}
+    if stored is not None and (trained := stored.config.get("trained")) is not None:
+        # Of `rclip-metric train lpips`: its own name and size, another trunk perhaps, and what was done to it.
+        net, size, title, label = stored.config["net"], trained["image_size"], trained["name"], None
+        source, details["trained"] = "trained here", trained
     network, trunk = Lpips(net), TRUNKS[net]
-    if request.image_size < trunk.least:
+    details["net"] = net
+    if size < trunk.least:
         raise ValueError(
-            f"{name} needs images of at least {trunk.least} pixels a side, and they are squashed to "
-            f"{request.image_size}: choose a larger size"
+            f"{title} needs images of at least {trunk.least} pixels a side, and they are squashed to {size}: choose a "
+            "larger size"
         )
-    details: dict[str, Any] = {"version": "0.1", "net": net}
     revision: str | None = None
     if request.random:
         details["weights"] = "a random trunk with the linear weights of LPIPS"
-        _load(network, _random(network) | _linear(net), name)
-    elif name == "r-lpips":
-        path = weights_path(name, request)
-        stored = read_stored(name, path)
+        _load(network, random_trunk(network) | _linear(net), name)
+    elif stored is not None:
         revision = stored.revision
-        _load(network, stored.tensors, str(path))
+        _load(network, stored.tensors, str(weights_path(name, request)))
     elif request.weights is not None:
         raise ValueError(f"{name} takes no converted file, only torchvision's own: leave {request.weights} out")
     else:
@@ -241,23 +257,33 @@ def build(name: str, request: Request) -> LpipsMetric:
         details["weights"] = f"{path.name}, and the package's v0.1/{net}.pth"
         _load(network, read_trunk(net, path) | _linear(net), str(path))
     with torch.device("meta"):
-        width = Lpips(net).to("meta")(torch.empty(1, 3, request.image_size, request.image_size)).shape[1]
-    robust = name == "r-lpips"
+        width = Lpips(net).to("meta")(torch.empty(1, 3, size, size)).shape[1]
     return LpipsMetric(
         network.to(request.device),
-        request.image_size,
+        size,
         keeps=torch.device(request.device).type == "cuda" or width * 4 <= _KEPT_ON_CPU,
-        name=name + (RANDOM if request.random else ""),
+        name=title,
         revision=revision,
         device=request.device,
         facts=Facts(
-            label=BASELINES[name].label,
+            label=label,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            licence=None if robust else "BSD-2-Clause",
-            source="Ghazanfari et al. 2023, arXiv 2307.15157" if robust else "Zhang et al. 2018, arXiv 1801.03924",
+            licence=None if name == "r-lpips" else "BSD-2-Clause",
+            source=source,
         ),
         details=details,
     )
+
+
+def _stored(name: str, request: Request) -> Stored:
+    """Read a converted file, or one of `rclip-metric train lpips`; CheckpointError where its settings are no such."""
+    path = weights_path(name, request)
+    stored = read_stored(name, path)
+    check = Checker(f"The metadata of {path}")
+    check.matches("config", stored.config, {"net": one_of(*TRUNKS), "version": LINE, "trained?": OBJECT})
+    if (trained := stored.config.get("trained")) is not None:
+        check.matches("trained", trained, {"name": LINE, "image_size": COUNT, "*": ANYTHING})
+    return stored
 
 
 def convert(name: str, source: Path, *, backbone: str | None = None) -> Converted:
@@ -307,10 +333,10 @@ def _linear(net: str) -> dict[str, Tensor]:
     return read_tensors(path)
 
 
-def _random(network: Lpips) -> dict[str, Tensor]:
+def random_trunk(network: Lpips, seed: int = 0) -> dict[str, Tensor]:
     """Draw seeded weights of a trunk, He's normal ones, which keep the size of the features from layer to layer."""
     tensors = {}
-    with temporary_seed(0):
+    with temporary_seed(seed):
         for key, tensor in network.state_dict().items():
             if not key.startswith("net"):
                 continue

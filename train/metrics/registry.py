@@ -13,13 +13,13 @@ from rclip_metric.images import Resize
 from rclip_metric.metric import RobustPerceptualDistance
 from rclip_metric.plugins import call_plugin, is_plugin
 from rclip_metric.train.metrics.base import EncoderMetric, Metric
-from rclip_metric.train.metrics.weight_files import Converted, Request, find_stored, stored_family
+from rclip_metric.train.metrics.weight_files import METRIC_FILE, Converted, Request, find_stored, stored_family
 from rclip_metric.weights import model_names
 
 RANDOM = "@random"
-# Families whose metrics can be trained here: a run's result is FAMILY.safetensors.
+# Families whose metrics have names of their own; a run's result is FAMILY.safetensors, or `METRIC_FILE`.
 _TRAINED = ("lipsim",)
-_STORED_NAMES = [f"{family}.safetensors" for family in _TRAINED]
+_STORED_NAMES = [METRIC_FILE, *(f"{family}.safetensors" for family in _TRAINED)]
 _PARTS = ("name", "revision", "device", "describe", "preprocess", "fix", "similarities")
 _DREAMSIM = "from the release page of ssundaram21/dreamsim on GitHub"
 _LIPSIM = "from the page that SaraGhazanfari/lipsim on GitHub links to"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rclip_metric.train.runs import tensor_file
 from rclip_metric.weights import file_digest
 
 FOLDER_VARIABLE = "RCLIP_METRIC_BASELINES"
+METRIC_FILE = "metric.safetensors"  # what a run that trains such a metric leaves in its folder
 _FORMAT = "rclip-metric-baseline 1"
 
 
@@ -153,15 +153,26 @@ def read_stored(name: str | None, path: Path) -> Stored:
 def find_stored(path: Path, names: Iterable[str]) -> Path | None:
     """Find a metric's file by its header: the path itself, or one of `names` in that folder; None where there is none.
 
+    Raises:
+        CheckpointError: a file of such a name cannot be read.
+
     Example:
-        >>> find_stored(Path("nowhere"), ["lipsim.safetensors"]) is None
+        >>> find_stored(Path("nowhere"), [METRIC_FILE]) is None
         True
     """
+    names = list(names)
     for candidate in (path / name for name in names) if path.is_dir() else (path,):
-        if candidate.suffix == ".safetensors" and candidate.is_file():
-            with suppress(OSError, SafetensorError), safe_open(candidate, framework="pt") as file:
-                if (file.metadata() or {}).get("format") == _FORMAT:
-                    return candidate
+        if candidate.suffix != ".safetensors" or not candidate.is_file():
+            continue
+        try:
+            with safe_open(candidate, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError):
+            if candidate.name not in names:
+                return None  # whoever else reads files of this kind says what is wrong with it
+            raise CheckpointError(f"{candidate} is damaged: train it again, or copy it anew.") from None
+        if metadata.get("format") == _FORMAT:
+            return candidate
     return None
 
 

@@ -226,7 +226,7 @@ class Recipe:
 
     Attributes:
         name: of the file, without its ending.
-        command: the task that it is for: fare, tecoa or nights.
+        command: the task that it is for: fare, tecoa, nights or lpips.
         row: what it makes, as the paper's tables name it.
         base: the encoder to start from; None where that is up to the user.
         settings: values of the command's config, where they are not its defaults.

@@ -26,6 +26,7 @@ TASKS = {
     },
     "nights": {"nights": "tune an encoder on NIGHTS-format triplets: LoRA inside it, or an MLP on top of it"},
     "lipsim": {"lipsim": "distil a metric into a 1-Lipschitz one, whose decisions are proven, and tune it on triplets"},
+    "lpips": {"lpips": "tune LPIPS's heads on BAPPS-format triplets, plain or adversarial (R-LPIPS)"},
     "convert": {"convert": "turn a vision tower, an MLP head or a LoRA adapter of others into an encoder of ours"},
     "detector": {"convert-detector": "turn a head of LAION's detector of unsafe images into a file of ours"},
     "baseline": {"baseline": "convert DreamSim, LipSim or R-LPIPS, to benchmark them"},

@@ -24,6 +24,9 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="NIGHTS-format triplets: train,val,test (default 1000,400,1200)",
     )
     parser.add_argument("--bapps", type=positive, metavar="N", help="also N triplets per split in the BAPPS format")
+    parser.add_argument(
+        "--bapps-training", type=positive, metavar="N", help="with --bapps, also N triplets in each training split"
+    )
     parser.add_argument("--jnd", type=positive, metavar="N", help="also N pairs per split in BAPPS' JND format")
     parser.add_argument("--things", type=positive, metavar="N", help="also N triplets in the THINGS format")
     parser.add_argument("--grounds", type=positive, metavar="N", help="also N images of each ground colour, in folders")
@@ -48,12 +51,16 @@ def _run(options: argparse.Namespace) -> None:
         write_things,
     )
 
+    if options.bapps_training and not options.bapps:
+        raise ValueError("--bapps-training adds to the set that --bapps N writes: pass both")
     record = write_scenes(options.out, configured(ScenesConfig, options), quiet=options.quiet)
     seed, quiet = record["seed"], options.quiet
     say(f"{options.out}: {record['images']} captioned images, {sum(record['triplets'])} triplets, seed {seed}")
     if options.bapps:
-        write_bapps(options.out / "bapps", seed=seed, per_split=options.bapps, quiet=quiet)
-        say(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits")
+        training = options.bapps_training or 0
+        write_bapps(options.out / "bapps", seed=seed, per_split=options.bapps, training=training, quiet=quiet)
+        more = f", {training} in each of three training splits" if training else ""
+        say(f"{options.out / 'bapps'}: {options.bapps} triplets in each of six splits{more}")
     if options.jnd:
         write_jnd(options.out / "bapps", seed=seed, per_split=options.jnd, quiet=quiet)
         say(f"{options.out / 'bapps'}: {options.jnd} pairs in each of two splits of the JND part")

@@ -35,12 +35,13 @@ from rclip_metric.train.data.scenes.draw import (
 )
 from rclip_metric.train.data.set_folder import begin, written
 from rclip_metric.train.data.things import COLUMNS
-from rclip_metric.train.data.triplets import BAPPS_SPLITS
+from rclip_metric.train.data.triplets import BAPPS_SPLITS, BAPPS_TRAINING_SPLITS
 from rclip_metric.train.runs.files import write_json
 
 VERSION = 1  # raised, as `scenes.VERSION`, whenever the same seed would give other files
 BAPPS_SIZE = 256  # pixels; BAPPS, too, is stored so, enlarged from 64
 PEOPLE = 5  # that judge a triplet of BAPPS
+TRAINING_PEOPLE = 2  # that judge a training triplet of BAPPS
 JND_PEOPLE = 3  # that judge a pair
 LABEL_NOISE = 0.05  # share of odd-one-out answers that are wrong
 FAMILY = 3  # concepts that share what makes them alike
@@ -113,11 +114,17 @@ DISTORTIONS: Mapping[str, Mapping[str, Distortion]] = {
     "superres": {"coarse": _coarse},
     "traditional": {"noise": _noisy, "blur": _blurred, "jpeg": _compressed},
 }
+# The training splits; the mixed one has those of the other two.
+TRAINING_DISTORTIONS: Mapping[str, Mapping[str, Distortion]] = {
+    "traditional": DISTORTIONS["traditional"],
+    "cnn": DISTORTIONS["cnn"],
+    "mix": {**DISTORTIONS["traditional"], **DISTORTIONS["cnn"]},
+}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two distortions of one scene and what people say: uint8 images, strengths in [0, 1], votes of `PEOPLE` for p1."""
+    """Two distortions of one scene and what people say: uint8 images, strengths in [0, 1], votes for p1."""
 
     reference: Image.Image
     images: tuple[Image.Image, Image.Image]
@@ -126,30 +133,38 @@ class Comparison:
     votes: int
 
 
-def sample_comparison(rng: np.random.Generator, split: str) -> Comparison:
-    """Draw one triplet of a BAPPS split: the same distortion twice, once stronger.
+def sample_comparison(rng: np.random.Generator, split: str, *, training: bool = False) -> Comparison:
+    """Draw one triplet of a split of BAPPS: the same distortion twice, once stronger.
+
+    A training split, whose triplets fewer people judge, is of `TRAINING_DISTORTIONS`.
 
     A person prefers p1 with probability 1 / (1 + exp(-12 (s0 - s1))), s the strengths: 65 % of people find
     the milder one at the least difference, 0.05, and 97 % at the largest, 0.3.
     """
     reference = Image.fromarray(render(sample_scene(rng)))
-    kinds = DISTORTIONS[split]
+    kinds = (TRAINING_DISTORTIONS if training else DISTORTIONS)[split]
+    people = TRAINING_PEOPLE if training else PEOPLE
     kind = sorted(kinds)[rng.integers(len(kinds))]
     milder = rng.uniform(0.1, 0.7)
     strengths = [milder, milder + rng.uniform(0.05, 0.3)]
     if rng.random() < 0.5:
         strengths.reverse()
-    votes = int(rng.binomial(PEOPLE, 1 / (1 + math.exp(-12 * (strengths[0] - strengths[1])))))
+    votes = int(rng.binomial(people, 1 / (1 + math.exp(-12 * (strengths[0] - strengths[1])))))
     left, right = (kinds[kind](reference, strength, rng) for strength in strengths)
     return Comparison(reference, (left, right), kind, (strengths[0], strengths[1]), votes)
 
 
-def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool = False) -> dict[str, Any]:
+def write_bapps(
+    folder: Path, *, seed: int = 0, per_split: int = 40, training: int = 0, quiet: bool = False
+) -> dict[str, Any]:
     """Write a set in the BAPPS format below `folder`, and return the record that is saved as `bapps.json`.
 
     - `2afc/val/<split>/{ref,p0,p1}/NNNNNN.png`, 256x256, enlarged from the scenes' 64x64;
     - `2afc/val/<split>/judge/NNNNNN.npy`: float64 (1,), the share of five people who prefer p1;
-    - `strengths.csv`: for each triplet its kind of distortion and the strengths in p0 and p1.
+    - `2afc/train/<split>/...`, if `training` of each are asked for: the same, judged by two people, in the splits
+      traditional, cnn and mix;
+    - `strengths.csv`: for each triplet its kind of distortion and the strengths in p0 and p1; the keys of training
+      triplets begin with "train/".
 
     Raises:
         ValueError: if `folder` holds a set of other settings or from elsewhere, or `per_split` is not positive.
@@ -164,25 +179,33 @@ def write_bapps(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool
     """
     if per_split < 1:
         raise ValueError(f"got {per_split} triplets per split, expected 1 or more")
+    if training < 0:
+        raise ValueError(f"got {training} training triplets per split, expected 0 or more")
     record = _record(seed=seed, per_split=per_split, size=BAPPS_SIZE, people=PEOPLE)
+    if training:
+        record |= {"training": training, "training_people": TRAINING_PEOPLE}
     if written(folder / "bapps.json", record):
         return record
     partial = begin(folder / "2afc", "bapps.json")
     with (folder / "strengths.csv").open("w", newline="") as handle:
         table = csv.writer(handle)
         table.writerow(["key", "kind", "p0", "p1"])
-        places = [(split, index) for split in BAPPS_SPLITS for index in range(per_split)]
-        for split, index in tqdm(places, desc="BAPPS", unit="triplet", disable=True if quiet else None):
-            comparison = sample_comparison(generator(seed, f"bapps {split}", index), split)
-            root = partial / "val" / split
-            for part, image in zip(("ref", "p0", "p1"), (comparison.reference, *comparison.images), strict=True):
-                (root / part).mkdir(parents=True, exist_ok=True)
+        places = [("val", split, index) for split in BAPPS_SPLITS for index in range(per_split)]
+        places += [("train", split, index) for split in BAPPS_TRAINING_SPLITS for index in range(training)]
+        for part, split, index in tqdm(places, desc="BAPPS", unit="triplet", disable=True if quiet else None):
+            what = split if part == "val" else f"train {split}"
+            comparison = sample_comparison(generator(seed, f"bapps {what}", index), split, training=part == "train")
+            root = partial / part / split
+            for name, image in zip(("ref", "p0", "p1"), (comparison.reference, *comparison.images), strict=True):
+                (root / name).mkdir(parents=True, exist_ok=True)
                 larger = image.resize((BAPPS_SIZE, BAPPS_SIZE), Image.Resampling.BICUBIC)
-                larger.save(root / part / f"{index:06d}.png", compress_level=1)
+                larger.save(root / name / f"{index:06d}.png", compress_level=1)
             (root / "judge").mkdir(parents=True, exist_ok=True)
-            np.save(root / "judge" / f"{index:06d}.npy", np.array([comparison.votes / PEOPLE]))
+            share = comparison.votes / (PEOPLE if part == "val" else TRAINING_PEOPLE)
+            np.save(root / "judge" / f"{index:06d}.npy", np.array([share]))
             strengths = (f"{strength:.4f}" for strength in comparison.strengths)
-            table.writerow([f"{split}/{index:06d}", comparison.kind, *strengths])
+            key = f"{split}/{index:06d}" if part == "val" else f"train/{split}/{index:06d}"
+            table.writerow([key, comparison.kind, *strengths])
     partial.replace(folder / "2afc")
     write_json(folder / "bapps.json", record)
     return record

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rclip_metric.encoder import Encoder, ResidualMLP
 from rclip_metric.images import Preprocessing
@@ -102,7 +103,7 @@ def tune_nights(
     precision = resolved_precision(precision, device)
     files = {split: read_nights(data, split, allow_outside=allow_outside) for split in ("train", "val")}
     encoder = _squashed(base, name)
-    settings = config.computed | _digests(encoder, files)
+    settings = config.computed | digests(encoder, files)
     state = latest_state(out, settings)
     standing = Standing() if state is None else Standing(**state.facts)
     images = _images(files, encoder, workers, standing)
@@ -141,10 +142,10 @@ def _squashed(base: Encoder, name: str) -> Encoder:
     return encoder
 
 
-def _digests(encoder: Encoder, files: Mapping[str, Sequence[TripletFiles]]) -> dict[str, str]:
+def digests(base: nn.Module, files: Mapping[str, Sequence[TripletFiles]]) -> dict[str, str]:
     """Sum up what a run depends on besides its settings: none is continued on another base, triplets or images."""
     weights, triplets = hashlib.sha256(), hashlib.sha256()
-    for key, value in encoder.state_dict().items():
+    for key, value in base.state_dict().items():
         weights.update(key.encode())
         weights.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for split in files:
