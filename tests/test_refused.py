@@ -19,6 +19,7 @@ from rclip_metric.train.data.images import walk_images
 from rclip_metric.train.data.photos import PhotosConfig
 from rclip_metric.train.data.scenes.draw import ScenesConfig
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig
+from rclip_metric.train.finetuning.lpips import LpipsConfig
 from rclip_metric.train.finetuning.nights import NightsConfig
 from rclip_metric.train.metrics.weight_files import Converted, write_stored
 from rclip_metric.train.models.base import load_base
@@ -135,7 +136,7 @@ def test_a_metric_that_exits_with_zero_does_not_end_a_job_with_zero(
 
 # Counts
 
-CONFIGS = (ScenesConfig, PhotosConfig, ClipConfig, FinetuneConfig, RunConfig, NightsConfig)
+CONFIGS = (ScenesConfig, PhotosConfig, ClipConfig, FinetuneConfig, RunConfig, NightsConfig, LpipsConfig)
 COUNTS = [
     (config, field.name)
     for config in CONFIGS
@@ -166,6 +167,7 @@ def test_no_count_of_a_config_may_be_negative(config: Any, name: str) -> None:
         ["fare", "--base", "tiny", "--images", ".", "--keep", "-1"],
         ["nights", "--base", "tiny", "--data", ".", "--epochs", "-1"],
         ["nights", "--base", "tiny", "--data", ".", "--seed", "-1"],
+        ["lpips", "--data", ".", "--attack-steps", "-1"],
     ],
     ids=" ".join,
 )

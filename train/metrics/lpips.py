@@ -38,7 +38,7 @@ from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Converted, Request, Stored, read_stored, weights_path
 from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.runs.seeds import temporary_seed
-from rclip_metric.weights import file_digest
+from rclip_metric.weights import file_digest, short_digest, tensors_digest
 
 _EXTRA = 'lpips is an extra: pip install "rclip-metric[benchmark]"'
 _FLOOR = 1e-10  # added to the lengths of features, as in version 0.1
@@ -247,7 +247,8 @@ def build(name: str, request: Request) -> LpipsMetric:
         details["weights"] = "a random trunk with the linear weights of LPIPS"
         _load(network, random_trunk(network) | _linear(net), name)
     elif stored is not None:
-        revision = stored.revision
+        # Of a trained one the weights are looked at: a run that is repeated writes them anew.
+        revision = short_digest(tensors_digest(stored.tensors)) if "trained" in details else stored.revision
         _load(network, stored.tensors, str(weights_path(name, request)))
     elif request.weights is not None:
         raise ValueError(f"{name} takes no converted file, only torchvision's own: leave {request.weights} out")

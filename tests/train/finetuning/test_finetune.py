@@ -280,7 +280,10 @@ def test_every_recipe_is_a_config_and_names_its_base():
 
     for name in recipe_names():
         recipe = read_recipe(name)
-        assert recipe.row and recipe.base and recipe.source
+        assert recipe.row and recipe.source
+        if recipe.command == "lpips":  # it has a trunk in its settings
+            continue
+        assert recipe.base
         assert recipe.base in model_names() or recipe.base.startswith("open_clip:")
         if recipe.command in ("fare", "tecoa"):
             config = configured(FinetuneConfig, None, recipe.settings)

@@ -64,7 +64,7 @@ from rclip_metric.train.runs.log import LOG_NAME
 from rclip_metric.train.runs.machine import device_name, device_record, versions
 from rclip_metric.train.runs.precision import full_float32
 from rclip_metric.train.runs.seeds import mixed_seed, seeded, temporary_seed
-from rclip_metric.weights import file_digest
+from rclip_metric.weights import tensors_digest
 
 
 @dataclass
@@ -336,13 +336,12 @@ def _write(tuning: Tuning, name: str, data: Path, splits: Sequence[str], trunk: 
         "threat": None if config.ball is None else str(config.ball),
     }
     tensors = {key: value.contiguous() for key, value in tuning.network.state_dict().items()}
-    path = tuning.out / METRIC_FILE
     stored = {"net": config.trunk, "version": "0.1", "trained": about}
-    write_stored("r-lpips", Converted(tensors, stored, files=[]), path)
+    write_stored("r-lpips", Converted(tensors, stored, files=[]), tuning.out / METRIC_FILE)
     seen = sum(epoch["triplets"] for epoch in standing.epochs)
     record = {
         **about,
-        "metric": {"file": path.name, "sha256": file_digest(path)},
+        "metric": {"file": METRIC_FILE, "weights": tensors_digest(tensors)},
         "data": {
             "path": str(data),
             "splits": list(splits),
