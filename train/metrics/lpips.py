@@ -281,7 +281,7 @@ def _stored(name: str, request: Request) -> Stored:
     path = weights_path(name, request)
     stored = read_stored(name, path)
     check = Checker(f"The metadata of {path}")
-    check.matches("config", stored.config, {"net": one_of(*TRUNKS), "version": LINE, "trained?": OBJECT})
+    check.matches("config", stored.config, {"net": one_of(TRUNKS), "version": LINE, "trained?": OBJECT})
     if (trained := stored.config.get("trained")) is not None:
         check.matches("trained", trained, {"name": LINE, "image_size": COUNT, "*": ANYTHING})
     return stored
