@@ -18,7 +18,6 @@ ATTACK_SETTINGS = ("attack", "norm", "eps", "attack_steps", "step_size")
 """The settings that say nothing without `adversarial`."""
 # How a run gets there and not what it computes: a run may go on under other values.
 _HOW = ("save_every", "max_unreadable")
-_FAR = 1e4  # R-LPIPS's alpha, in place of a step size
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class LpipsConfig:
 
     They are what R-LPIPS's published code does (SaraGhazanfari/R-LPIPS 7275b43: train.py, lpips/trainer.py and
     lpips/lpips.py), which took over LPIPS's own: heads from random weights, Adam, 50 triplets a step, 5 epochs and
-    5 more with a falling rate, images of 64 pixels. Its attack is PGD with 50 steps of 1e4, which is to say that every
-    step ends in a corner of the ball; its radius of 8/255 is one of images in [-1, 1], and 4/255 here. What differs
-    is told by `rclip_metric.train.finetuning.lpips.run`.
+    5 more with a falling rate, images of 64 pixels. Its attack is PGD with 50 steps, within a
+    radius of 8/255 of images in [-1, 1], which is 4/255 here. What differs is told by
+    `rclip_metric.train.finetuning.lpips.run`.
 
     Example:
         >>> plain, robust = LpipsConfig(), LpipsConfig(adversarial=True)
@@ -57,7 +56,7 @@ class LpipsConfig:
     eps: float = setting(4 / 255, "radius of the ball; R-LPIPS's 8/255 is one of images in [-1, 1]", pixels=True)
     attack_steps: int = setting(50, "gradient steps of the attack", least=1)
     step_size: float = setting(
-        0.0, "length of PGD's steps (0: as R-LPIPS, so long that each ends on the ball's surface)", pixels=True
+        0.0, "length of PGD's steps (0: a quarter of eps; R-LPIPS's end in a corner, as from twice eps on)", pixels=True
     )
     seed: int = setting(0, "seed of the first heads, of the order of the triplets and of the dropout")
     save_every: int = setting(100, "steps between states within an epoch, besides the one at its end", least=1)
@@ -110,7 +109,7 @@ class LpipsConfig:
     @property
     def step_length(self) -> float:
         """The length of PGD's steps, in the scale of [0, 1] images."""
-        return self.step_size or _FAR
+        return self.step_size or self.eps / 4
 
     @property
     def last_epoch(self) -> int:

@@ -11,7 +11,8 @@ What the published code of R-LPIPS does (SaraGhazanfari/R-LPIPS 7275b43, lpips/t
 - Its radius of 8/255 is one of images in [-1, 1], so 4/255 of [0, 1], and its points may leave the box. Here the radius
   is that of [0, 1], 4/255 by default, and points stay in ball and box, as everywhere in this package.
 - Its 50 steps have a length of 1e4 and are then clamped: every point is a corner of the ball, and the last one counts.
-  So it is here by default; `step_size` makes shorter steps, and `attack` "apgd" is the alternative.
+  Such steps find less than shorter ones (results/r_lpips.json), which are a quarter of the radius long here by default;
+  `step_size` 1 makes them as published, and `attack` "apgd" finds their length itself.
 - It draws a new ranking network for every step of the attack, and raises the loss under that one. Of such a network it
   is a matter of chance whether more of d0 means more or less loss, so that about as many of its steps help the metric
   as harm it. Here the attack raises the very loss that is being minimised, under G as it stands.
