@@ -232,7 +232,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     # Nothing is left to do: it reads the last state and writes the same again.
     assert equal(tune_lpips(bapps, tmp_path / "cut", config, name="whole", quiet=True), whole)
-    with pytest.raises(ValueError, match="another setting of seed"):
+    with pytest.raises(ValueError, match=r"another setting of .*seed \(0, and now 7\)"):
         tune_lpips(bapps, tmp_path / "cut", dataclasses.replace(config, seed=7), name="whole", quiet=True)
 
 
@@ -315,6 +315,7 @@ def test_the_command_trains_and_the_evaluation_reads_its_folder(
         (["--splits", "superres"], "unknown BAPPS training split 'superres'"),
         (["--recipe", "r-clip-f"], "is for `train fare`"),
         (["--recipe", "r-lpip"], "did you mean"),
+        (["--name", "r-lpips"], "is the name of a metric that there is"),
     ],
 )
 def test_bad_settings_are_one_sentence(

@@ -56,6 +56,7 @@ from rclip_metric.train.finetuning.lpips.step import (
 from rclip_metric.train.finetuning.nights.loop import TuningLog
 from rclip_metric.train.finetuning.nights.run import digests
 from rclip_metric.train.metrics.lpips import Lpips, fetch_trunk, random_trunk, read_trunk
+from rclip_metric.train.metrics.registry import is_baseline
 from rclip_metric.train.metrics.weight_files import METRIC_FILE, Converted, write_stored
 from rclip_metric.train.runs.checkpoint import TrainingState, latest_state, restore_training, save_state
 from rclip_metric.train.runs.distributed import chosen_device
@@ -161,6 +162,10 @@ def tune_lpips(
         ('tuned', 32, 'LPIPS heads')
     """
     begun = time.perf_counter()
+    if not name or not name.isprintable():
+        raise ValueError(f"the new metric needs a name of one line, and it is {name!r}: pass --name")
+    if is_baseline(name):
+        raise ValueError(f"{name} is the name of a metric that there is: pass another --name")
     device = chosen_device(str(device))
     files = read_bapps_training(data, splits)
     network, trunk = _network(config)
