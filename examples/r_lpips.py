@@ -34,6 +34,7 @@ from rclip_metric.train.attacks import LpBall
 from rclip_metric.train.data.scenes import write_bapps
 from rclip_metric.train.data.triplets import read_bapps_training
 from rclip_metric.train.evaluation import AttackSettings, RunSettings, evaluate
+from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.tasks import TwoAfcData, bapps_data
 from rclip_metric.train.evaluation.tasks.two_afc import loader_at
 from rclip_metric.train.finetuning.lpips import LpipsConfig, RankingNetwork, ranking_loss, tune_lpips
@@ -46,8 +47,8 @@ from rclip_metric.train.runs.seeds import mixed_seed
 
 SCENES = {"seed": 0, "per_split": 40, "training": 160}
 SMALLER: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 4, "decay_epochs": 0}
-ATTACK: dict[str, Any] = {"adversarial": True, "eps": 4 / 255, "attack_steps": 8, "step_size": 1 / 255}
-RADII, STEPS, ATTACKED = (1 / 255, 4 / 255, 8 / 255), 20, 10
+ATTACK: dict[str, Any] = {"adversarial": True, "eps": 4 / 255, "attack_steps": 5, "step_size": 1 / 255}
+RADII, STEPS, ATTACKED = (1 / 255, 4 / 255), 20, 10
 COMPARED = 20  # every so many of the training triplets
 
 
@@ -110,8 +111,7 @@ def judged(place: Path, data: TwoAfcData) -> dict[str, Any]:
     records = evaluate(load_metric(str(place)), data, attacks, RunSettings(batch_size=32), quiet=True)
     found = {"clean": records[0]["clean"], "attacked": {}}
     for attack, record in zip(attacks, records, strict=True):
-        columns = zip(record["samples"]["clean"], record["samples"]["robust"], strict=True)
-        chosen = [clean for clean, robust in columns if robust is not None]
+        chosen = [outcome.clean for outcome in unpack(record["samples"]) if outcome.robust is not None]
         found["attacked, without an attack"] = 100 * sum(chosen) / len(chosen)
         found["attacked"][str(attack.ball)] = record["robust"]
     found["seconds"] = round(time.perf_counter() - begun, 1)
