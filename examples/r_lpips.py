@@ -48,7 +48,7 @@ from rclip_metric.train.runs.seeds import mixed_seed
 SCENES = {"seed": 0, "per_split": 40, "training": 160}
 SMALLER: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 4, "decay_epochs": 0}
 ATTACK: dict[str, Any] = {"adversarial": True, "eps": 4 / 255, "attack_steps": 5, "step_size": 1 / 255}
-RADII, STEPS, ATTACKED = (1 / 255, 4 / 255), 20, 10
+RADII, STEPS, ATTACKED = (1 / 255, 4 / 255), 20, 6
 COMPARED = 20  # every so many of the training triplets
 
 
@@ -111,7 +111,7 @@ def judged(place: Path, data: TwoAfcData) -> dict[str, Any]:
     records = evaluate(load_metric(str(place)), data, attacks, RunSettings(batch_size=32), quiet=True)
     found = {"clean": records[0]["clean"], "attacked": {}}
     for attack, record in zip(attacks, records, strict=True):
-        chosen = [outcome.clean for outcome in unpack(record["samples"]) if outcome.robust is not None]
+        chosen = [outcome.clean for outcome in unpack(record) if outcome.robust is not None]
         found["attacked, without an attack"] = 100 * sum(chosen) / len(chosen)
         found["attacked"][str(attack.ball)] = record["robust"]
     found["seconds"] = round(time.perf_counter() - begun, 1)
