@@ -45,7 +45,7 @@ from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record, versions
 from rclip_metric.train.runs.seeds import mixed_seed
 
-SCENES = {"seed": 0, "per_split": 40, "training": 160}
+SCENES: dict[str, Any] = {"seed": 0, "per_split": 40, "training": 160}
 SMALLER: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 4, "decay_epochs": 0}
 ATTACK: dict[str, Any] = {"adversarial": True, "eps": 4 / 255, "attack_steps": 5, "step_size": 1 / 255}
 RADII, STEPS, ATTACKED = (1 / 255, 4 / 255), 20, 6

@@ -226,7 +226,8 @@ def build(name: str, request: Request) -> LpipsMetric:
     """
     stored = _stored(name, request) if name == "r-lpips" and not request.random else None
     net, size = _NETS[name], request.image_size
-    title, label = name + (RANDOM if request.random else ""), BASELINES[name].label
+    title = name + (RANDOM if request.random else "")
+    label: str | None = BASELINES[name].label
     source = "Zhang et al. 2018, arXiv 1801.03924"
     if name == "r-lpips":
         source = "Ghazanfari et al. 2023, arXiv 2307.15157"

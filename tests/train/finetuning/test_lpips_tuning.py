@@ -80,8 +80,8 @@ def test_the_ranking_loss_is_the_published_formula() -> None:
     d0, d1 = torch.tensor([0.0, 0.2, 1.5, 0.3]).double(), torch.tensor([0.0, 0.7, 0.1, 0.3]).double()
     share = torch.tensor([0.0, 1.0, 0.5, 0.2]).double()
     found = ranking_loss(network, d0, d1, share)
-    linears = [layer for layer in network.layers if hasattr(layer, "weight")]
-    maps = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linears]
+    numbers = [parameter.detach().numpy() for parameter in network.parameters()]
+    maps = list(zip(numbers[::2], numbers[1::2], strict=True))  # matrices, and what is added
     for loss, a, b, h in zip(found.tolist(), d0.tolist(), d1.tolist(), share.tolist(), strict=True):
         x = np.array([a, b, a - b, a / (b + 0.1), b / (a + 0.1)])
         for matrix, bias in maps[:2]:
@@ -153,8 +153,9 @@ def test_adversarial_points_stay_in_ball_and_box_and_raise_the_loss(attack: str,
     with torch.no_grad():
         for parameter in rank.parameters():
             parameter.zero_()
-        for layer in (0, 2, 4):
-            rank.layers[layer].weight[0, 2 if layer == 0 else 0] = 3.0  # type: ignore[index, union-attr]
+        for (name, weight), place in zip(list(rank.named_parameters())[::2], (2, 0, 0), strict=True):
+            assert name.endswith("weight")
+            weight[0, place] = 3.0
     triplets = pictures(3)
     triplets[0, 0], triplets[1, 0] = 0.0, 1.0  # references on the box's edges
     share = torch.tensor([1.0, 0.0, 1.0])
@@ -255,7 +256,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
 ) -> None:
     def spoilt(hidden: int, seed: int) -> RankingNetwork:
         network = RankingNetwork(hidden, seed)
-        network.layers[0].bias.data.fill_(math.nan)  # type: ignore[union-attr, operator]
+        next(network.parameters()).data.fill_(math.nan)
         return network
 
     monkeypatch.setattr(tuning, "RankingNetwork", spoilt)
@@ -290,6 +291,7 @@ def test_the_command_trains_and_the_evaluation_reads_its_folder(
     assert made["metric"]["file"] == METRIC_FILE
     for place in (out, out / METRIC_FILE):
         metric = load_metric(str(place), image_size=64)
+        assert isinstance(metric, LpipsMetric)
         assert (metric.name, metric.image_size) == ("mine", SIZE)
         about = metric.describe()
         assert about["net"] == trunk and about["trained"]["threat"] == "linf 8/255"

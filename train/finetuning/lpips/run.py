@@ -15,7 +15,8 @@ What the published code of R-LPIPS does (SaraGhazanfari/R-LPIPS 7275b43, lpips/t
   `step_size` 1 makes them as published, and `attack` "apgd" finds their length itself.
 - It draws a new ranking network for every step of the attack, and raises the loss under that one. Of such a network it
   is a matter of chance whether more of d0 means more or less loss, so that about as many of its steps help the metric
-  as harm it. Here the attack raises the very loss that is being minimised, under G as it stands.
+  as harm it, and the last one decides: of four such attacks three leave a metric about as it was
+  (results/r_lpips.json). Here the attack raises the very loss that is being minimised, under G as it stands.
 - It attacks under dropout, with other masks at every step. Here the attack sees the metric without dropout.
 - It sets negative weights to 0 after every step, and begins with some. Here none is below 0 before the first either.
 - It sets all negative weights of 1x1 convolutions to 0, which SqueezeNet's trunk has too, and so compares other

@@ -96,8 +96,9 @@ def head_distance(network: Lpips, one: Iterable[Tensor], other: Iterable[Tensor]
         dropout: probability that a squared difference of one channel at one place is zeroed; the others grow.
 
     Example:
-        >>> network = Lpips("squeeze").to_empty(device="cpu")
-        >>> _ = [parameter.fill_(0.1) for parameter in network.parameters()]
+        >>> from rclip_metric.train.metrics.lpips import random_trunk
+        >>> network = Lpips("squeeze")
+        >>> network = network.load(random_trunk(network) | draw_heads(network, seed=0))
         >>> black, white = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
         >>> distance = head_distance(network, network.directions(black), network.directions(white))
         >>> distance.allclose((network(black) - network(white)).square().sum(1))
