@@ -17,6 +17,11 @@ Beside that, attacks as one may train against them are compared on the plain hea
 left of the agreement with people, and the loss, on some training triplets. "as published" is what R-LPIPS's code does:
 corners of the ball, and a new ranking network for every step.
 
+Found (results/r_lpips.json; 36 triplets under attack, so that the intervals of all three overlap): drawn, plain and
+adversarial heads are right on 93.3, 92.9 and 92.9 % of the triplets, on 69, 67 and 81 % of the attacked ones at l_inf
+1/255, and on 8, 8 and 19 % at 4/255, the radius of the training. The loss under attack does not leave ln 2: heads alone
+do not make a random trunk robust. The seconds are those of a machine on which others computed as well.
+
 What was made stays in the folder --work, and is not made again.
 """
 
@@ -38,8 +43,10 @@ from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.tasks import TwoAfcData, bapps_data
 from rclip_metric.train.evaluation.tasks.two_afc import loader_at
 from rclip_metric.train.finetuning.lpips import LpipsConfig, RankingNetwork, ranking_loss, tune_lpips
-from rclip_metric.train.finetuning.lpips.step import attacked_references
+from rclip_metric.train.finetuning.lpips.step import attacked_references, draw_heads
 from rclip_metric.train.metrics import load_metric
+from rclip_metric.train.metrics.lpips import Lpips, random_trunk
+from rclip_metric.train.metrics.weight_files import METRIC_FILE, Converted, write_stored
 from rclip_metric.train.runs.checkpoint import latest_state
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record, versions
@@ -55,6 +62,15 @@ COMPARED = 20  # every so many of the training triplets
 def settings(tuned: str, **more: Any) -> LpipsConfig:
     """The recipe of a metric: "plain" or "adversarial"."""
     return LpipsConfig(random_trunk=True, **SMALLER, **(ATTACK if tuned == "adversarial" else {}), **more)
+
+
+def write_drawn(out: Path, config: LpipsConfig) -> None:
+    """Write the metric that a tuning begins with."""
+    network = Lpips(config.trunk)
+    tensors = random_trunk(network, config.trunk_seed) | draw_heads(network, mixed_seed(config.seed, 0))
+    about = {"name": "drawn", "image_size": config.image_size}
+    stored = {"net": config.trunk, "version": "0.1", "trained": about}
+    write_stored("r-lpips", Converted(tensors, stored, files=[]), out / METRIC_FILE)
 
 
 def compared(place: Path, config: LpipsConfig, folder: Path) -> dict[str, Any]:
@@ -131,7 +147,9 @@ def main() -> None:
     runs: dict[str, LpipsConfig] = {name: settings(name) for name in ("plain", "adversarial")}
     if options.trunks:
         runs |= {f"{name}, with the trunk": settings(name, train_trunk=True) for name in ("plain", "adversarial")}
-    metrics: dict[str, Any] = {}
+    write_drawn(options.work / "drawn", settings("plain"))
+    metrics: dict[str, Any] = {"drawn": judged(options.work / "drawn", data)}
+    print("drawn", json.dumps(metrics["drawn"]))
     comparison: dict[str, Any] = {}
     for name, config in runs.items():
         out = options.work / name.replace(", ", "-").replace(" ", "-")
