@@ -15,6 +15,7 @@ import rclip_metric
 ROOT = Path(__file__).parents[1]
 DATA = [
     "rclip_metric/models/README.md",
+    "rclip_metric/models/lipsim-lite.safetensors",
     "rclip_metric/models/r-lite-f.safetensors",
     "rclip_metric/models/tiny-clean.safetensors",
     "rclip_metric/cli/templates/gallery.html",
@@ -109,7 +110,12 @@ import rclip_metric.train.attacks.apgd
 
 
 def test_the_shipped_models_are_small():
-    for name, most in (("r-lite-f", 7_000_000), ("tiny", 5_000_000), ("tiny-clean", 5_000_000)):
+    for name, most in (
+        ("r-lite-f", 7_000_000),
+        ("tiny", 5_000_000),
+        ("tiny-clean", 5_000_000),
+        ("lipsim-lite", 5_000_000),
+    ):
         assert (ROOT / "rclip_metric" / "models" / f"{name}.safetensors").stat().st_size <= most
 
 

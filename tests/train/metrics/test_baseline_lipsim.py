@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,19 @@ from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.base import LossAndSuccess
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block
+from rclip_metric.train.evaluation.tasks.two_afc import decision
+from rclip_metric.train.metrics import load_metric
 from rclip_metric.train.metrics.base import Certified, Facts
-from rclip_metric.train.metrics.lipsim import sll
+from rclip_metric.train.metrics.lipsim import lipsim_constant, sll
+from rclip_metric.train.metrics.lipsim.constant import TOLERANCE
 from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimMetric, build
 from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, convert, folded, random_tensors
 from rclip_metric.train.metrics.lipsim.student import Student
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import seeded
 
+ROOT = Path(__file__).parents[3]
 SMALL = LipSimArchitecture(32, 9, 4, 3, 3, 16, 20)
 PUBLISHED = LipSimArchitecture()
 
@@ -448,3 +454,32 @@ def test_images_of_another_size_and_impossible_sizes_are_refused():
         metric_of(random_tensors(SMALL)).function(torch.rand(1, 3, 48, 48))
     with pytest.raises(ValueError, match="multiple of 16"):
         LipSimArchitecture(image_size=100)
+
+
+def test_the_shipped_metric_judges_photographs_and_proves_it():
+    metric = load_metric("lipsim-lite")
+    places = [ROOT / "examples" / "images" / f"photo-{name}.jpg" for name in ("reference", "closer", "farther")]
+    reference, *options = (metric.preprocess(place)[None] for place in places)
+    fixed = torch.stack([metric.fix(option) for option in options], 1)
+    closer, farther = metric.similarities(reference, fixed)[0].tolist()
+    radius = metric.certified_radius(reference, fixed)
+    assert closer > farther and radius.item() > 36 / 255 * 64 / 224
+    network = metric.function
+    measured = lipsim_constant(network.architecture, dict(network.named_buffers()), reference, 20)
+    assert measured.max() <= 1 + TOLERANCE
+    # No attack finds another answer inside the ball.
+    ball = LpBall("l2", 0.999 * radius.item())
+    rule = decision(torch.zeros(1, dtype=torch.long), "margin")
+    found = attack_block(metric, reference, lambda _: fixed, rule, AttackSettings(ball), RunSettings(), ["photo"])
+    assert not found.fooled.any()
+
+
+def test_what_is_said_of_the_shipped_metric_is_the_saved_result():
+    card = (ROOT / "rclip_metric" / "models" / "README.md").read_text()
+    tuned = json.loads((ROOT / "results" / "lipsim-lite" / "tuned.json").read_text())
+    last = tuned["validations"][-1]
+    said = f"{last['val_accuracy']:.1f} % right, {last['val_certified']:.1f} % right and proven"
+    assert said in card
+    metric = load_metric("lipsim-lite")
+    architecture = LipSimArchitecture(**tuned["architecture"])
+    assert metric.function.architecture == architecture and f"{metric.facts.parameters:,} parameters" in card

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,7 +37,7 @@ class Proof:
     look: Look
     attacked: Sequence[Sequence[float]]
     lipschitz: Curve
-    smoothed: dict[float, Curve]
+    smoothed: Mapping[float, Curve]
 
     @property
     def envelope(self) -> Curve:
@@ -125,8 +125,8 @@ def alone(proof: Proof, top: float) -> Markup:
 
 def _sigma(picture: Picture, sigma: float, dots: Curve) -> Markup:
     """Write sigma to the right of where its curve ends."""
-    last = max((point for point in dots if point[1] > 0), default=dots[0])
-    [(x, y)] = picture.places([last[0]], [last[1]])
+    radius, percent, *_ = max((tuple(point) for point in dots if point[1] > 0), default=tuple(dots[0]))
+    [(x, y)] = picture.places([radius], [percent])
     return text(x + 4, min(y + 3.6, picture.area[3] - 2), f"{SIGMA} {sigma:g}")
 
 
