@@ -7,8 +7,12 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.difference_map import METHODS
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.evaluation.certificates.smoothing import Smoothing, smooth
 from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
+from rclip_metric.train.finetuning.lipsim.step import distil_step
+from rclip_metric.train.metrics.lipsim import LipSimArchitecture, Student
 from rclip_metric.train.runs.distributed import Team
+from rclip_metric.train.runs.precision import full_float32
 from rclip_metric.train.runs.seeds import seeded
 from rclip_metric.weights import load_encoder
 
@@ -91,3 +95,29 @@ def test_a_training_step_is_that_of_the_cpu(images, loss, bfloat16):
         assert there.loss == pytest.approx(here.loss, rel=tolerance, abs=1e-2)
         assert there.adversarial_cosine == pytest.approx(here.adversarial_cosine, abs=tolerance)
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
+
+
+def test_draws_of_a_smoothing_are_those_of_the_cpu():
+    smoothing = Smoothing(LpBall("l2", 0.1), sigma=0.25, n0=10, n=200)
+    grey = torch.tensor([0.8, 0.5, 0.3]).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+    found = [
+        smooth(lambda points, numbers: points[:, 0, 0, 0].cpu() - 0.5, grey.to(device), smoothing, 0, list("abc"), 64)
+        for device in ("cpu", "cuda")
+    ]
+    assert found[0].radius.tolist() == found[1].radius.tolist() and found[0].radius[0] > 0
+
+
+def test_a_step_of_a_provable_student_is_that_of_the_cpu():
+    small = LipSimArchitecture(16, channels=14, depth=2, inner=3, linear_depth=1, linear_inner=6, embedding=5)
+    shown = torch.rand(4, 3, 16, 16, generator=seeded(0))
+    target = torch.randn(4, 5, generator=seeded(1))
+    found = []
+    for device in ("cpu", "cuda"):
+        student = Student(small, seed=3).to(device)
+        optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.0)
+        with full_float32():
+            losses = distil_step(student, optimizer, target.to(device), (shown.to(device),) * 2, 4)
+        gradients = [p.grad.flatten().cpu() for p in student.parameters() if p.grad is not None]
+        found.append((losses, torch.cat(gradients)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-5)
