@@ -1080,7 +1080,7 @@ def test_labels_are_apart_in_a_browser(browser: Any, file: Path) -> None:
     assert [len(boxes) for boxes in charts_shown] == [16] * 4
     for boxes in charts_shown:
         for n, a in enumerate(boxes):
-            assert a[0] >= 0 and a[2] <= 401
+            assert a[0] >= -0.5 and a[2] <= 401.5  # browsers differ by less than half a pixel
             assert not [b for b in boxes[:n] if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]]
 
 
