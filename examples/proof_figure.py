@@ -24,7 +24,7 @@ from rclip_metric.train.evaluation.results.curves import COLOURS, literal, new_f
 from rclip_metric.train.evaluation.results.labels import Record, data_label, model_label
 from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 from rclip_metric.train.evaluation.results.outcome import unpack
-from rclip_metric.train.evaluation.results.record import load_results
+from rclip_metric.train.evaluation.results.record import Averaging, load_results
 from rclip_metric.train.runs.files import write_json, write_text
 
 COLUMNS = 3
@@ -71,7 +71,10 @@ class Radii:
 
 @dataclass
 class Panel:
-    """A metric: records of attacks and certificates, by radius; `certified` of None is Lipschitz, else sigma."""
+    """A metric: records of attacks and certificates, by radius; `certified` of None is Lipschitz, else sigma.
+
+    `clean` is of the samples that were attacked or certified, which may be a part of those of the records.
+    """
 
     label: str
     clean: Mapping[str, Any]
@@ -109,6 +112,13 @@ class Panel:
         return [{"metric": self.label, **row} for row in found]
 
 
+def _clean(record: Record) -> Mapping[str, Any]:
+    """Average the clean scores of the samples that were asked about."""
+    asked = [row for row in unpack(record) if row.robust is not None]
+    clean: Mapping[str, Any] = Averaging(bool(record["settings"].get("macro"))).summaries(asked)["clean"]
+    return clean
+
+
 def _named(accuracy: Mapping[float, float]) -> dict[str, float]:
     return {f"{eps:.4g}": percent for eps, percent in accuracy.items()}
 
@@ -144,7 +154,7 @@ def panels_of(records: Sequence[Record]) -> list[Panel]:
     for record in used:
         whole = model_label(record)
         name = names[whole] if list(names.values()).count(names[whole]) == 1 else whole
-        panel = panels.setdefault(whole, Panel(name, record["clean"]))
+        panel = panels.setdefault(whole, Panel(name, _clean(record)))
         eps, kind = record["threat"]["eps"], record["threat"]["attack"]
         if kind in ("certified", "smoothing"):
             sigma = record["threat"].get("sigma")

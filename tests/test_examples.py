@@ -217,6 +217,19 @@ def test_the_figure_of_proof(tmp_path, capsys):
     assert [line.get_linestyle() for line in drawn.axes[0].lines] == ["-", "--", ":"]
 
 
+def test_a_figure_of_proof_begins_with_the_samples_that_were_asked(tmp_path):
+    """Of four samples the first is right and certified, and the others were left out."""
+    rows = [Outcome("0", "test", 1.0, False, 0.1, 1.0, 0.2)]
+    rows += [Outcome(str(n), "test", float(n % 2), False, 0.1, None, None) for n in range(1, 4)]
+    about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d"}, "effort": Effort(1.0, 4)}
+    save(tmp_path / "one.json", result(rows, threat=Certificate(LpBall("l2", 0.5)).describe(), **about))
+    figure = load_example("proof_figure")
+    records = figure.load_results([tmp_path])
+    [panel] = figure.panels_of(records)
+    assert records[0]["clean"]["accuracy"] == 75.0  # the record's own, of all four
+    assert panel.clean["accuracy"] == 100.0 and panel.clean["samples"] == 1
+
+
 def test_a_figure_of_proof_needs_certificates_of_one_data_set(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for data in ("this", "that"):
