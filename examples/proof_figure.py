@@ -223,7 +223,7 @@ def draw(panels: Sequence[Panel], title: str, top: float | None = None) -> Any:
     figure.suptitle(literal(title), fontsize=11)
     names = sorted(legend, key=lambda name: (name.startswith("smoothed"), name.startswith("Lipschitz"), name))
     lines = [legend[name] for name in names]
-    figure.legend(lines, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    figure.legend(lines, names, loc="outside lower center", ncols=max(1, 4 * across // 3), frameon=False, fontsize=9)
     return figure
 
 
