@@ -7,7 +7,7 @@ from rclip_metric import RobustPerceptualDistance
 from rclip_metric.difference_map import METHODS
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.certificates.smoothing import Smoothing, smooth
+from rclip_metric.train.evaluation.smoothing import Smoothing, smooth
 from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
 from rclip_metric.train.finetuning.lipsim.step import distil_step
 from rclip_metric.train.metrics.lipsim import LipSimArchitecture, Student

@@ -12,11 +12,12 @@ from PIL import Image
 import rclip_metric
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.evaluation.certificates import Certificate, Smoothing
+from rclip_metric.train.evaluation.certificates import Certificate
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.outcome import Outcome
 from rclip_metric.train.evaluation.results.record import Effort, save
 from rclip_metric.train.evaluation.results.record import record as result
+from rclip_metric.train.evaluation.smoothing import Smoothing
 from rclip_metric.weights import save_encoder
 
 from support.encoders import VIT, small_encoder

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
-from rclip_metric.train.evaluation.certificates.smoothing import Smoothing
+from rclip_metric.train.evaluation.smoothing import Smoothing
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, TWO_AFC_RADII
 
 FORMATS = ("nights", "bapps", "things", "cue-conflict")

@@ -25,7 +25,6 @@ from rclip_metric.train.evaluation.attack import (
     refuse_nan,
 )
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate, certify, radii, with_certificates
-from rclip_metric.train.evaluation.certificates.smoothing import Smoothed, Smoothing, certify_smoothed, smoothed_radii
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import (
     Block,
@@ -40,6 +39,7 @@ from rclip_metric.train.evaluation.records import (
 )
 from rclip_metric.train.evaluation.results.outcome import Outcome
 from rclip_metric.train.evaluation.results.record import Averaging, record
+from rclip_metric.train.evaluation.smoothing import Smoothed, Smoothing, certify_smoothed, smoothed_radii
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.precision import resolved_precision

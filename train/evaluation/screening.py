@@ -23,12 +23,12 @@ from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.filter_pools import ROLES, FilterImage, FilterPools
 from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of, refuse_nan
-from rclip_metric.train.evaluation.certificates.smoothing import Smoothed, Smoothing, smooth
 from rclip_metric.train.evaluation.image_set import ImageSet
 from rclip_metric.train.evaluation.records import Block, Evaluation, SampleRow, attack_cost, cost, empty_block
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.run import Task
 from rclip_metric.train.evaluation.screens import DetectorScreen, Found, PoolFilter, Queries, Screen, Verdicts, embedded
+from rclip_metric.train.evaluation.smoothing import Smoothed, Smoothing, smooth
 from rclip_metric.train.metrics.base import Metric
 
 PAPER_BALL = LpBall("linf", 8 / 255)

@@ -17,19 +17,16 @@ from rclip_metric.train.evaluation import evaluate
 from rclip_metric.train.evaluation.attack import SLACK, AttackSettings, Decisions, RunSettings
 from rclip_metric.train.evaluation.certificates import (
     Certificate,
-    Smoothing,
     certified_curve,
     certified_radii,
     clopper_pearson_lower,
-    smooth,
-    smoothed_radii,
 )
-from rclip_metric.train.evaluation.certificates.smoothing import GROUP, _noise
 from rclip_metric.train.evaluation.results.curves import figure
 from rclip_metric.train.evaluation.results.leaderboard import table
 from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.evaluation.session import Session
+from rclip_metric.train.evaluation.smoothing import GROUP, Smoothing, _noise, smooth, smoothed_radii
 from rclip_metric.train.evaluation.tasks import nights_data
 from rclip_metric.train.evaluation.tasks.odd_one_out import OddOneOutData
 from rclip_metric.train.evaluation.tasks.two_afc import decision

@@ -276,6 +276,7 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, precision):
 
 
 def test_every_recipe_is_a_config_and_names_its_base():
+    from rclip_metric.train.metrics.registry import is_baseline
     from rclip_metric.weights import model_names
 
     for name in recipe_names():
@@ -284,7 +285,7 @@ def test_every_recipe_is_a_config_and_names_its_base():
         if recipe.command == "lpips":  # it has a trunk in its settings
             continue
         assert recipe.base
-        assert recipe.base in model_names() or recipe.base.startswith("open_clip:")
+        assert recipe.base in model_names() or recipe.base.startswith("open_clip:") or is_baseline(recipe.base)
         if recipe.command in ("fare", "tecoa"):
             config = configured(FinetuneConfig, None, recipe.settings)
             assert (config.loss == recipe.command and config.augmentation is None) or name == "r-lite-f"

@@ -21,7 +21,7 @@ def test_a_radius_that_is_no_finite_number_is_refused_in_one_sentence(text, tmp_
     board = ["benchmark", "--metrics", "l2", "--data", f"nights:{tmp_path}", "--out", "o"]
     assert main([*board, "--norms", f"linf:{text}"]) == 2
     assert main(["train", "fare", "--images", "i", "--out", "o", f"--eps={text}"]) == 2
-    assert capsys.readouterr().err.count("radius") == 3
+    assert capsys.readouterr().err.replace("--radius", "").count("radius") == 3
 
 
 def test_radii_are_rounded_once():

@@ -378,7 +378,8 @@ def certificates_of(options: argparse.Namespace) -> list[list[Any]]:
     Raises:
         ValueError: for settings of certificates that are not asked for, or that no certificate can have.
     """
-    from rclip_metric.train.evaluation.certificates import RADII, Certificate, Smoothing
+    from rclip_metric.train.evaluation.certificates import RADII, Certificate
+    from rclip_metric.train.evaluation.smoothing import Smoothing
 
     kinds = list(dict.fromkeys(options.certify))
     of_noise = {"sigma": options.sigma, "n": options.draws, "n0": options.choose, "confidence": options.confidence}

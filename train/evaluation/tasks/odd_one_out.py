@@ -18,11 +18,11 @@ from rclip_metric.train.attacks.losses import odd_one_out, odd_one_out_choice
 from rclip_metric.train.data.things import Things
 from rclip_metric.train.evaluation.attack import Decisions, chunk_size_of, refuse_nan
 from rclip_metric.train.evaluation.certificates.lipschitz import Certificate
-from rclip_metric.train.evaluation.certificates.smoothing import Judge, Smoothed, Smoothing, smooth
 from rclip_metric.train.evaluation.image_set import ImageSet, embeds
 from rclip_metric.train.evaluation.records import Block, Evaluation, cost
 from rclip_metric.train.evaluation.results.labels import PEOPLE
 from rclip_metric.train.evaluation.run import Aim, Task, evaluate
+from rclip_metric.train.evaluation.smoothing import Judge, Smoothed, Smoothing, smooth
 from rclip_metric.train.metrics.base import Metric
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
