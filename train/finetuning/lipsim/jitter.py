@@ -127,8 +127,8 @@ def hue_turned(images: Tensor, by: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    hue = sixth / 6 + by.flatten(1, -1)[..., None] if by.ndim else sixth / 6 + by
+    hue = sixth[:, None] / 6 + by  # (N, 1, H, W)
     # A channel is the value less the spread times how far the hue is from its own two sixths of the circle.
     offsets = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    k = (offsets + 6 * hue[:, None]).remainder(6)
+    k = (offsets + 6 * hue).remainder(6)
     return value[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
