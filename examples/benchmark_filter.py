@@ -37,7 +37,7 @@ from rclip_metric.filtering.pools import embed_pools
 from rclip_metric.images import open_image
 from rclip_metric.images.preprocessing import preprocess_pil
 from rclip_metric.retrieval import ModelSource
-from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.benchmark.turns import machine_record, take_turns
 
 CLASSES = {"safe": 32, "buffer": 32, "unsafe": 32}
 
@@ -79,13 +79,6 @@ def work_on(images: Path, model: str, batch_size: int, folder: Path) -> Work:
     return Work(source, str(index), tuple(find_work(str(images))), parts, batch_size=batch_size)
 
 
-def timed(run: Callable[[], object], count: int) -> tuple[float, float]:
-    """Return the wall time and the processor time of all threads, in milliseconds per image."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    return (time.perf_counter() - wall) / count * 1000, (time.process_time() - processor) / count * 1000
-
-
 def rates(model: str, batch_size: int, count: int, repeats: int) -> dict[str, Any]:
     """Compare the filter with the bare model, and time what the model does not do."""
     with tempfile.TemporaryDirectory() as name:
@@ -109,23 +102,16 @@ def rates(model: str, batch_size: int, count: int, repeats: int) -> dict[str, An
                 "decoding": lambda: [open_image(image) for image in images],
                 "resizing": lambda: [preprocess_pil(one, encoder.preprocessing, encoder.resize) for one in decoded],
             }
-            times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-            for run in contestants.values():
-                run()
-            for _ in range(repeats):
-                for name, run in contestants.items():
-                    times[name].append(timed(run, count))
+            turns = take_turns(contestants, repeats)
     found: dict[str, Any] = {
         name: {
-            "wall_ms": statistics.median(wall for wall, _ in taken),
-            "processor_ms": statistics.median(processor for _, processor in taken),
+            "wall_ms": 1000 * statistics.median(times.wall) / count,
+            "processor_ms": 1000 * statistics.median(times.processor) / count,
         }
-        for name, taken in times.items()
+        for name, times in turns.times.items()
     }
     for kind in ("wall", "processor"):
-        ratios = [a[kind == "processor"] / b[kind == "processor"]
-                  for a, b in zip(times["bare model"], times["filter"], strict=True)]  # fmt: skip
-        found[f"filter_over_bare_{kind}"] = statistics.median(ratios)
+        found[f"filter_over_bare_{kind}"] = turns.ratio("bare model", "filter", kind)
     parts = [found[name]["processor_ms"] for name in ("bare model", "decoding", "resizing")]
     found["parts_over_filter_processor"] = sum(parts) / found["filter"]["processor_ms"]
     found["bytes_per_image"] = round(statistics.mean(map(len, images)))
@@ -174,9 +160,7 @@ def main() -> None:
         print(json.dumps(grown(args.only_size, args.batch_size)))
         return
     record: dict[str, Any] = {
-        "machine": {**device_record(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        "machine": machine_record(),
         "rates": [],
         "growth": [],
     }

@@ -13,10 +13,7 @@ while they wait hurt whoever has many short steps, which is ours: set OMP_WAIT_P
 """
 
 import argparse
-import gc
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rclip_metric.train.benchmark.turns import machine_record, take_turns
 from rclip_metric.train.metrics.lipsim import sll
 from rclip_metric.train.metrics.lipsim.model import LipSim
 from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, folded, random_tensors
-from rclip_metric.train.runs.machine import device_record
 
 TOY = LipSimArchitecture(32, 9, 3, 3, 2, 16, 20)
 State = Mapping[str, Tensor]
@@ -161,20 +158,6 @@ VARIANTS: dict[str, Callable[[State, Tensor], Tensor]] = {
 # Measuring
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn so that a slow moment of the machine hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            gc.collect()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def without_graph(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
     def forward() -> Tensor:
         with torch.inference_mode():
@@ -198,33 +181,23 @@ def compare(runs: Mapping[str, Callable[[], Tensor]], count: int, repeats: int) 
     expected = results[first]
     difference = {name: ((value - expected).norm() / expected.norm()).item() for name, value in results.items()}
     del results, expected
-    seconds = take_turns(runs, repeats)
+    turns = take_turns(runs, repeats)
     return {
         name: {
-            "images per second": count / seconds[name],
-            "times faster": seconds[first] / seconds[name],
+            "images per second": count / statistics.median(turns.times[name].wall),
+            "times faster": turns.ratio(first, name, "wall"),
+            "times faster, processor": turns.ratio(first, name),
             "relative difference": difference[name],
         }
         for name in runs
     }
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "device": device_record(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "waiting": os.environ.get("OMP_WAIT_POLICY"),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"{title:<50} images/s  times faster  difference")
+    print(f"{title:<50} images/s  times faster  processor  difference")
     for name, row in rows.items():
-        speed, factor, difference = row.values()
-        print(f"  {name:<48} {speed:>8.3f}  {factor:>12.2f}  {difference:>10.1e}")
+        speed, factor, processor, difference = row.values()
+        print(f"  {name:<48} {speed:>8.3f}  {factor:>12.2f}  {processor:>9.2f}  {difference:>10.1e}")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -243,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folding = time.perf_counter() - start
     network = LipSim(sizes, tensors)
     report: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine_record(),
         "settings": {
             "batch sizes": arguments.batch_sizes,
             "repeats": arguments.repeats,

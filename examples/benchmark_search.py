@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ import torch
 
 from rclip_metric.distance import normalize
 from rclip_metric.retrieval import Row, nearest
-from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.benchmark.turns import machine_record, take_turns
 
 _LONG = 30.0
 Search = Callable[[], np.ndarray[Any, Any]]
@@ -128,34 +127,28 @@ def main() -> dict[str, Any]:
     queries = draw(args.queries, args.dimension, basis, generator).to(dtype).float()
     with tempfile.TemporaryDirectory() as folder:
         searches = contestants(embeddings, queries, args.k, Path(folder))
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
-        rows: dict[str, np.ndarray[Any, Any]] = {}
-        load = os.getloadavg()[0]
-        for _ in range(1 + args.repeats):
-            for name, search in searches.items():
-                if any(taken[1] > _LONG for taken in times[name]):
-                    continue
-                wall, processor = time.perf_counter(), time.process_time()
-                rows[name] = search()
-                times[name].append((time.process_time() - processor, time.perf_counter() - wall))
-                print(f"{name:30} {times[name][-1][1]:8.3f} s wall", flush=True)
-        times = {name: taken[1:] or taken for name, taken in times.items()}  # the first warms up
-    exact = rows["ours"]
+        machine = machine_record()
+        turns = take_turns(
+            searches,
+            args.repeats,
+            long=_LONG,
+            told=lambda name, seconds: print(f"{name:30} {seconds:8.3f} s wall", flush=True),
+        )
+    exact = turns.results["ours"]
     measured = {
         name: {
-            "processor_s": statistics.median(t[0] for t in taken),
-            "wall_s": statistics.median(t[1] for t in taken),
-            "repeats": len(taken),
-            "same_rows": None if name == "read once" else _shared(rows[name], exact),
+            "processor_s": statistics.median(times.processor),
+            "wall_s": statistics.median(times.wall),
+            "repeats": len(times.wall),
+            "same_rows": None if name == "read once" else _shared(turns.results[name], exact),
         }
-        for name, taken in times.items()
+        for name, times in turns.times.items()
     }
     for entry in measured.values():
         for kind in ("processor_s", "wall_s"):
             entry[f"{kind}_over_reading"] = entry[kind] / measured["read once"][kind]  # type: ignore[operator]
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    machine = {**device_record(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    record = {"settings": settings, "machine": machine, "load": load, "torch": torch.__version__, "results": measured}
+    record = {"settings": settings, "machine": machine, "pressure": turns.pressure, "results": measured}
     for name, entry in measured.items():
         print(f"{name:20} {entry['processor_s']:8.3f} s processor {entry['wall_s']:8.3f} s wall")
     if args.out:

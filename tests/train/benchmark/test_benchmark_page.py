@@ -536,7 +536,7 @@ def test_curves_of_proof_are_where_their_numbers_say() -> None:
     proof = Proof("a", Look(1), attacked, own, noisy)
     assert proof.reach == 2.0 and top_radius([proof]) == 2.0
     far = Proof("b", Look(0), [], [(0.0, 90.0), (50.0, 90.0), (100.0, 0.0)], {})
-    assert top_radius([proof, far]) == 4.0 and top_radius([Proof("c", Look(0), [], [], {})]) == 1.0
+    assert top_radius([proof, far]) == 2.5 and top_radius([Proof("c", Look(0), [], [], {})]) == 1.0
     assert [level for radius, level in proof.envelope if radius < 0.49] == [70.0] * 32
     assert proof.envelope[-2] == (pytest.approx(63 / 64), 60.0)
     picture = alone(proof, 2.0)

@@ -72,12 +72,12 @@ def _area(curve: Curve) -> float:
 
 
 def top_radius(proofs: Sequence[Proof]) -> float:
-    """Choose where the axis of all charts ends: where nothing is certified any more, by the last but one at most twice.
+    """Choose where the axis of all charts ends: where nothing is certified any more of any metric.
 
-    One metric that reaches far would leave the others no room.
+    One that reaches far would leave the others no room: so a quarter beyond the last but one at most.
     """
     *others, last = sorted(proof.reach for proof in proofs)
-    return min(last, 2 * others[-1]) if others and others[-1] > 0 else last or 1.0
+    return min(last, 1.25 * others[-1]) if others and others[-1] > 0 else last or 1.0
 
 
 def together(proofs: Sequence[Proof], top: float) -> Markup:

@@ -1,0 +1,206 @@
+"""Times that may be compared: contestants take turns in one run, in processor and in wall time, beside the load.
+
+A busy machine makes everything slower, but not everything alike: so each round times each contestant once, every
+second round in reverse order, and what is compared is the ratio within a round. Processor time is that of all threads
+and of finished child processes, which other work on the machine changes least.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rclip_metric.train.runs.machine import device_record
+
+PRESSURE = Path("/proc/pressure/cpu")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one contestant, a figure per round.
+
+    Example:
+        >>> Times(wall=(2.0, 4.0, 3.0), processor=(1.0, 1.5, 1.25)).to_dict()["wall_s"]
+        {'median': 3.0, 'low': 2.0, 'high': 4.0}
+    """
+
+    wall: tuple[float, ...]
+    processor: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON: `wall_s` and `processor_s`, each {"median", "low", "high"} in seconds, and `rounds`."""
+        shown = {
+            kind: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+            for kind, values in (("wall_s", self.wall), ("processor_s", self.processor))
+        }
+        return {**shown, "rounds": len(self.wall)}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What `take_turns` measured.
+
+    Attributes:
+        times: of each contestant.
+        results: what each returned last.
+        pressure: the share of the time, in [0, 1], in which some task of the machine waited for a core; None where
+            the system does not say.
+    """
+
+    times: dict[str, Times]
+    results: dict[str, Any]
+    pressure: float | None
+
+    def ratio(self, name: str, to: str, kind: str = "processor") -> float:
+        """Return how many times as long `name` took as `to`: the median over rounds of the ratio within a round.
+
+        Args:
+            name: A contestant.
+            to: Another.
+            kind: "processor" or "wall".
+
+        Raises:
+            ValueError: if the two have no round in common.
+
+        Example:
+            >>> times = {"a": Times((2.0, 8.0), (2.0, 8.0)), "b": Times((1.0, 4.0), (1.0, 4.0))}
+            >>> Turns(times, {}, None).ratio("a", "b")
+            2.0
+        """
+        pairs = zip(getattr(self.times[name], kind), getattr(self.times[to], kind), strict=False)
+        ratios = [one / other for one, other in pairs]
+        if not ratios:
+            raise ValueError(f"{name} and {to} have no round in common")
+        return statistics.median(ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON: `times` by contestant, and `pressure`."""
+        return {"times": {name: times.to_dict() for name, times in self.times.items()}, "pressure": self.pressure}
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    *,
+    device: torch.device | str = "cpu",
+    warm_up: int = 1,
+    long: float = float("inf"),
+    told: Callable[[str, float], object] = lambda name, seconds: None,
+) -> Turns:
+    """Time contestants in turn: A B, B A, A B, ...
+
+    Args:
+        contestants: What is timed, by name.
+        rounds: How often each.
+        device: Where they compute; a GPU is waited for.
+        warm_up: Runs of each beforehand that do not count: the first pays for pages, primitives and lazy imports.
+        long: A contestant whose warm-up takes more seconds than this is not run again: that run counts.
+        told: Called after each run with the contestant's name and its wall time in seconds, for progress.
+
+    Raises:
+        ValueError: for less than one round.
+
+    Example:
+        >>> turns = take_turns({"sum": lambda: sum(range(10_000)), "len": lambda: len(range(10_000))}, 3)
+        >>> turns.results["sum"], turns.ratio("sum", "len") > 1
+        (49995000, True)
+    """
+    if rounds < 1:
+        raise ValueError(f"a comparison needs at least 1 round, and has {rounds}")
+    device = torch.device(device)
+    wall: dict[str, list[float]] = {name: [] for name in contestants}
+    processor: dict[str, list[float]] = {name: [] for name in contestants}
+    results: dict[str, Any] = {}
+    begun, waited = time.perf_counter(), _waited()
+
+    def run(name: str) -> tuple[float, float]:
+        gc.collect()
+        _synchronize(device)
+        start, spent = time.perf_counter(), processor_seconds()
+        results[name] = contestants[name]()
+        _synchronize(device)
+        taken = time.perf_counter() - start, processor_seconds() - spent
+        told(name, taken[0])
+        return taken
+
+    def keep(name: str, taken: tuple[float, float]) -> None:
+        wall[name].append(taken[0])
+        processor[name].append(taken[1])
+
+    once = set()
+    for name in contestants:
+        for _ in range(warm_up):
+            if name not in once and (taken := run(name))[0] > long:
+                once.add(name)
+                keep(name, taken)
+    order = [name for name in contestants if name not in once]
+    for number in range(rounds):
+        for name in reversed(order) if number % 2 else order:
+            keep(name, run(name))
+    share = None if waited is None else ((_waited() or 0.0) - waited) / (time.perf_counter() - begun)
+    times = {name: Times(tuple(wall[name]), tuple(processor[name])) for name in contestants}
+    return Turns(times, results, share)
+
+
+def processor_seconds() -> float:
+    """Return the processor time so far of all threads of this process and of its children that have ended.
+
+    Example:
+        >>> processor_seconds() > 0
+        True
+    """
+    if sys.platform == "win32":  # which does not add up what children took
+        return time.process_time()
+    import resource
+
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def machine_record(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """State the machine that a benchmark runs on.
+
+    Returns:
+        JSON: what `device_record` says of the device, `kind` ("GPU", "AMX", "AVX-512", "AVX2", or what the processor
+        has), `cores`, `threads`, `load` (of the last minute; None where the system does not say), `waiting` (the OpenMP
+        wait policy, if it is set), `torch`.
+
+    Example:
+        >>> machine_record()["kind"] in {"AMX", "AVX-512", "AVX2", "DEFAULT", "NO AVX"}
+        True
+    """
+    found = device_record(torch.device(device))
+    capability = found.get("capability", "").replace("AVX512", "AVX-512")
+    kind = capability or {"cuda": "GPU"}.get(found["type"], found["type"])
+    return {
+        **found,
+        "kind": "AMX" if "amx_bf16" in found.get("bfloat16", []) else kind,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "waiting": os.environ.get("OMP_WAIT_POLICY"),
+        "torch": torch.__version__,
+    }
+
+
+def _waited() -> float | None:
+    """Read for how many seconds so far some task has waited for a core; None where the system does not say."""
+    try:
+        some = PRESSURE.read_text().splitlines()[0]
+    except (OSError, IndexError):  # an older kernel, another system, or switched off
+        return None
+    return float(some.rpartition("total=")[2]) / 1e6
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
