@@ -30,15 +30,15 @@ class FoldedTower(nn.Module):
     tower's own weights where they are asked for, and the BatchNorms' weights among them; statistics stay as they are.
     """
 
-    def __init__(self, tower: nn.Module, image_size: int) -> None:
+    def __init__(self, tower: nn.Module, pairs: list[tuple[str, str]]) -> None:
         """Fold; `folded` builds it only where that can be done.
 
         Args:
             tower: In eval mode.
-            image_size: Side of an input that it takes.
+            pairs: Names of a convolution and of the BatchNorm to fold into it.
         """
         super().__init__()
-        self.pairs = _pairs(tower, image_size)
+        self.pairs = pairs
         with torch.inference_mode(False), torch.no_grad():
             self.twin = copy.deepcopy(tower).requires_grad_(False)
             for convolution, norm in self.pairs:
@@ -112,21 +112,26 @@ def folded(tower: nn.Module, image_size: int) -> FoldedTower | None:
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in tower.modules()):
         return None
-    found = FoldedTower(tower, image_size)
-    if not found.pairs:
-        return None
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weight = next(tower.parameters())
-        pixels = torch.randn(1, 3, image_size, image_size).to(weight)
-        wanted, got = tower(pixels).float(), found.embed(tower, pixels).float()
+    weight = next(tower.parameters())
+    with torch.inference_mode(False), torch.no_grad():
+        seeded = torch.Generator().manual_seed(0)
+        pixels = torch.randn(1, 3, image_size, image_size, generator=seeded, device="cpu").to(weight)
+        pairs, wanted = _pairs(tower, pixels)
+        if not pairs:
+            return None
+        found = FoldedTower(tower, pairs)
+        wanted, got = wanted.float(), found.embed(tower, pixels).float()
     precise = weight.dtype == torch.float32
     near = (wanted - got).abs().max() <= (_TOLERANCE if precise else 0.1) * wanted.abs().max()
     return found if near else None
 
 
-def _pairs(tower: nn.Module, image_size: int) -> list[tuple[str, str]]:
-    """Find the names of (convolution, BatchNorm) where the second is run once, on what the first has just given."""
+def _pairs(tower: nn.Module, pixels: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Find the names of (convolution, BatchNorm) where the second is run once, on what the first has just given.
+
+    Returns:
+        They, and what the tower gives for the pixels.
+    """
     convolutions, norms = _foldable_types()
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other gets their number
     calls: dict[str, int] = {}
@@ -149,13 +154,11 @@ def _pairs(tower: nn.Module, image_size: int) -> list[tuple[str, str]]:
 
             hooks.append(module.register_forward_pre_hook(before))
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            weight = next(tower.parameters())
-            tower(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+        embedding: Tensor = tower(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in found if calls[pair[0]] == calls[pair[1]] == 1]
+    return [pair for pair in found if calls[pair[0]] == calls[pair[1]] == 1], embedding
 
 
 def _foldable_types() -> tuple[set[type[nn.Module]], set[type[nn.Module]]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric.encoder.architectures import (
@@ -258,9 +259,9 @@ def _resampled(tensors: list[Tensor], shape: _Shape) -> Tensor:
     old, new = (round((length - 1) ** 0.5) for length in (embedding.shape[1], shape[1]))
     if old * old + 1 != embedding.shape[1]:
         return embedding
-    from timm.layers import resample_abs_pos_embed
-
-    return resample_abs_pos_embed(embedding, new_size=[new, new], old_size=[old, old], num_prefix_tokens=1)
+    grid = embedding[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # (1, width, G, G)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
+    return torch.cat([embedding[:, :1], grid.flatten(2).mT.to(embedding.dtype)], dim=1)
 
 
 # Sources, one function per layout. Keys come without "tower.".

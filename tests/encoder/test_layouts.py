@@ -18,6 +18,7 @@ from rclip_metric.encoder import (
     ConvNeXtArchitecture,
     Encoder,
     ViTArchitecture,
+    build_tower,
     convert,
     detect,
     expected_shapes,
@@ -316,3 +317,16 @@ def test_layouts_do_not_mix() -> None:
         convert(state, "open_clip", VIT)
     vits = ["rclip-metric", "open-clip", "open-clip-visual", "transformers-vit", "timm-vit"]
     assert list(LAYOUTS) == [*vits, "efficientnet-lite", "timm"]
+
+
+@pytest.mark.parametrize("side", [16, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_positions_come_to_another_grid_as_timm_brings_them(side: int, dtype: torch.dtype) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    architecture = replace(DINO, image_size=8 * side)
+    positions = torch.randn(1, 1 + 9**2, 128, generator=torch.Generator().manual_seed(6)).to(dtype)
+    state = {**build_tower(architecture).trunk.state_dict(), "pos_embed": positions}  # type: ignore[union-attr]
+    ours = convert(state, "timm-vit", architecture)["tower.trunk.pos_embed"]
+    expected = resample_abs_pos_embed(positions, new_size=[side, side], num_prefix_tokens=1)
+    assert ours.dtype == dtype and torch.equal(ours, expected)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from rclip_metric.files import written_whole
+from rclip_metric.images import load_image
 from rclip_metric.train.inversion.invert import Inversion, Watch, grey, invert, problem
 from rclip_metric.train.inversion.multi_view import synthesise
 from rclip_metric.train.inversion.settings import InversionSettings
@@ -245,8 +245,7 @@ class _Folder:
 
     def _measured(self, name: str, metric: Metric, embedding: Tensor) -> dict[str, float]:
         """Measure what a file holds."""
-        with Image.open(self.out / name) as image:
-            pixels = (pil_to_tensor(image).float() / 255)[None]
+        pixels = load_image(self.out / name)[None]
         unit = embedding / embedding.norm(dim=1, keepdim=True)
         numbers = {
             "similarity_of_file": (metric.fix(pixels.to(metric.device)) * unit).sum(),
