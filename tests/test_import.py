@@ -77,6 +77,25 @@ def test_a_score_with_a_native_tower_imports_no_library_of_models(tmp_path, mode
     assert set(loaded_by(score, tmp_path)) == {"torch", "numpy", "PIL", "safetensors"}
 
 
+LIBRARIES = {"timm", "open_clip", "torchvision", "torch._dynamo", "huggingface_hub", "transformers"}
+BUILDS = """
+from dataclasses import replace
+import torch
+from rclip_metric.encoder import NAMED, build_tower, convert
+from rclip_metric.train.metrics.lpips import Lpips
+import rclip_metric.train.inversion.folder
+small = replace(NAMED["dinov2_vit_b_14"], image_size=28, width=32, depth=1, heads=2)
+state = build_tower(replace(small, image_size=42)).trunk.state_dict()
+assert convert(state, "timm-vit", small)["tower.trunk.pos_embed"].shape == (1, 5, 32)
+assert [Lpips(net).net.slice2 is not None for net in ("alex", "vgg", "squeeze")] == [True] * 3
+"""
+
+
+def test_published_layouts_and_lpips_need_no_library_of_models(tmp_path):
+    loaded = set(loaded_by(BUILDS, tmp_path))
+    assert "torch" in loaded and not loaded & LIBRARIES
+
+
 def test_what_is_not_there_is_said_as_python_says_it():
     with pytest.raises(AttributeError, match="module 'rclip_metric' has no attribute 'scores'"):
         rclip_metric.scores  # noqa: B018

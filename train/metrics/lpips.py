@@ -23,7 +23,6 @@ import copy
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError, DigestError, WeightsError
 from rclip_metric.json_files import ANYTHING, COUNT, LINE, OBJECT, Checker, one_of
 from rclip_metric.train.metrics.base import DistanceMetric, Facts
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS, classifier_features
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Converted, Request, Stored, read_stored, weights_path
 from rclip_metric.train.models.foreign import read_tensors
@@ -47,41 +47,6 @@ _FLOOR = 1e-10  # added to the lengths of features, as in version 0.1
 _KEPT_ON_CPU = 8_000_000
 
 
-@dataclass(frozen=True)
-class Trunk:
-    """One of the three networks.
-
-    Attributes:
-        model: torchvision's name of the classifier.
-        weights: torchvision's name of its weights, of the entry IMAGENET1K_V1.
-        ends: the features y_l are what comes out of the classifier's `features` before these places.
-        channels: of y_l.
-        least: the smallest side in pixels for which every y_l has at least one place.
-        linear: sha256 of the package's weights/v0.1/NAME.pth.
-    """
-
-    model: str
-    weights: str
-    ends: tuple[int, ...]
-    channels: tuple[int, ...]
-    least: int
-    linear: str
-
-
-TRUNKS = {
-    "alex": Trunk(
-        "alexnet", "AlexNet_Weights", (2, 5, 8, 10, 12), (64, 192, 384, 256, 256), 31,
-        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-    ),
-    "vgg": Trunk(
-        "vgg16", "VGG16_Weights", (4, 9, 16, 23, 30), (64, 128, 256, 512, 512), 16,
-        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-    ),
-    "squeeze": Trunk(
-        "squeezenet1_1", "SqueezeNet1_1_Weights", (2, 5, 8, 10, 11, 12, 13), (64, 128, 256, 384, 384, 512, 512), 17,
-        "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
-    ),
-}  # fmt: skip
 _NETS = {"lpips-alex": "alex", "lpips-vgg": "vgg", "lpips-squeeze": "squeeze", "r-lpips": "alex"}
 
 
@@ -94,11 +59,9 @@ class Lpips(nn.Module):
     def __init__(self, net: str) -> None:
         """Build one of `TRUNKS` without memory for its weights (device "meta"), in eval mode and frozen."""
         super().__init__()
-        from torchvision import models
-
         self.trunk, starts = TRUNKS[net], (0, *TRUNKS[net].ends)
         with torch.device("meta"):
-            features = getattr(models, self.trunk.model)(weights=None).features
+            features = classifier_features(net)
             self.net = nn.Module()
             for layer, (start, end) in enumerate(zip(starts, self.trunk.ends, strict=False), 1):
                 part = nn.Sequential()
@@ -355,9 +318,7 @@ def fetch_trunk(net: str) -> Path:
         DigestError: it is not the file that its name says, by the first digits of its sha256.
         WeightsError: it cannot be fetched; says from where to where.
     """
-    from torchvision import models
-
-    url = getattr(models, TRUNKS[net].weights).IMAGENET1K_V1.url
+    url = TRUNKS[net].url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
     if not path.is_file():
         try:

@@ -24,7 +24,8 @@ from rclip_metric.train.finetuning.lpips import LpipsConfig, RankingNetwork, hea
 from rclip_metric.train.finetuning.lpips import run as tuning
 from rclip_metric.train.finetuning.lpips.step import attacked_references, draw_heads, trained_parameters, update
 from rclip_metric.train.metrics import load_metric
-from rclip_metric.train.metrics.lpips import TRUNKS, Lpips, LpipsMetric, random_trunk
+from rclip_metric.train.metrics.lpips import Lpips, LpipsMetric, random_trunk
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS
 from rclip_metric.train.metrics.weight_files import METRIC_FILE, Converted, write_stored
 from rclip_metric.train.runs.config import configured, read_recipe
 from rclip_metric.train.runs.interrupt import Interrupted

@@ -18,6 +18,7 @@ from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block
 from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics import lpips as ours
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS, classifier_features
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import sample_seed
 
@@ -175,7 +176,7 @@ def test_random_weights_are_seeded_and_leave_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("net", NETS)
 def test_the_least_size_is_stated_and_enforced(net: str) -> None:
-    least = ours.TRUNKS[net].least
+    least = TRUNKS[net].least
     with torch.device("meta"):
         trunk = ours.Lpips(net).to("meta")
         assert trunk(torch.empty(1, 3, least, least)).shape[0] == 1
@@ -259,6 +260,32 @@ def test_torchvision_s_trunk_in_the_package_s_places(tmp_path: Path, net: str) -
     assert read.keys() == trunk.keys() and all(torch.equal(read[key], trunk[key]) for key in read)
 
 
+@pytest.mark.parametrize(
+    ("net", "model", "weights"),
+    [
+        ("alex", models.alexnet, models.AlexNet_Weights),
+        ("vgg", models.vgg16, models.VGG16_Weights),
+        ("squeeze", models.squeezenet1_1, models.SqueezeNet1_1_Weights),
+    ],
+)
+def test_the_trunks_are_torchvision_s(net: str, model: Any, weights: Any) -> None:
+    assert weights.IMAGENET1K_V1.url == TRUNKS[net].url
+    with torch.device("meta"):  # without the classifier, which is most of it
+        theirs, own = model(weights=None).features[: TRUNKS[net].ends[-1]], classifier_features(net)
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in own.state_dict().items()} == shapes
+    generator = torch.Generator().manual_seed(8)
+    state = {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    outputs, gradients = [], []
+    for network in (theirs, own):
+        network.load_state_dict(state, assign=True)
+        image = torch.randn(1, 3, 40, 35, generator=torch.Generator().manual_seed(9)).requires_grad_()
+        outputs.append(network(image))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), [image, *network.parameters()]))
+    assert outputs[0].count_nonzero() > 0 and torch.equal(*outputs)
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_a_trunk_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -288,7 +315,7 @@ def test_what_else_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("net", NETS)
 def test_equal_to_the_package_with_the_published_trunk(net: str) -> None:
     """Where torch has the trunk in its cache, and only there."""
-    url = getattr(models, ours.TRUNKS[net].weights).IMAGENET1K_V1.url
+    url = TRUNKS[net].url
     if not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():
         pytest.skip(f"the trunk {net} is not in torch's cache")
     built = ours.build(f"lpips-{net}", Request(image_size=64))

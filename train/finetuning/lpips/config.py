@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.data.check import MOST_UNREADABLE
-from rclip_metric.train.metrics.lpips import TRUNKS
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS
 from rclip_metric.train.runs.config import check_counts, setting
 
 ATTACKS = ("pgd", "apgd")
