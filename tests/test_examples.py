@@ -1,6 +1,7 @@
 """The examples run, and do what they say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_the_contestants_of_the_benchmark_hold_the_same_weights():
     with torch.no_grad():
         expected = benchmark.naive_distance(tower, x, y)
     torch.testing.assert_close(benchmark.ours("toy", tower, squared=True)(x, y), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_cost_of_a_process_is_all_of_its_processor_time():
+    startup = load_example("benchmark_startup")
+    burn = "import sys, time\nwhile (used := time.process_time()) < 0.3: pass\nprint(used)"
+    assert 0.3 <= startup.cost(("-c", burn), os.environ)["processor"] < 0.6
+    rest = startup.cost(("-c", "import time; time.sleep(0.5)"), os.environ)
+    assert rest["processor"] < 0.3 and rest["wall"] >= 0.5
+    with pytest.raises(SystemExit, match=r"ended with 1: .*no such thing"):
+        startup.cost(("-c", "raise SystemExit('no such thing')"), os.environ)
+
+
+def test_what_a_command_costs_is_compared_within_a_turn_and_the_first_does_not_count(monkeypatch):
+    startup = load_example("benchmark_startup")
+    seconds = iter([50, 90, 2, 3, 4, 4, 1, 4, 10, 5, 2, 2.4])  # import torch and a command, six turns
+    monkeypatch.setattr(startup, "cost", lambda *_: {"processor": (own := next(seconds)), "wall": 2 * own})
+    command = "rclip-metric score --model tiny"
+    found = startup.measure([startup.BASE, command], repeats=5)
+    assert found[command]["each"] == [3, 4, 4, 5, 2.4] and found[command]["wall seconds"] == 8
+    assert found[command]["over import torch"] == 1.2 and found[startup.BASE]["over import torch"] == 1
 
 
 def test_your_own_metric_becomes_a_row_of_the_page(tmp_path):
