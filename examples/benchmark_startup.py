@@ -4,7 +4,7 @@
     python examples/benchmark_startup.py --repeats 7 --out results/benchmark_startup.json
 
 Every command is a process of its own, from its first instruction to its end: imports, the model that is built, its
-first embeddings. All take turns (A B C A B C ...) on copies of the same two pictures; the figures are medians of the
+first embeddings. All take turns (A B C, C B A, ...) on the same two pictures; the figures are medians of the
 processor time of all their threads and of the wall time, and of the processor time over that of `import torch` in the
 same turn. Bytecode is kept in a folder of its own, as an installed package has it, and made by a turn that does not
 count. Where nothing else runs, the two times are nearly the same; the load is written beside them.
@@ -58,7 +58,8 @@ def measure(names: Sequence[str], repeats: int) -> dict[str, Any]:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         turns: list[dict[str, dict[str, float]]] = []
         for turn in range(repeats + 1):
-            turns.append({name: cost(COMMANDS[name], environment) for name in names})
+            order = reversed(names) if turn % 2 else names  # who comes after a short command finds another machine
+            turns.append({name: cost(COMMANDS[name], environment) for name in order})
             print(
                 f"turn {turn}:", {name: round(found["processor"], 2) for name, found in turns[-1].items()}, flush=True
             )

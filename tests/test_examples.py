@@ -112,11 +112,21 @@ def test_the_cost_of_a_process_is_all_of_its_processor_time():
 
 def test_what_a_command_costs_is_compared_within_a_turn_and_the_first_does_not_count(monkeypatch):
     startup = load_example("benchmark_startup")
-    seconds = iter([50, 90, 2, 3, 4, 4, 1, 4, 10, 5, 2, 2.4])  # import torch and a command, six turns
-    monkeypatch.setattr(startup, "cost", lambda *_: {"processor": (own := next(seconds)), "wall": 2 * own})
     command = "rclip-metric score --model tiny"
+    kinds = {
+        startup.COMMANDS[startup.BASE]: iter([50, 2, 4, 1, 10, 2]),
+        startup.COMMANDS[command]: iter([90, 3, 4, 4, 5, 2.4]),
+    }
+    asked = []
+
+    def cost(called, environment):
+        asked.append(called)
+        return {"processor": (own := next(kinds[called])), "wall": 2 * own}
+
+    monkeypatch.setattr(startup, "cost", cost)
     found = startup.measure([startup.BASE, command], repeats=5)
     assert found[command]["each"] == [3, 4, 4, 5, 2.4] and found[command]["wall seconds"] == 8
+    assert asked[:4] == [*kinds, *reversed(kinds)]
     assert found[command]["over import torch"] == 1.2 and found[startup.BASE]["over import torch"] == 1
 
 
