@@ -1,6 +1,6 @@
 """The three networks whose features LPIPS compares, as torchvision builds them, without importing it.
 
-Which takes three times as long as torch: it brings its detection models, and they torch's compiler.
+Which takes as long again as torch: it brings its detection models, and they torch's compiler.
 """
 
 from __future__ import annotations
