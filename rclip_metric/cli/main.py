@@ -15,7 +15,7 @@ from typing import Any
 
 from rclip_metric import __version__
 from rclip_metric.cli import filter as filtering
-from rclip_metric.cli import search
+from rclip_metric.cli import pairs, search
 from rclip_metric.cli.diff import diff
 from rclip_metric.cli.run import UsageError
 from rclip_metric.cli.score import rank, score
@@ -55,6 +55,10 @@ the same suffix, or with another one where that is unambiguous), or between all 
 
 Two files give one line. Folders give JSON lines: one per pair, and a summary last, which also names
 the files that were skipped or have no partner. Subfolders and hidden files are left out.
+
+All pairs begin with a line that holds the model and its settings, so that each pair is three values. In a
+file they can be a table or a matrix too; FILE.json then has the names of the images, the model and the
+summary. Memory does not grow with the pairs, and a file is there as a whole or not at all.
 """
 _RANK_HELP = """\
 Candidates by their distance to the reference, nearest first. A candidate that is a folder stands for
@@ -218,6 +222,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     )
     scored.add_argument("paths", nargs="+", metavar="PATH", help="two files, two folders, or one folder")
     scored.add_argument("--all-pairs", action="store_true", help="every pair of images in one folder")
+    pairs.add_options(scored, _positive, _distance)
     scored.add_argument("--html", metavar="FILE", help="write a page: pairs, the largest distance first, with maps")
     scored.set_defaults(command=score)
 

@@ -16,7 +16,7 @@ from rclip_metric.printing import complain, printable, say
 
 # What needs torch, Pillow or the Hub is imported where it is used: --help and a wrong path come at once.
 if TYPE_CHECKING:
-    from rclip_metric.retrieval import FileEmbeddings
+    from rclip_metric.retrieval import FileEmbeddings, Summary
 
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -200,10 +200,15 @@ class Run:
             self.remark(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
         return count
 
-    def finish(self, summary: Any, **facts: Any) -> int:
-        """Print the summary as the last JSON line, and in words on stderr; return the exit code."""
+    def record(self, summary: Summary, **facts: Any) -> dict[str, Any]:
+        """Return the summary as it is kept, with what was skipped, the model and its settings."""
         record = {**summary.to_dict(), **facts, "skipped": self.skipped, **self.identity}
-        say(json.dumps({"summary": {**record, "settings": self.settings}}))
+        return {"summary": {**record, "settings": self.settings}}
+
+    def finish(self, summary: Summary, record: dict[str, Any] | None) -> int:
+        """Print the record, if there is one, as the last JSON line, and words on stderr; return the exit code."""
+        if record is not None:
+            say(json.dumps(record))
         mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
         self.remark(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
         return 2 if self.skipped else 0

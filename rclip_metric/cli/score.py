@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rclip_metric.cli.pairs import score_all_pairs
 from rclip_metric.cli.run import Run, UsageError, check_target, number
-from rclip_metric.printing import say, show
+from rclip_metric.printing import say
 
 
 def score(args: argparse.Namespace) -> int:
@@ -23,7 +24,9 @@ def score(args: argparse.Namespace) -> int:
     if args.all_pairs and args.html:
         raise UsageError("--html shows the pairs of two folders, not all pairs of one: use search or duplicates")
     if args.all_pairs:
-        return _score_all_pairs(args, paths[0])
+        return score_all_pairs(args, paths[0])
+    if args.format or args.below or args.top or args.output:
+        raise UsageError("--format, --below, --top and --output go with --all-pairs")
     if all(path.is_dir() for path in paths):
         return _score_folders(args, *paths)
     if any(path.is_dir() for path in paths):
@@ -77,37 +80,11 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
             say(f"{json.dumps(_pair(x, y, distance))[:-1]}, {identity}")
             if args.html:
                 scored.append((distance, str(x), str(y)))
-    code = run.finish(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
+    unpaired = [str(path) for path in pairing.unpaired]
+    code = run.finish(summary, run.record(summary, unpaired=unpaired, left_out=left_out))
     if args.html:
         _write_pairs(args.html, scored, run)
     return code
-
-
-def _score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
-    from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval import Summary, all_pairs
-
-    files = list_images(folder)
-    if len(files) < 2:
-        raise UsageError(f"{folder} has {len(files)} images, expected two or more")
-    run = Run(args)
-    left_out = run.remark_left_out(folder)
-    with run.embeddings(files) as embeddings:
-        found = [(str(file), u) for file in files if (u := embeddings[file]) is not None]
-    names = [name for name, _ in found]
-    quoted = [json.dumps(name) for name in names]
-    identity = json.dumps(run.identity)[1:]
-    summary = Summary()
-    for i, row in all_pairs([u for _, u in found], args.squared):
-        # Fifty million pairs are possible (10,000 images): json.dumps for each would take most of the time.
-        lines = (
-            f'{{"a": {quoted[i]}, "b": {quoted[j]}, "distance": {distance:.7g}, {identity}\n'
-            for j, distance in enumerate(row, start=i + 1)
-        )
-        show("".join(lines))
-        for j, distance in enumerate(row, start=i + 1):
-            summary.add(distance, names[i], names[j])
-    return run.finish(summary, images=len(names), left_out=left_out)
 
 
 def rank(args: argparse.Namespace) -> int:

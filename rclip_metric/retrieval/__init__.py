@@ -8,7 +8,6 @@ from rclip_metric.retrieval.embeddings import (
     FileEmbeddings,
     Pairing,
     Summary,
-    all_pairs,
     decoders,
     distances,
     identity,
@@ -21,6 +20,7 @@ from rclip_metric.retrieval.identity import identity_of, model_of
 from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
+from rclip_metric.retrieval.pairs import all_pairs, nearest_others, pairs_below
 from rclip_metric.retrieval.rows import Hits, Update
 from rclip_metric.retrieval.storage import Approximation, Row, SearchableStorage, is_index, open_storage
 
@@ -50,8 +50,10 @@ __all__ = [
     "is_index",
     "model_of",
     "nearest",
+    "nearest_others",
     "open_storage",
     "pair_by_name",
+    "pairs_below",
     "pairs_within",
     "read_ahead",
     "settings",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -277,21 +278,6 @@ def distances(one: Tensor, others: Tensor, squared: bool) -> list[float]:
         return torch.cat([distance_between(one, block, squared) for block in blocks]).tolist()
 
 
-def all_pairs(embeddings: Sequence[Tensor], squared: bool) -> Iterator[tuple[int, list[float]]]:
-    """Yield for each i the distances of embedding i to i + 1, i + 2, ...: each pair once, one row in memory.
-
-    Example:
-        >>> list(all_pairs(list(torch.eye(3)), squared=True))
-        [(0, [1.0, 1.0]), (1, [1.0])]
-    """
-    if len(embeddings) < 2:
-        return
-    with torch.inference_mode():
-        stacked = torch.stack(list(embeddings))  # (N, D)
-    for i in range(len(stacked) - 1):
-        yield i, distances(stacked[i], stacked[i + 1 :], squared)
-
-
 class Summary:
     """Count, mean and extremes of distances, added one by one.
 
@@ -311,19 +297,27 @@ class Summary:
         self._highest: tuple[float, tuple[str, str]] | None = None
 
     def add(self, distance: float, a: str, b: str) -> None:
-        """Take one pair into account.
+        """Take one pair into account; raises as `add_row`."""
+        self.add_row(a, [b], np.array([distance]))
+
+    def add_row(self, a: str, others: Sequence[str], distances: np.ndarray[Any, Any]) -> None:
+        """Take the pairs of one image with others into account: their names and distances (P,).
 
         Raises:
-            ValueError: The distance is NaN, which is neither the lowest nor the highest, and would hide both.
+            ValueError: A distance is NaN, which is neither the lowest nor the highest, and would hide both.
         """
-        if distance != distance:
+        if np.isnan(distances).any():
+            b = others[int(np.isnan(distances).argmax())]
             raise ValueError(f"the distance of {a} and {b} is NaN: it cannot be summed up with the others")
-        self.count += 1
-        self._total += distance
-        if self._lowest is None or distance < self._lowest[0]:
-            self._lowest = distance, (a, b)
-        if self._highest is None or distance > self._highest[0]:
-            self._highest = distance, (a, b)
+        if not len(distances):
+            return
+        self.count += len(distances)
+        self._total += float(distances.sum(dtype=np.float64))
+        low, high = int(distances.argmin()), int(distances.argmax())  # of equal ones the first
+        if self._lowest is None or distances[low] < self._lowest[0]:
+            self._lowest = float(distances[low]), (a, others[low])
+        if self._highest is None or distances[high] > self._highest[0]:
+            self._highest = float(distances[high]), (a, others[high])
 
     @property
     def mean(self) -> float | None:

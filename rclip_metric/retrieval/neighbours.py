@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -85,26 +85,49 @@ def pairs_within(embeddings: Tensor, below: float, *, squared: bool = False) -> 
         >>> pairs.tolist(), round(distances.item(), 4)
         ([[0, 2]], 0.4472)
     """
+    parts = list(near_pairs(embeddings, below, squared=squared))
+    if not parts:
+        return torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
+    return torch.cat([pairs for pairs, _ in parts]), torch.cat([distances for _, distances in parts])
+
+
+def near_pairs(embeddings: Tensor, below: float, *, squared: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Find what `pairs_within` does, part by part, each with the pairs of a few hundred rows and those after them.
+
+    Example:
+        >>> alike = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
+        >>> [pairs.tolist() for pairs, _ in near_pairs(alike, 0.5)]
+        [[[0, 2]]]
+    """
     if not 0 < below < float("inf"):
         raise ValueError(f"the distance must be a positive number, got {below}")
     lowest = 1 - (below if squared else below**2) - _in_float32(embeddings[:1])[1]
+    for start in range(0, len(embeddings), _QUERIES):
+        with torch.inference_mode():
+            found = _near_pairs(embeddings, start, lowest, below, squared)
+        if found is not None:
+            yield found
+
+
+def _near_pairs(
+    embeddings: Tensor, start: int, lowest: float, below: float, squared: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Find the pairs of `_QUERIES` rows from `start` on; `lowest` is the least product that they may have."""
     found, apart = [], []
     step = _rows_at_a_time(embeddings)
-    with torch.inference_mode():
-        for start in range(0, len(embeddings), _QUERIES):
-            wide = embeddings[start : start + _QUERIES].float()
-            for first in range(start, len(embeddings), step):
-                products = wide @ embeddings[first : first + step].float().T
-                pairs = (products >= lowest).nonzero() + torch.tensor([start, first], device=products.device)
-                pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-                for part in pairs.split(step):
-                    distances = distance_between(embeddings[part[:, 0]], embeddings[part[:, 1]], squared)
-                    near = distances < below
-                    found.append(part[near])
-                    apart.append(distances[near])
-    if not found:
-        return torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
+    wide = embeddings[start : start + _QUERIES].float()
+    for first in range(start, len(embeddings), step):
+        products = wide @ embeddings[first : first + step].float().T
+        pairs = (products >= lowest).nonzero() + torch.tensor([start, first], device=products.device)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        for part in pairs.split(step):
+            distances = distance_between(embeddings[part[:, 0]], embeddings[part[:, 1]], squared)
+            near = distances < below
+            found.append(part[near])
+            apart.append(distances[near])
     pairs, distances = torch.cat(found), torch.cat(apart)
+    if not len(pairs):
+        return None
     order = (pairs[:, 0] * len(embeddings) + pairs[:, 1]).argsort()
     return pairs[order], distances[order]
 

@@ -22,7 +22,7 @@ from rclip_metric import Encoder, RobustPerceptualDistance
 from rclip_metric.cli.main import main
 from rclip_metric.distance import distance_between
 from rclip_metric.images import Preprocessing
-from rclip_metric.retrieval import FileEmbeddings, Summary, all_pairs, distances, pair_by_name
+from rclip_metric.retrieval import FileEmbeddings, Summary, distances, pair_by_name
 from rclip_metric.weights import (
     file_digest,
     load_encoder,
@@ -281,16 +281,18 @@ def test_pairs_by_name_then_by_stem(tmp_path: Path) -> None:
 def test_all_pairs(run: Any, model: Path, folders: tuple[Path, Path]) -> None:
     a, _ = folders
     result = run("score", "--all-pairs", a, "--model", model)
-    *pairs, last = result.lines
+    first, *pairs, last = result.lines
     assert result.code == 0
-    names = [str(a / f"{i}.png") for i in range(4)]
+    assert (first["header"]["folder"], first["header"]["images"]) == (str(a), 4)
+    names = [f"{i}.png" for i in range(4)]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
     for pair in pairs:
-        assert pair["distance"] == pytest.approx(expected(model, Path(pair["a"]), Path(pair["b"])), abs=1e-6)
-        assert set(pair) == {"a", "b", "distance", *IDENTITY}
+        assert pair["distance"] == pytest.approx(expected(model, a / pair["a"], a / pair["b"]), abs=1e-6)
+        assert set(pair) == {"a", "b", "distance"}
     assert last["summary"]["pairs"] == 6
     assert last["summary"]["images"] == 4
     assert last["summary"]["mean"] == pytest.approx(np.mean([pair["distance"] for pair in pairs]), abs=1e-6)
+    assert {first["header"][key] == last["summary"][key] for key in (*IDENTITY, "settings")} == {True}
 
 
 def test_all_pairs_without_a_readable_pair(run: Any, model: Path, folders: tuple[Path, Path]) -> None:
@@ -299,7 +301,7 @@ def test_all_pairs_without_a_readable_pair(run: Any, model: Path, folders: tuple
         (a / f"{i}.png").write_bytes(b"")
     result = run("score", "--all-pairs", a, "--model", model)
     assert result.code == 2
-    (last,) = result.lines
+    _, last = result.lines
     assert last["summary"]["pairs"] == 0
     assert last["summary"]["mean"] is None and last["summary"]["lowest"] is None
     assert result.err.count("it is empty") == 3
@@ -435,11 +437,7 @@ def test_distances_come_from_differences_in_blocks(monkeypatch: pytest.MonkeyPat
     assert distances(u[0], near[None], False) == pytest.approx([right], rel=1e-3)
     monkeypatch.setattr("rclip_metric.retrieval.embeddings._CPU_BLOCK", 40)  # two rows of 16, and one left over
     for squared in (False, True):
-        rows = dict(all_pairs(list(u), squared))
-        assert list(rows) == list(range(8))
-        for i, row in rows.items():
-            assert row == distance_between(u[i], u[i + 1 :], squared).tolist()
-    assert list(all_pairs([], False)) == list(all_pairs([u[0]], False)) == []
+        assert distances(u[0], u[1:], squared) == distance_between(u[0], u[1:], squared).tolist()
 
 
 def test_summary() -> None:
@@ -740,11 +738,11 @@ def test_a_reader_that_leaves_is_no_error(endless: list[str]) -> None:
 def test_interrupting_is_quiet(endless: list[str]) -> None:
     with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
-        first = running.stdout.readline()
+        header, first = running.stdout.readline(), running.stdout.readline()
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, err) == (130, "rclip-metric: interrupted\n")
-    assert json.loads(first)["distance"] > 0
+    assert "header" in json.loads(header) and json.loads(first)["distance"] > 0
     assert '"summary"' not in out
 
 
