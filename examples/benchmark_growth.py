@@ -1,0 +1,170 @@
+"""How processor time and peak memory grow with the number of images: all pairs, rank, index, evaluation and search.
+
+    python examples/benchmark_growth.py --out results/growth          # growth.json and growth.png
+    python examples/benchmark_growth.py --out growth --sizes 100 1000
+
+Every point is a command in a process of its own, on drawn scenes, with the model `tiny`; search and `index, embeddings`
+work on random unit embeddings of 512 numbers, of which there can be more. Time is that of all threads. What a command
+takes for two images (start-up) is taken off before the slope is fitted: the exponent p in time ~ n^p.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# torch is imported late: a process begins with the peak of the one that started it.
+
+START, QUERIES, DIMENSION = 2, 64, 512
+ON_IMAGES = ("score --all-pairs", "rank", "index build", "eval nights")
+ON_EMBEDDINGS = ("index, embeddings", "search, 64 queries")
+Point = dict[str, float]
+
+
+def command(name: str, scenes: Path, images: Path, out: Path, count: int) -> list[str]:
+    """Return the arguments of a command on so many images."""
+    first = next(iter(sorted(images.iterdir())))
+    model = ["--model", "tiny", "--quiet"]
+    return {
+        "score --all-pairs": ["score", "--all-pairs", str(images), "--output", str(out / "pairs.jsonl"), *model],
+        "rank": ["rank", str(first), str(images), "--json", *model],
+        "index build": ["index", "build", str(images), str(out / "index"), *model],
+        "eval nights": [
+            *("eval", "nights", "--data", str(scenes / "nights"), "--attack", "none", "--out", str(out / "eval")),
+            *("--limit", str(max(1, count // 3)), *model),
+        ],
+    }[name]
+
+
+def in_a_process(arguments: list[str]) -> Point:
+    """Run a command; return processor and wall seconds, and the peak of resident memory in MB."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}")
+    seconds = used.ru_utime + used.ru_stime
+    return {"processor": seconds, "wall": time.perf_counter() - begin, "megabytes": used.ru_maxrss / 1024}
+
+
+def on_embeddings(name: str, count: int, folder: str) -> None:
+    """Index random embeddings, or search an index of them."""
+    import torch
+
+    from rclip_metric import ImageIndex, RobustPerceptualDistance
+
+    metric, place = RobustPerceptualDistance("tiny"), Path(folder) / f"{count}.index"
+    generator = torch.Generator().manual_seed(count)
+    if name == "index, embeddings":
+        index = ImageIndex(metric)
+        units = torch.randn(count, DIMENSION, generator=generator)
+        index.add(units, ids=[str(i) for i in range(count)])
+        index.save(place)
+    else:
+        ImageIndex.open(place, metric).search(torch.randn(QUERIES, DIMENSION, generator=generator), k=10)
+
+
+def measure(sizes: list[int], most: list[int], folder: Path) -> dict[str, dict[str, Point]]:
+    """Return the points of every command by the number of images."""
+    largest = max(sizes)
+    counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
+    in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(folder / "scenes"), *counts])
+    drawn = sorted((folder / "scenes" / "nights").rglob("*.png"))
+    points: dict[str, dict[str, Point]] = {name: {} for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
+    for count in (START, *sizes):
+        images = folder / f"{count}"
+        images.mkdir()
+        for place, path in enumerate(drawn[:count]):
+            os.link(path, images / f"{place:06d}.png")
+        for name in ON_IMAGES:
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                arguments = command(name, folder / "scenes", images, Path(out), count)
+                point = in_a_process(["-m", "rclip_metric", *arguments])
+                if name.startswith("score"):
+                    point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
+            points[name][str(count)] = point
+            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
+    for count in (START * 10, *most):
+        for name in ON_EMBEDDINGS:
+            point = in_a_process([__file__, "--measure", name, str(count), str(folder)])
+            points[name][str(count)] = point
+            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
+    return points
+
+
+def slope(points: dict[str, Point]) -> float | None:
+    """Fit p in seconds ~ n^p by least squares, start-up taken off, where what is left is more than a fifth of it."""
+    (_, start), *rest = [(int(count), point["processor"]) for count, point in points.items()]
+    above = [(math.log(count), math.log(s - start)) for count, s in rest if s > 1.2 * start]
+    if len(above) < 2:
+        return None
+    return statistics.linear_regression(*zip(*above, strict=True)).slope
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Draw time and memory against n, one line per command."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for colour, (name, points) in enumerate(report["points"].items()):
+        counts = [int(count) for count in points][1:]
+        power = report["slopes"][name]
+        told = f"{name}  (start-up only)" if power is None else f"{name}  (n^{power:.2f})"
+        style: dict[str, Any] = {"color": f"C{colour}", "marker": "o", "markersize": 4}
+        style["linestyle"] = "--" if name in ON_EMBEDDINGS else "-"
+        for axis, what in zip(axes, ("processor", "megabytes"), strict=True):
+            axis.plot(counts, [points[str(count)][what] for count in counts], label=told, **style)
+    for axis, title in zip(axes, ("Processor seconds, start-up included", "Peak memory, MB"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="images (dashed: embeddings)", title=title)
+        axis.grid(alpha=0.3)
+    axes[1].set_ylim(bottom=100)
+    axes[0].legend(fontsize=8, title="in brackets: growth above start-up")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure, write and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 3000, 10_000], help="of images")
+    parser.add_argument("--embeddings", type=int, nargs="+", default=[1000, 10_000, 100_000], help="of embeddings")
+    parser.add_argument("--out", type=Path, help="where to write .json and .png")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        name, count, folder = args.measure
+        on_embeddings(name, int(count), folder)
+        return
+    pressure = Path("/proc/pressure/cpu")
+    load = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        points = measure(sorted(args.sizes), sorted(args.embeddings), Path(folder))
+    load += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+    import torch
+
+    from rclip_metric.train.runs.machine import device_record
+
+    machine: dict[str, Any] = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "load": load}
+    machine["OMP"] = {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
+    slopes = {name: slope(found) for name, found in points.items()}
+    report = {"machine": machine, "model": "tiny", "slopes": slopes, "points": points}
+    print(json.dumps(slopes, indent=2))
+    if args.out:
+        args.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+        draw(report, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
