@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,19 @@ def on_embeddings(name: str, count: int, folder: str) -> None:
         ImageIndex.open(place, metric).search(torch.randn(QUERIES, DIMENSION, generator=generator), k=10)
 
 
-def measure(sizes: list[int], most: list[int], folder: Path) -> dict[str, dict[str, Point]]:
-    """Return the points of every command by the number of images."""
+def measure(sizes: list[int], most: list[int], folder: Path) -> Iterator[dict[str, dict[str, Point]]]:
+    """Yield the points of every command by the number of images, as far as they are measured."""
     largest = max(sizes)
     counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
     in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(folder / "scenes"), *counts])
     drawn = sorted((folder / "scenes" / "nights").rglob("*.png"))
     points: dict[str, dict[str, Point]] = {name: {} for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
+    for count in (START * 10, *most):
+        for name in ON_EMBEDDINGS:
+            point = in_a_process([__file__, "--measure", name, str(count), str(folder)])
+            points[name][str(count)] = point
+            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
+            yield points
     for count in (START, *sizes):
         images = folder / f"{count}"
         images.mkdir()
@@ -94,12 +101,7 @@ def measure(sizes: list[int], most: list[int], folder: Path) -> dict[str, dict[s
                     point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
             points[name][str(count)] = point
             print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
-    for count in (START * 10, *most):
-        for name in ON_EMBEDDINGS:
-            point = in_a_process([__file__, "--measure", name, str(count), str(folder)])
-            points[name][str(count)] = point
-            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
-    return points
+            yield points
 
 
 def slope(points: dict[str, Point]) -> float | None:
@@ -138,8 +140,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure, write and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 3000, 10_000], help="of images")
-    parser.add_argument("--embeddings", type=int, nargs="+", default=[1000, 10_000, 100_000], help="of embeddings")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="of images")
+    parser.add_argument("--embeddings", type=int, nargs="+", default=[10_000, 100_000], help="of embeddings")
     parser.add_argument("--out", type=Path, help="where to write .json and .png")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -148,15 +150,17 @@ def main() -> None:
         on_embeddings(name, int(count), folder)
         return
     pressure = Path("/proc/pressure/cpu")
-    load = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+    loads = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        points = measure(sorted(args.sizes), sorted(args.embeddings), Path(folder))
-    load += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+        for points in measure(sorted(args.sizes), sorted(args.embeddings), Path(folder)):
+            if args.out:
+                args.out.with_suffix(".json").write_text(json.dumps({"points": points}, indent=2) + "\n")
+    loads += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
     import torch
 
     from rclip_metric.train.runs.machine import device_record
 
-    machine: dict[str, Any] = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "load": load}
+    machine: dict[str, Any] = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "load": loads}
     machine["OMP"] = {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
     slopes = {name: slope(found) for name, found in points.items()}
     report = {"machine": machine, "model": "tiny", "slopes": slopes, "points": points}
