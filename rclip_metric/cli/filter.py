@@ -158,7 +158,8 @@ def _prepared(args: argparse.Namespace, run: Run, job: Job, pools: Pools, shards
         unsafe=args.unsafe,
         batch_size=run.batch_size,
         device=str(run.metric.device),
-        threads=os.cpu_count() if run.metric.device.type == "cuda" else None,  # a GPU is faster than a few
+        threads=args.workers
+        or (os.cpu_count() if run.metric.device.type == "cuda" else None),  # a GPU is faster than a few
     )
     worker = Worker(work, run.metric, detectors)
     if not is_begun:

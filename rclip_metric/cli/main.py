@@ -380,6 +380,9 @@ def _scoring_options(
     options.add_argument(
         "--batch-size", type=_positive, metavar="N", help="images at a time (default: 8 on a CPU, else 32)"
     )
+    options.add_argument(
+        "--workers", type=_positive, metavar="N", help="threads that read images (default: one per core, at most 4)"
+    )
     return options
 
 

@@ -151,7 +151,12 @@ class Run:
         with (
             self.working(progress) as bar,
             FileEmbeddings(
-                self.metric, files, batch_size=self.batch_size, on_skip=self.skip, on_done=bar.advance
+                self.metric,
+                files,
+                batch_size=self.batch_size,
+                on_skip=self.skip,
+                on_done=bar.advance,
+                workers=self._args.workers,
             ) as embeddings,
         ):
             bar.start(len(embeddings))

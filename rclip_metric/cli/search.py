@@ -38,6 +38,7 @@ def build(args: argparse.Namespace) -> int:
             on_skip=run.skip,
             on_start=progress.start,
             on_done=progress.advance,
+            workers=args.workers,
         )
     facts = {"index": args.index, "images": len(index), "skipped": run.skipped}
     _tell(run, facts, f"{len(index)} images in {args.index}, skipped {number_of_files(len(run.skipped))}; {run.label}")
@@ -54,6 +55,7 @@ def update(args: argparse.Namespace) -> int:
             on_skip=run.skip,
             on_start=progress.start,
             on_done=progress.advance,
+            workers=args.workers,
         )
     facts: dict[str, Any] = {"added": found.added, "changed": found.changed, "dropped": found.dropped}
     counts = ", ".join(f"{len(names)} {what}" for what, names in facts.items())
@@ -172,6 +174,7 @@ def _open(args: argparse.Namespace, in_memory: bool = True) -> tuple[Run, ImageI
             on_skip=run.skip,
             on_start=progress.start,
             on_done=progress.advance,
+            workers=args.workers,
         )
     return run, index
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 
-# Decoding a photograph costs a few percent of embedding it: a few threads keep up with any device.
+# Pillow decodes and resizes outside Python's lock, so that threads do. Reading a photograph costs a few percent of
+# embedding it with a large model, and more than that with a small one or on a GPU: then more of them are worth it.
 _DECODERS = min(4, os.cpu_count() or 1)
 # Differences of embeddings are made in blocks of at most this many numbers. On a CPU that is what torch does in one
 # thread and the cache holds: sharing out such small work among threads costs more than it, many times more where
@@ -161,6 +162,7 @@ class FileEmbeddings:
         batch_size: Images per call of the model.
         on_skip: Called with a file that cannot be read, and why.
         on_done: Called after each file.
+        workers: Threads that read, by default a few.
 
     Example:
         >>> import tempfile
@@ -183,6 +185,7 @@ class FileEmbeddings:
         batch_size: int,
         on_skip: Callable[[Path, str], None],
         on_done: Callable[[], object] = lambda: None,
+        workers: int | None = None,
     ) -> None:
         """Read and compute nothing yet."""
         self._metric = metric
@@ -195,7 +198,8 @@ class FileEmbeddings:
         for file in files:
             distinct.setdefault(os.path.realpath(file), file)
         self._count = len(distinct)
-        self._pool = decoders()
+        self._pool = decoders(workers)
+        self._ahead = max(2 * batch_size, workers or 0)
         self._batches = self._work(distinct)
 
     def __len__(self) -> int:
@@ -223,7 +227,7 @@ class FileEmbeddings:
         """Embed batch by batch, as far as it is iterated: True after each batch."""
         waiting: list[tuple[str, bytes]] = []
         batch: dict[bytes, Tensor] = {}
-        for (key, file), decoded in read_ahead(self._pool, self._read, files.items(), 2 * self._batch_size):
+        for (key, file), decoded in read_ahead(self._pool, self._read, files.items(), self._ahead):
             try:
                 digest, pixels = decoded.result()
             except ValueError as error:  # an ImageError, or a size that resize=None does not take
@@ -242,7 +246,7 @@ class FileEmbeddings:
 
     def _read(self, named: tuple[str, Path]) -> tuple[bytes, Tensor]:
         pixels = self._metric.preprocess(named[1])  # (3, S, S)
-        return hashlib.blake2b(pixels.numpy().data, digest_size=16).digest(), pixels
+        return hashlib.sha256(pixels.numpy().data).digest(), pixels  # in hardware on most processors
 
     def _embed(self, batch: dict[bytes, Tensor], waiting: list[tuple[str, bytes]]) -> None:
         if batch:

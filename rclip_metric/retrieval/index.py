@@ -92,6 +92,7 @@ class ImageIndex:
         on_skip: Skip | None = None,
         on_start: Callable[[int], object] = lambda total: None,
         on_done: Callable[[], object] = lambda: None,
+        workers: int | None = None,
     ) -> ImageIndex:
         """Index all images below a folder.
 
@@ -107,6 +108,7 @@ class ImageIndex:
             on_skip: Called with a file that cannot be read, and why; raises ImageError by default.
             on_start: Called with the number of files.
             on_done: Called after each file.
+            workers: Threads that read images, by default a few.
 
         Raises:
             ImageError: The folder cannot be listed.
@@ -123,7 +125,7 @@ class ImageIndex:
             index._destination = Path(path), None
             require_free(Path(path))
         on_start(len(files))
-        index._add_files(named(files, root), batch_size, on_skip or _refuse, on_done)
+        index._add_files(named(files, root), batch_size, on_skip or _refuse, on_done, workers)
         return index
 
     @classmethod
@@ -262,6 +264,7 @@ class ImageIndex:
         on_skip: Skip | None = None,
         on_start: Callable[[int], object] = lambda total: None,
         on_done: Callable[[], object] = lambda: None,
+        workers: int | None = None,
     ) -> Update:
         """Bring the index of a folder up to date.
 
@@ -274,6 +277,7 @@ class ImageIndex:
             on_skip: Called with a file that cannot be read, and why.
             on_start: Called with the number of files to read.
             on_done: Called after each of them.
+            workers: Threads that read images, by default a few.
 
         Raises:
             ImageIndexError: The index was not built from a folder and none is given.
@@ -307,7 +311,7 @@ class ImageIndex:
         if same:
             places = [self._places[row.id] for row in same]
             self._write(same, self._require_embeddings("updating it")[places])
-        self._add_files([*new, *again], batch_size, skip, on_done)
+        self._add_files([*new, *again], batch_size, skip, on_done, workers)
         bad = {name for name, _ in skipped}
         vanished = [name for name in self._places if name not in here]
         broken = [row.id for file, row in again if str(file) in bad]
@@ -481,7 +485,12 @@ class ImageIndex:
         return normalize(embeddings)
 
     def _add_files(
-        self, files: Sequence[tuple[Path, Row]], batch_size: int, on_skip: Skip, on_done: Callable[[], object]
+        self,
+        files: Sequence[tuple[Path, Row]],
+        batch_size: int,
+        on_skip: Skip,
+        on_done: Callable[[], object],
+        workers: int | None = None,
     ) -> int:
         added = 0
         for start in range(0, len(files), _BLOCK):
@@ -492,7 +501,12 @@ class ImageIndex:
             rows: list[Row] = []
             units: list[Tensor] = []
             with FileEmbeddings(
-                self.metric, [file for file, _ in block], batch_size=batch_size, on_skip=on_skip, on_done=on_done
+                self.metric,
+                [file for file, _ in block],
+                batch_size=batch_size,
+                on_skip=on_skip,
+                on_done=on_done,
+                workers=workers,
             ) as embeddings:
                 for file, row in block:
                     embedding = embeddings[file]
