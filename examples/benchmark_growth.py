@@ -11,6 +11,7 @@ takes for two images (start-up) is taken off before the slope is fitted: the exp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -75,12 +76,12 @@ def on_embeddings(name: str, count: int, folder: str) -> None:
         ImageIndex.open(place, metric).search(torch.randn(QUERIES, DIMENSION, generator=generator), k=10)
 
 
-def measure(sizes: list[int], most: list[int], folder: Path) -> Iterator[dict[str, dict[str, Point]]]:
+def measure(sizes: list[int], most: list[int], scenes: Path, folder: Path) -> Iterator[dict[str, dict[str, Point]]]:
     """Yield the points of every command by the number of images, as far as they are measured."""
     largest = max(sizes)
     counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
-    in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(folder / "scenes"), *counts])
-    drawn = sorted((folder / "scenes" / "nights").rglob("*.png"))
+    in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(scenes), *counts])
+    drawn = sorted((scenes / "nights").rglob("*.png"))
     points: dict[str, dict[str, Point]] = {name: {} for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
     for count in (START * 10, *most):
         for name in ON_EMBEDDINGS:
@@ -95,7 +96,7 @@ def measure(sizes: list[int], most: list[int], folder: Path) -> Iterator[dict[st
             os.link(path, images / f"{place:06d}.png")
         for name in ON_IMAGES:
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                arguments = command(name, folder / "scenes", images, Path(out), count)
+                arguments = command(name, scenes, images, Path(out), count)
                 point = in_a_process(["-m", "rclip_metric", *arguments])
                 if name.startswith("score"):
                     point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="of images")
     parser.add_argument("--embeddings", type=int, nargs="+", default=[10_000, 100_000], help="of embeddings")
     parser.add_argument("--out", type=Path, help="where to write .json and .png")
+    parser.add_argument("--folder", type=Path, help="an existing folder to draw the scenes in, once for several runs")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -151,10 +153,12 @@ def main() -> None:
         return
     pressure = Path("/proc/pressure/cpu")
     loads = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
-    with tempfile.TemporaryDirectory() as folder:
-        for points in measure(sorted(args.sizes), sorted(args.embeddings), Path(folder)):
-            if args.out:
-                args.out.with_suffix(".json").write_text(json.dumps({"points": points}, indent=2) + "\n")
+    points: dict[str, dict[str, Point]] = {}
+    # What is measured when somebody interrupts is what the report is of.
+    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        scenes = (args.folder or Path(folder)) / "scenes"
+        for points in measure(sorted(args.sizes), sorted(args.embeddings), scenes, Path(folder)):
+            print(json.dumps(points), file=sys.stderr, flush=True)
     loads += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
     import torch
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 import rclip_metric
 from rclip_metric import Encoder, RobustPerceptualDistance
+from rclip_metric.__main__ import console_main
 from rclip_metric.cli.main import main
 from rclip_metric.distance import distance_between
 from rclip_metric.images import Preprocessing
@@ -417,6 +419,24 @@ def test_files_are_read_no_further_ahead_than_two_batches(model: Path, tmp_path:
     assert len(read) < 30  # and nothing after the end
 
 
+def test_as_many_files_are_read_at_a_time_as_there_are_workers(model: Path, tmp_path: Path) -> None:
+    images = [save_noise(tmp_path / f"{i}.png", i, size=(8, 8)) for i in range(6)]
+    metric = RobustPerceptualDistance(str(model))
+    three = threading.Barrier(3)
+
+    def preprocess(image: Path) -> torch.Tensor:
+        three.wait(PATIENCE)  # raises unless three threads are here
+        return metric.encoder.preprocess(image)
+
+    metric.preprocess = preprocess  # type: ignore[method-assign, assignment]
+    with FileEmbeddings(metric, images, batch_size=2, on_skip=lambda *_: None, workers=3) as embeddings:
+        found = [embeddings[image] for image in images]
+    for image, u in zip(images, found, strict=True):
+        assert u is not None
+        direct = metric.embed(metric.encoder.preprocess(image)[None])[0]
+        torch.testing.assert_close(u, direct, rtol=0, atol=1e-6)
+
+
 def test_weights_that_give_nan_are_an_error(run: Any, model: Path, tmp_path: Path) -> None:
     encoder = RobustPerceptualDistance(str(model)).encoder
     with torch.no_grad():
@@ -714,6 +734,37 @@ def test_the_process_keeps_the_streams_and_the_code_apart(model: Path, folders: 
     (complaint,) = result.stderr.splitlines()  # no traceback, no warning, no progress bar
     assert str(a / "0.png") in complaint
     assert sorted(path.name for path in a.parent.iterdir()) == ["a", "b"]  # nothing left behind
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "100"}, None)],
+)
+def test_threads_of_the_process_sleep_while_they_wait_unless_the_user_says_otherwise(
+    own: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+        if name in own:
+            monkeypatch.setenv(name, own[name])
+    assert main(["--version"]) == 0
+    assert {name: os.environ[name] for name in WAITING if name in os.environ} == own  # called by others it sets nothing
+    seen: list[str | None] = []
+    monkeypatch.setattr("rclip_metric.cli.main.console_main", lambda: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    monkeypatch.setenv("OMP_WAIT_POLICY", own.get("OMP_WAIT_POLICY", ""))  # so that it is put back
+    if "OMP_WAIT_POLICY" not in own:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    console_main()
+    assert seen == [expected]
+
+
+def test_neither_the_command_nor_its_parts_import_torch_before_that() -> None:
+    code = "import sys, rclip_metric.__main__; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert result.stdout == "False\n"
 
 
 @pytest.fixture
