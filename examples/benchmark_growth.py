@@ -11,7 +11,6 @@ takes for two images (start-up) is taken off before the slope is fitted: the exp
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,37 +74,38 @@ def on_embeddings(name: str, count: int, folder: str) -> None:
         ImageIndex.open(place, metric).search(torch.randn(QUERIES, DIMENSION, generator=generator), k=10)
 
 
-def measure(sizes: list[int], most: list[int], scenes: Path, folder: Path) -> Iterator[dict[str, dict[str, Point]]]:
-    """Yield the points of every command by the number of images, as far as they are measured."""
-    largest = max(sizes)
-    counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
-    in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(scenes), *counts])
+def measure(points: dict[str, dict[str, Point]], wanted: list[tuple[str, int]], scenes: Path, folder: Path) -> None:
+    """Add the points that are wanted and not there, one by one."""
+    largest = max((count for name, count in wanted if name in ON_IMAGES), default=0)
     drawn = sorted((scenes / "nights").rglob("*.png"))
-    points: dict[str, dict[str, Point]] = {name: {} for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
-    for count in (START * 10, *most):
-        for name in ON_EMBEDDINGS:
+    if len(drawn) < largest:
+        counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
+        in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(scenes), *counts])
+        drawn = sorted((scenes / "nights").rglob("*.png"))
+    for name, count in wanted:
+        if str(count) in points[name]:
+            continue
+        if name in ON_EMBEDDINGS:
             point = in_a_process([__file__, "--measure", name, str(count), str(folder)])
-            points[name][str(count)] = point
-            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
-            yield points
-    for count in (START, *sizes):
-        images = folder / f"{count}"
-        images.mkdir()
-        for place, path in enumerate(drawn[:count]):
-            os.link(path, images / f"{place:06d}.png")
-        for name in ON_IMAGES:
+        else:
+            images = folder / f"{count}"
+            if not images.exists():
+                images.mkdir()
+                for place, path in enumerate(drawn[:count]):
+                    os.link(path, images / f"{place:06d}.png")
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 arguments = command(name, scenes, images, Path(out), count)
                 point = in_a_process(["-m", "rclip_metric", *arguments])
                 if name.startswith("score"):
                     point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
-            points[name][str(count)] = point
-            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
-            yield points
+        points[name][str(count)] = point
+        print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
 
 
 def slope(points: dict[str, Point]) -> float | None:
     """Fit p in seconds ~ n^p by least squares, start-up taken off, where what is left is more than a fifth of it."""
+    if not points:
+        return None
     (_, start), *rest = [(int(count), point["processor"]) for count, point in points.items()]
     above = [(math.log(count), math.log(s - start)) for count, s in rest if s > 1.2 * start]
     if len(above) < 2:
@@ -143,23 +142,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="of images")
     parser.add_argument("--embeddings", type=int, nargs="+", default=[10_000, 100_000], help="of embeddings")
-    parser.add_argument("--out", type=Path, help="where to write .json and .png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where to write .json and .png; what is there already is kept"
+    )
+    parser.add_argument("--only", nargs="+", choices=[*ON_IMAGES, *ON_EMBEDDINGS], default=[*ON_IMAGES, *ON_EMBEDDINGS])
     parser.add_argument("--folder", type=Path, help="an existing folder to draw the scenes in, once for several runs")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        name, count, folder = args.measure
-        on_embeddings(name, int(count), folder)
-        return
     pressure = Path("/proc/pressure/cpu")
     loads = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
-    points: dict[str, dict[str, Point]] = {}
-    # What is measured when somebody interrupts is what the report is of.
-    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        scenes = (args.folder or Path(folder)) / "scenes"
-        for points in measure(sorted(args.sizes), sorted(args.embeddings), scenes, Path(folder)):
-            print(json.dumps(points), file=sys.stderr, flush=True)
-    loads += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+    kept = json.loads(args.out.with_suffix(".json").read_text()) if args.out.with_suffix(".json").exists() else {}
+    points = {name: dict(kept.get("points", {}).get(name, {})) for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
+    sizes = {name: [START, *args.sizes] for name in ON_IMAGES}
+    sizes |= {name: [10 * START, *args.embeddings] for name in ON_EMBEDDINGS}
+    wanted = sorted(((name, count) for name in args.only for count in sizes[name]), key=lambda point: point[1])
+    try:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            measure(points, wanted, (args.folder or Path(folder)) / "scenes", Path(folder))
+    finally:  # an interrupt keeps what has been measured
+        loads += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+        points = {name: dict(sorted(found.items(), key=lambda point: int(point[0]))) for name, found in points.items()}
+        report(points, kept.get("machine", {}).get("load", []) + loads, args.out)
+
+
+def report(points: dict[str, dict[str, Point]], loads: list[str], out: Path) -> None:
+    """Print the slopes, and write the figures and their picture."""
     import torch
 
     from rclip_metric.train.runs.machine import device_record
@@ -167,12 +173,14 @@ def main() -> None:
     machine: dict[str, Any] = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "load": loads}
     machine["OMP"] = {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
     slopes = {name: slope(found) for name, found in points.items()}
-    report = {"machine": machine, "model": "tiny", "slopes": slopes, "points": points}
     print(json.dumps(slopes, indent=2))
-    if args.out:
-        args.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-        draw(report, args.out.with_suffix(".png"))
+    figures = {"machine": machine, "model": "tiny", "slopes": slopes, "points": points}
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+    draw(figures, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--measure"]:
+        on_embeddings(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        main()
