@@ -119,6 +119,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for colour, (name, points) in enumerate(report["points"].items()):
@@ -132,8 +133,12 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for axis, title in zip(axes, ("Processor seconds, start-up included", "Peak memory, MB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="images (dashed: embeddings)", title=title)
         axis.grid(alpha=0.3)
-    axes[1].set_ylim(bottom=100)
-    axes[0].legend(fontsize=8, title="in brackets: growth above start-up")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes[1].set_ylim(100, 2000)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, title="in brackets: time above start-up")
     figure.savefig(path, dpi=130)
 
 
