@@ -103,7 +103,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         files = sorted(Path(args.measure).iterdir())
-        print(json.dumps({model: of_model(model, files, args.repeats) for model in args.models}))
+        import torch
+
+        from rclip_metric.train.runs.machine import device_record
+
+        machine = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "cores": os.cpu_count()}
+        models = {model: of_model(model, files, args.repeats) for model in args.models}
+        print(json.dumps({"machine": machine, "models": models}))
         return
     pressure = Path("/proc/pressure/cpu")
     runs: dict[str, list[Any]] = {policy: [] for policy in args.policies}
@@ -116,15 +122,12 @@ def main() -> None:
                 command = [sys.executable, __file__, *options]
                 said = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=clean | POLICIES[policy])
                 load = pressure.read_text().splitlines()[0] if pressure.exists() else None
-                runs[policy].append({"load": load, "ms an image": json.loads(said.stdout)})
+                found = json.loads(said.stdout)
+                runs[policy].append({"load": load, "ms an image": found.pop("models")})
                 print(policy, json.dumps(runs[policy][-1]), flush=True)
-    import torch
-
-    from rclip_metric.train.runs.machine import device_record
-
-    machine = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "cores": os.cpu_count()}
-    if args.out:
-        args.out.write_text(json.dumps({"machine": machine, "runs": runs}, indent=2) + "\n")
+                settings = {"images": args.images, "repeats": args.repeats, **found}
+                if args.out:  # what is measured is kept
+                    args.out.write_text(json.dumps({**settings, "runs": runs}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
