@@ -277,3 +277,15 @@ def test_a_figure_of_proof_needs_certificates_of_one_data_set(tmp_path, capsys):
     assert "nothing is certified in these results" in said(tmp_path / "this" / "one-apgd-1.0.json")
     assert "holds no result" in said(tmp_path)
     assert not (tmp_path / "proof.png").exists()
+
+
+def test_the_growth_of_time_is_fitted_above_start_up(tmp_path):
+    growth = load_example("benchmark_growth")
+    points = {str(n): {"processor": 5 + 1e-6 * n**2, "megabytes": 700.0} for n in (2, 100, 1000, 3000, 10_000)}
+    assert growth.slope(points) == pytest.approx(2, abs=1e-3)  # n = 100 takes no more than start-up, and is left out
+    assert growth.slope({"2": {"processor": 5.0}, "100": {"processor": 5.1}}) is None
+    names = (*growth.ON_IMAGES, *growth.ON_EMBEDDINGS)
+    report = {"points": dict.fromkeys(names, points) | {"rank": {}}, "slopes": dict.fromkeys(names, 2.0)}
+    growth.draw(report, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.format == "PNG" and picture.width > 1000
