@@ -75,7 +75,7 @@ class Finetuning:
         """
         self.source, self.out, self.config, self.run, self.team = source, out, config, run, team
         self.encoder, self.size = encoder, encoder.image_size
-        fused = team.device.type == "cuda"
+        fused = team.device.type in ("cuda", "cpu")  # one pass over weights and moments
         self.optimizer = torch.optim.AdamW(
             encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )

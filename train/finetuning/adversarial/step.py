@@ -4,7 +4,8 @@
 
 What makes it faster than the published loop: the attack runs on a copy of the encoder whose weights have no gradients
 (in bfloat16 where the device is fast at it: cast once per step, not in every pass), the original is embedded once
-per batch, no pass is made for logging alone, and a batch is worked through in chunks that fit the device.
+per batch, no pass is made for logging alone, a batch is worked through in chunks that fit the device, and filters of
+depthwise convolutions are differentiated as fast as images (`depthwise`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.train.attacks.apgd import apgd
 from rclip_metric.train.attacks.pgd import pgd
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig
+from rclip_metric.train.finetuning.adversarial.depthwise import fast_depthwise_gradients
 from rclip_metric.train.finetuning.adversarial.inner import (
     attacked_copy,
     refresh,
@@ -132,7 +134,7 @@ class AdversarialStep:
         if config.objective.needs_labels != (classes is not None):
             raise ValueError("tecoa, and no other loss, needs the embeddings of the classes' prompts")
         self.encoder, self.original, self.optimizer, self.config = encoder, original, optimizer, config
-        self.bfloat16, self.chunk_size, self.team = bfloat16, chunk_size, team
+        self.bfloat16, self.chunk_size, self.compiled, self.team = bfloat16, chunk_size, compiled, team
         self.clock: Callable[[str], None] | None = None
         encoder.eval().requires_grad_(True)
         original.eval().requires_grad_(False)
@@ -230,7 +232,10 @@ class AdversarialStep:
             keys = [0]
         seeds = [skip_seed(config.seed, number, key, turn) for turn in range(len(points) // len(keys)) for key in keys]
         waits = self.team.count > 1 and not last
-        with self._module.no_sync() if waits else contextlib.nullcontext():
+        with (
+            self._module.no_sync() if waits else contextlib.nullcontext(),
+            contextlib.nullcontext() if self.compiled else fast_depthwise_gradients(self.encoder),
+        ):
             with (
                 skipped_blocks(self.encoder, config.drop_path, seeds),
                 torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16),
