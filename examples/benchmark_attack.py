@@ -53,7 +53,7 @@ from rclip_metric.train.evaluation.attack import (
     fixed_options,
 )
 from rclip_metric.train.evaluation.tasks.two_afc import decision
-from rclip_metric.train.metrics.base import EncoderMetric
+from rclip_metric.train.metrics.base import EncoderMetric, Metric
 from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
@@ -289,11 +289,14 @@ def our_evaluation(
     decided = decision(label)(similarities, torch.arange(len(label), device=label.device))
     clean, margin = ~decided.wrong, decided.margin
     robust, rows = clean.clone(), clean.nonzero()[:, 0]
+
+    def kept(judging: Metric) -> Tensor:  # what the clean pass has embedded is not embedded again
+        return fixed[rows] if judging is recorder else fixed_options(judging, options[rows], chunk_size)
+
     if len(rows):
         confirmed = attack_block(
-            recorder, reference[rows], lambda judging: fixed_options(judging, options[rows], chunk_size),
-            decision(label[rows]), AttackSettings(ball, steps=steps), RunSettings(seed=0, chunk_size=chunk_size),
-            [keys[i] for i in rows.tolist()], half=half,
+            recorder, reference[rows], kept, decision(label[rows]), AttackSettings(ball, steps=steps),
+            RunSettings(seed=0, chunk_size=chunk_size), [keys[i] for i in rows.tolist()], half=half,
         )  # fmt: skip
         robust[rows] = ~confirmed.fooled
         margin[rows] = confirmed.margin
@@ -586,6 +589,38 @@ def agreement(norm: str, metric: EncoderMetric, triplets: Triplets, options: arg
     }
 
 
+def in_blocks(
+    norm: str, model: str, metric: EncoderMetric, triplets: Triplets, options: argparse.Namespace
+) -> dict[str, Any]:
+    """All samples in one block against blocks of 64: the more there are, the fuller the passes of those that stay."""
+    ball = ball_of(norm, model, metric.metric.encoder.image_size)
+    chunk = options.chunk_size or default_chunk_size(metric.device, metric.metric.encoder.image_size)
+    count = len(triplets.keys)
+
+    def run(size: int) -> Outcome:
+        found = [
+            our_evaluation(
+                metric, some_of(triplets, list(range(count))[first : first + size]), ball, options.steps, chunk
+            )
+            for first in range(0, count, size)
+        ]
+        clean, robust = (torch.cat([getattr(one, name) for one in found]) for name in ("clean", "robust"))
+        return Outcome(clean, robust, None, sum(one.forward for one in found), sum(one.backward for one in found))
+
+    sizes = {"blocks of 64": partial(run, 64), f"one of {count}": partial(run, count)}
+    turns = take_turns(sizes, options.repeats, options.device)
+    (small, large), (one, other) = turns.results.values(), turns.processor.values()
+    return {
+        "ball": str(ball),
+        "samples": count,
+        "robust accuracy": percent(small.robust),
+        "outcomes that differ": int((small.robust != large.robust).sum()),
+        "images backward": {name: result.backward for name, result in turns.results.items()},
+        "processor seconds": turns.processor,
+        "times less processor time": one / other,
+    }
+
+
 # The report
 
 
@@ -594,6 +629,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": device_record(torch.device(device)),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "pressure": pressure.read_text().splitlines()[0] if (pressure := Path("/proc/pressure/cpu")).exists() else None,
     }
 
 
@@ -634,6 +670,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--bfloat16-agreement", action="store_true", help="only compare what bfloat16 and float32 find on tiny"
     )
+    parser.add_argument("--blocks", action="store_true", help="only compare blocks of 64 with one of all --samples")
+    parser.add_argument("--scenes", type=Path, default=SCENES, help="triplets, as `train scenes` writes them")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -656,12 +694,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for model in ["tiny"] if options.bfloat16_agreement else options.models:
             metric = load_metric(model, options.device)
             count = options.samples if model in SHIPPED else options.random_samples
-            triplets = load_triplets(metric, count)
+            triplets = load_triplets(metric, count, options.scenes)
             if model not in SHIPPED:
                 triplets = own_choices(metric, triplets)
             for norm in options.norms:
                 if options.bfloat16_agreement:
                     name, found = f"{model} {norm}, agreement", agreement(norm, metric, triplets, options)
+                elif options.blocks:
+                    name, found = f"{model} {norm}, blocks", in_blocks(norm, model, metric, triplets, options)
                 else:
                     name, found = f"{model} {norm}", case(model, norm, metric, triplets, options)
                 report["results"][name] = found

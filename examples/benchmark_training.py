@@ -1,6 +1,7 @@
 """What a FARE step costs against the published one, and whether the faster step learns as well.
 
     python examples/benchmark_training.py                                # the steps: minutes
+    python examples/benchmark_training.py --parts update --cases convnext_base_w:2 --side 112    # weight gradients
     python examples/benchmark_training.py --parts learning --seeds 0 1 2 # 200 steps of the tiny recipe, six runs
 
 The published step (Schlarmann et al. 2024) is written out here as a plain loop: float32, the whole batch at once,
@@ -20,6 +21,7 @@ order, without the speed.
 """
 
 import argparse
+import contextlib
 import copy
 import gc
 import json
@@ -30,7 +32,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +51,7 @@ from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
 from rclip_metric.train.evaluation.tasks.two_afc import TwoAfcData, evaluate_two_afc
 from rclip_metric.train.finetuning.adversarial import AdversarialStep, FinetuneConfig
+from rclip_metric.train.finetuning.adversarial.depthwise import fast_depthwise_gradients
 from rclip_metric.train.finetuning.adversarial.inner import start_noise, start_seed
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.config import configured, read_recipe
@@ -160,8 +163,10 @@ def build(name: str, device: str) -> Encoder:
     return Encoder(NAMED[name], Preprocessing("squash", side, side), name=name).to(device)
 
 
-def adamw(encoder: Encoder, config: FinetuneConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+def adamw(encoder: Encoder, config: FinetuneConfig, fused: bool | None = None) -> torch.optim.Optimizer:
+    """As published, or in one pass over the weights as `finetune` has it."""
+    rate, decay = config.learning_rate, config.weight_decay
+    return torch.optim.AdamW(encoder.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
 
 def synchronize(device: str) -> None:
@@ -188,7 +193,7 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
     theirs_encoder, ours_encoder = copy.deepcopy(base), copy.deepcopy(base)
     theirs = PublishedStep(theirs_encoder, copy.deepcopy(base), adamw(theirs_encoder, config), config)
     ours = our_step(
-        ours_encoder, copy.deepcopy(base), adamw(ours_encoder, config), config, device, compiled=options.compile
+        ours_encoder, copy.deepcopy(base), adamw(ours_encoder, config, True), config, device, compiled=options.compile
     )
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     peaks: dict[str, float] = {}
@@ -261,6 +266,65 @@ def floor_of(step: AdversarialStep, images: Tensor, config: FinetuneConfig, opti
     return (config.inner_steps + 1) * pixels + max(0.0, both - forward)
 
 
+def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median processor milliseconds of each, one after another, after a pass that warms up."""
+    spent: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            begun = time.process_time()
+            work()
+            if turn:
+                spent[name].append(1e3 * (time.process_time() - begun))
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def update_part(options: argparse.Namespace) -> dict[str, Any]:
+    """Depthwise weight gradients as the library has them and as a step does: layer by layer, and of a whole update."""
+    found: dict[str, Any] = {"layers": []}
+
+    def backward(part: nn.Module, pixels: Tensor, half: bool, context: Callable[[nn.Module], Any]) -> None:
+        with context(part), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            outputs = part(pixels)
+        outputs.float().sum().backward()
+
+    nothing = lambda _part: contextlib.nullcontext()  # noqa: E731
+    kinds: dict[str, Callable[[nn.Module], Any]] = {"library": nothing, "fast": fast_depthwise_gradients}
+    for name, _, batch in (case.partition(":") for case in options.cases):
+        count, side = int(batch), options.side or NAMED[name].image_size
+        encoder = build(name, "cpu")
+        encoder.resize, encoder.preprocessing = None, encoder.preprocessing.at(side)
+        our_step(encoder, copy.deepcopy(encoder), adamw(encoder, FinetuneConfig()), FinetuneConfig(), "cpu")
+        architecture: Any = encoder.architecture
+        for half in (False, True):
+            for stage, width in enumerate(architecture.widths):
+                across = side // 4 // 2**stage
+                layer = nn.Conv2d(width, width, 7, padding=3, groups=width)
+                pixels = torch.rand(count, width, across, across).contiguous(memory_format=torch.channels_last)
+                pixels.requires_grad_()
+                works = {kind: partial(backward, layer, pixels, half, context) for kind, context in kinds.items()}
+                row = {"width": width, "side": across, "bfloat16": half, **in_turns(works, options.repeats)}
+                found["layers"].append({"model": name, "batch": count, **row, "ratio": row["library"] / row["fast"]})
+            images = torch.rand(count, 3, side, side)
+            works = {kind: partial(backward, encoder, images, half, context) for kind, context in kinds.items()}
+            frozen = copy.deepcopy(encoder).requires_grad_(False)
+            points = images.clone().requires_grad_()
+            works["to pixels"] = partial(backward, frozen, points, half, nothing)
+            milliseconds = in_turns(works, options.repeats)
+            ratio = milliseconds["library"] / milliseconds["fast"]
+            row = {"model": name, "batch": count, "side": side, "bfloat16": half, **milliseconds, "ratio": ratio}
+            found.setdefault("forward and backward", []).append(row)
+        parameters = list(encoder.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        optimizers = {kind: adamw(encoder, FinetuneConfig(), kind == "fused" or None) for kind in ("foreach", "fused")}
+        steps = {kind: optimizer.step for kind, optimizer in optimizers.items()}
+        found.setdefault("AdamW", []).append({"model": name, **in_turns(steps, options.repeats)})
+        for rows in found.values():
+            for row in (row for row in rows if row["model"] == name):
+                print(json.dumps(row), flush=True)
+    return found
+
+
 def peak_of(name: str, kind: str, batch: int, inner_steps: int) -> float:
     """Peak resident memory in GB of two steps in this process, above what the imports take."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -270,7 +334,7 @@ def peak_of(name: str, kind: str, batch: int, inner_steps: int) -> float:
     for number in range(2):
         if kind == "ours":
             if number == 0:
-                step = our_step(encoder, original, adamw(encoder, config), config, "cpu")
+                step = our_step(encoder, original, adamw(encoder, config, True), config, "cpu")
             step(images, range(batch), None, number)
         else:
             if number == 0:
@@ -364,17 +428,19 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device_record(torch.device(device)), "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "bfloat16_is_fast": bfloat16_is_fast(torch.device(device)), "load": os.getloadavg()[0],
+        "pressure": pressure.read_text().splitlines()[0] if (pressure := Path("/proc/pressure/cpu")).exists() else None,
         "torch": torch.__version__, "python": platform.python_version(), "rclip_metric": __version__,
     }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("steps", "learning"), default=["steps"])
+    parser.add_argument("--parts", nargs="+", choices=("steps", "update", "learning"), default=["steps"])
     parser.add_argument(
         "--cases", nargs="+", default=["tiny:64", "convnext_base_w:8", "vit_b_16:8", "dino_vit_b_16:8"],
         metavar="MODEL:BATCH", help="tiny, or an architecture with random weights (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--side", type=int, help="pixels, for the update (default: the model's)")
     parser.add_argument("--inner-steps", type=int, default=10, help="of PGD (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each that count (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -403,6 +469,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(shown(cases[-1]), flush=True)
             record["steps"] = {"machine": machine(options.device), "aims": AIMS, "cases": cases}
             write_json(options.out, record)
+    if "update" in options.parts:
+        record["update"] = {"machine": machine("cpu"), **update_part(options)}
+        write_json(options.out, record)
     if "learning" in options.parts:
         record["learning"] = {"machine": machine(options.device), **learning(options)}
         write_json(options.out, record)

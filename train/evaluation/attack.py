@@ -78,7 +78,8 @@ class RunSettings:
 
     Attributes:
         seed: with the sample's own name it makes the sample's random start.
-        batch_size: samples in a block, the unit of work that is shared out and resumed.
+        batch_size: samples in a block, the unit of work that is shared out and resumed. Those that are not fooled pass
+            together: of a model that is fooled on most at once, blocks of 192 take 1.4 times less than blocks of 64.
         chunk_size: images per forward and backward pass (None: a whole block).
         precision: of the attack's own passes; successes are always confirmed in float32. "auto" is bfloat16 where the
             device is fast at it.

@@ -283,8 +283,8 @@ def _run_options() -> argparse.ArgumentParser:
         "--batch-size",
         type=positive,
         metavar="N",
-        help=f"samples in a block, the unit of work and of what is resumed (default: {BATCH_SIZE}; of --certify "
-        "smoothing 1, for its many draws)",
+        help=f"samples in a block, the unit of work and of what is resumed: where most are fooled at once, larger ones "
+        f"keep the passes of the others fuller (default: {BATCH_SIZE}; of --certify smoothing 1, for its many draws)",
     )
     options.add_argument(
         "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
