@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rclip_metric.distance import distance_between, length, normalize
+from rclip_metric.distance import distance_between, full_precision, length, normalize
 from rclip_metric.encoder import Encoder
-from rclip_metric.images import RESIZES, Resize, as_batch
+from rclip_metric.images import RESIZES, Resize, as_batch, resize_images
 from rclip_metric.images.masks import masked
-from rclip_metric.images.wrapped import requires_grad, special_kind, values_of
+from rclip_metric.images.wrapped import is_batched, requires_grad, special_kind, values_of
+from rclip_metric.second_look import HALVES, slack_of, undecided
 
 if TYPE_CHECKING:
     from rclip_metric.difference_map import Method
@@ -73,6 +75,7 @@ class RobustPerceptualDistance(nn.Module):
         token: Hub token.
         local_files_only: Never use the network.
         save_backbone: Put the encoder's weights into `state_dict`, under `encoder.`.
+        second_look: In half precision, let `two_afc` ask float32 (`in_float32`) where two candidates are too close.
 
     Raises:
         WeightsError: The model is unknown, cannot be fetched or does not fit; one sentence says which.
@@ -90,6 +93,7 @@ class RobustPerceptualDistance(nn.Module):
 
     training: bool
     _encoder: Encoder
+    _in_float32: RobustPerceptualDistance | None
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class RobustPerceptualDistance(nn.Module):
         token: str | bool | None = None,
         local_files_only: bool = False,
         save_backbone: bool = False,
+        second_look: bool = True,
     ) -> None:
         """Load, or share, the encoder and freeze it."""
         super().__init__()
@@ -113,27 +118,32 @@ class RobustPerceptualDistance(nn.Module):
             raise ValueError(f"value_range must be (low, high) with low < high, got {value_range}")
         if resize != "default" and resize not in RESIZES:
             raise ValueError(f'resize must be "published", "squash", None or "default", got {resize!r}')
+        self._load: Callable[[], Encoder] | None = None
+        self._loaded: Mapping[str, Tensor] | None = None  # float32 weights that cannot be loaded again
         if isinstance(model, Encoder):
             encoder = _frozen_view(model)
         else:
             from rclip_metric.weights import load_encoder
 
-            encoder = load_encoder(
+            self._load = partial(
+                load_encoder,
                 model,
                 base=base,
                 revision=revision,
                 cache_dir=cache_dir,
-                token=token,
                 local_files_only=local_files_only,
             )
+            encoder = self._load(token=token)
         if resize != "default":
             encoder.resize = resize
         # Past nn.Module.__setattr__, so that no parent sees its parameters.
         self.__dict__["_encoder"] = encoder.requires_grad_(False).eval()
+        self.__dict__["_in_float32"] = None
         self.squared = squared
         self.value_range = (low, high)
         self.check_range = check_range
         self.save_backbone = save_backbone
+        self.second_look = second_look
         self.training = False
 
     @property
@@ -256,21 +266,66 @@ class RobustPerceptualDistance(nn.Module):
             left: Likewise; sizes may differ.
             right: Likewise.
 
+        In half precision the triplets whose two distances differ by less than `slack` are judged again in float32, by
+        `in_float32()`: decisions are then those of float32, but for one in thousands. Not so where an image requires
+        grad, inside `vmap`, compiled, or with `second_look=False`.
+
         Returns:
             `TwoAFC`, every field (N,).
         """
         reference, left, right = (self._read(images) for images in (reference, left, right))
         _check_pairing(reference=reference.shape[0], left=left.shape[0], right=right.shape[0])
-        u = self._unit(reference)
-
-        def similarity_of(candidate: Tensor) -> Tensor:
-            difference = self._difference(reference, candidate, u, self._unit(candidate))
-            return 1.0 - length(difference, squared=True)
-
-        left_similarity, right_similarity = torch.broadcast_tensors(similarity_of(left), similarity_of(right))
+        triplets = (reference, left, right)
+        left_squared, right_squared = self._squared_distances(*triplets)
+        if self.second_look and self.slack and not (_differentiated(*triplets) or _is_traced(*triplets)):
+            close = undecided(left_squared.sqrt() - right_squared.sqrt(), self.slack)
+            if close.any():
+                picked = (images if len(images) == 1 else images[close] for images in triplets)
+                with full_precision(self.device):
+                    again = self.in_float32()._squared_distances(*picked)
+                left_squared, right_squared = (
+                    half.masked_scatter(close, exact)
+                    for half, exact in zip((left_squared, right_squared), again, strict=True)
+                )
+        left_similarity, right_similarity = 1.0 - left_squared, 1.0 - right_squared
         known = ~(left_similarity + right_similarity).isnan()
         choice = torch.where(known, (right_similarity > left_similarity).long(), -1)
         return TwoAFC(left_similarity, right_similarity, choice, left_similarity == right_similarity)
+
+    @property
+    def slack(self) -> float:
+        """In half precision, the difference of two distances from which on it is believed; 0 in float32."""
+        origin = self._encoder.origin
+        return slack_of(origin and origin.name, self._dtype())
+
+    def in_float32(self) -> RobustPerceptualDistance:
+        """Return the same metric in float32: itself, unless it computes in half precision.
+
+        Beside half precision it is made when it is first asked for, and kept: 4 bytes for each parameter beside the 2
+        (for `r-clip-f` 350 MB beside 175). It has the weights as they were before they were rounded: loaded again for
+        a model that was named, and kept from the cast on for an `Encoder` that was given, unless `second_look` is
+        False. Weights that have been changed in half precision are taken as they are.
+
+        Example:
+            >>> metric = RobustPerceptualDistance("tiny").to(torch.bfloat16)
+            >>> x, y = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+            >>> torch.equal(metric.in_float32()(x, y), RobustPerceptualDistance("tiny")(x, y))
+            True
+        """
+        if self._dtype() not in HALVES:
+            return self
+        if self._in_float32 is None:
+            encoder = copy.deepcopy(self._encoder)
+            rounded = encoder.state_dict()
+            weights = self._loaded if self._load is None else self._load().state_dict()
+            encoder.float()
+            if weights is not None and _rounds_to(weights, rounded):
+                encoder.load_state_dict(weights)
+            found = RobustPerceptualDistance(
+                encoder, squared=self.squared, value_range=self.value_range, check_range=self.check_range
+            )
+            self.__dict__["_in_float32"] = found
+        return self._in_float32
 
     def preprocess(self, image: Any) -> Tensor:
         """Read an image as the published numbers did: Pillow's resize and crop, uint8 rounding included.
@@ -314,8 +369,42 @@ class RobustPerceptualDistance(nn.Module):
         with nullcontext() if requires_grad(images) else torch.no_grad():
             return normalize(self._encoder(images))
 
+    def _units(self, *batches: Tensor) -> list[Tensor]:
+        """Embed batches as (N, D) each; in one pass those that need no graph, where they are small.
+
+        The kernels of a small pass wait for the weights more than they compute. An image that requires grad goes alone,
+        so that the graph holds nothing of the others.
+        """
+        together = [batch for batch in batches if not _differentiated(batch)]
+        most = self._encoder.chunk_size or 0
+        if len(together) < 2 or sum(map(len, together)) > most or _is_traced(*batches):
+            return [self._unit(batch) for batch in batches]
+        if any(batch.shape[2:] != together[0].shape[2:] for batch in together):
+            preprocessing, resize = self._encoder.preprocessing, self._encoder.resize
+            joined = torch.cat([resize_images(batch.float(), preprocessing, resize) for batch in together])
+        else:
+            joined = torch.cat(together)
+        units = iter(self._unit(joined).split([len(batch) for batch in together]))
+        return [self._unit(batch) if _differentiated(batch) else next(units) for batch in batches]
+
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
-        return length(self._difference(x, y, self._unit(x), self._unit(y)), squared)
+        # In one order, whichever is given first, so that the distance is symmetric to the last bit.
+        if _comes_first(y, x):
+            x, y = y, x
+        return length(self._difference(x, y, *self._units(x, y)), squared)
+
+    def _squared_distances(self, reference: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the squared distances (N,) of left and of right."""
+        u, v, w = self._units(reference, left, right)
+        if left.shape[1:] == right.shape[1:] and not _differentiated(left, right):
+            # Equal candidates tie, also where they stand at two places of one pass.
+            w = torch.where((left == right).flatten(1).all(1, keepdim=True), v, w)
+        squared = (
+            length(self._difference(reference, candidate, u, unit), squared=True)
+            for candidate, unit in ((left, v), (right, w))
+        )
+        left_squared, right_squared = torch.broadcast_tensors(*squared)
+        return left_squared, right_squared
 
     def _difference(self, x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Return u - v (N, D), exactly zero where the images are equal.
@@ -390,8 +479,19 @@ class RobustPerceptualDistance(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RobustPerceptualDistance:
         super()._apply(fn, recurse)
+        keeps = self.second_look and self._load is None and self._dtype() not in HALVES
+        wide = self._encoder.state_dict() if keeps else self._loaded
         self._encoder._apply(fn, recurse)
+        self._loaded = wide if self._dtype() in HALVES else None
+        self.__dict__["_in_float32"] = None
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle carries: the metric in float32 is made again."""
+        return {**self.__dict__, "_in_float32": None}
+
+    def _dtype(self) -> torch.dtype:
+        return next(self._encoder.parameters()).dtype
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -423,6 +523,33 @@ class RobustPerceptualDistance(nn.Module):
     def extra_repr(self) -> str:
         """Show everything that a score depends on."""
         return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}"
+
+
+def _differentiated(*batches: Tensor) -> bool:
+    """Tell whether the graph is kept of any of the images."""
+    return torch.is_grad_enabled() and any(map(requires_grad, batches))
+
+
+def _is_traced(*batches: Tensor) -> bool:
+    """Tell whether what is done may depend on no value and on no size: compiled, traced, or inside `vmap`."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or any(map(is_batched, batches))
+
+
+def _comes_first(one: Tensor, other: Tensor) -> bool:
+    """Order batches that may go through one pass: by shape, then by the first pixel that differs."""
+    if _is_traced(one, other) or _differentiated(one, other):
+        return False
+    if one.shape != other.shape:
+        return tuple(one.shape) < tuple(other.shape)
+    at = (one != other).flatten().byte().argmax()
+    return bool(one.flatten()[at] < other.flatten()[at])
+
+
+def _rounds_to(weights: Mapping[str, Tensor], rounded: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights, rounded as others are, are those."""
+    if weights.keys() != rounded.keys():
+        return False
+    return all(torch.equal(value.to(rounded[name]), rounded[name]) for name, value in weights.items())
 
 
 def _size(images: Tensor) -> str:

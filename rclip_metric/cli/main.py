@@ -232,6 +232,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
     _add_sheet(ranked)
+    _add_second_look(ranked)
     ranked.set_defaults(command=rank)
 
     shown = commands.add_parser(
@@ -256,6 +257,15 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
 def _add_sheet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", metavar="FILE", help="write the pictures to a .png, .jpg or .html file")
     parser.add_argument("--maps", action="store_true", help="lay over the pictures where they differ")
+
+
+def _add_second_look(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-second-look",
+        action="store_false",
+        dest="second_look",
+        help="with --dtype bfloat16: order images by it too where only float32 can tell which is nearer",
+    )
 
 
 def _add_searching(
@@ -302,6 +312,7 @@ def _add_searching(
     searched.add_argument("--csv", action="store_true", help="print CSV")
     searched.add_argument("--html", **page)
     _add_sheet(searched)
+    _add_second_look(searched)
     searched.set_defaults(command=search.search)
 
     doubled = commands.add_parser(

@@ -102,6 +102,7 @@ class Run:
             cache_dir=args.cache_dir,
             squared=args.squared,
             dtype=args.dtype,
+            second_look=getattr(args, "second_look", True),
         )
         with without_progress_bars(args.quiet):
             self.metric = self.source.load(device)
@@ -204,6 +205,11 @@ class Run:
         if count:
             self.remark(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
         return count
+
+    def remark_second_look(self, images: int) -> None:
+        """Say how many images bfloat16 could not tell apart."""
+        if images:
+            self.remark(f"looked at {images} images again in float32, too close for {self.settings['dtype']} to tell")
 
     def record(self, summary: Summary, **facts: Any) -> dict[str, Any]:
         """Return the summary as it is kept, with what was skipped, the model and its settings."""

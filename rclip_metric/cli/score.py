@@ -95,7 +95,7 @@ def rank(args: argparse.Namespace) -> int:
     import torch
 
     from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval import nearest, significant
+    from rclip_metric.retrieval import believed_order, nearest, significant
 
     candidates: list[Path] = []
     for path in map(Path, args.candidates):
@@ -117,7 +117,17 @@ def rank(args: argparse.Namespace) -> int:
         units = torch.stack([v for _, v in found])
         [distances], [places] = nearest(u[None], units, len(found), squared=args.squared)
         names = [found[place][0] for place in places.tolist()]
-        ranking = list(zip(names, distances.tolist(), strict=True))
+        with run.working():
+            order = believed_order(
+                run.metric,
+                reference,
+                [Path(name) for name in names],
+                distances,
+                batch_size=run.batch_size,
+                on_skip=run.skip,
+            )
+        run.remark_second_look(order.looked_again)
+        ranking = list(zip([names[place] for place in order.places], order.distances.tolist(), strict=True))
     if args.json:
         ranked = [
             {"rank": place, "candidate": name, "distance": significant(distance)}

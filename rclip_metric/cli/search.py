@@ -112,6 +112,8 @@ def search(args: argparse.Namespace) -> int:
     check_target(args.sheet, queries)
     import torch
 
+    from rclip_metric.retrieval import search_again
+
     run, index = _open(args, in_memory=False)
     if args.approximate and index.approximation is not None:
         run.remark(_recall(index.approximation))
@@ -120,6 +122,11 @@ def search(args: argparse.Namespace) -> int:
     hits: Any = []
     if units:
         hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k, approximate=args.approximate)
+        how = {"approximate": args.approximate, "batch_size": run.batch_size, "on_skip": run.skip}
+        with run.working():
+            again = [search_again(index, *unit, one, **how) for unit, one in zip(units, hits, strict=True)]
+        hits = [one for one, _ in again]
+        run.remark_second_look(sum(count for _, count in again))
     found = list(zip((str(query) for query, _ in units), hits, strict=True))
     _print_hits(args, found, run)
     for path in filter(None, (args.html, args.sheet)):

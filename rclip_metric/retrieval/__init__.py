@@ -22,6 +22,7 @@ from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.pairs import all_pairs, nearest_others, pairs_below
 from rclip_metric.retrieval.rows import Hits, Update
+from rclip_metric.retrieval.second_look import Order, believed_order, search_again
 from rclip_metric.retrieval.storage import Approximation, Row, SearchableStorage, is_index, open_storage
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Hits",
     "ImageIndex",
     "ModelSource",
+    "Order",
     "Pairing",
     "Row",
     "SearchableStorage",
@@ -42,6 +44,7 @@ __all__ = [
     "Update",
     "Verdict",
     "all_pairs",
+    "believed_order",
     "decoders",
     "distances",
     "find_duplicates",
@@ -56,6 +59,7 @@ __all__ = [
     "pairs_below",
     "pairs_within",
     "read_ahead",
+    "search_again",
     "settings",
     "significant",
 ]

@@ -22,6 +22,7 @@ class ModelSource:
         cache_dir: Hub cache.
         squared: Distances are 1 - cos, not its square root.
         dtype: "float32" or "bfloat16".
+        second_look: Whether close decisions of bfloat16 are left to float32.
 
     Example:
         >>> ModelSource("tiny").load().encoder.name
@@ -35,6 +36,7 @@ class ModelSource:
     cache_dir: str | None = None
     squared: bool = False
     dtype: str = "float32"
+    second_look: bool = True
 
     def load(self, device: str = "cpu") -> RobustPerceptualDistance:
         """Make the metric.
@@ -43,14 +45,20 @@ class ModelSource:
             WeightsError: The model cannot be had.
         """
         from rclip_metric.weights.digest import file_digest
-        from rclip_metric.weights.loading import load_encoder, locate
+        from rclip_metric.weights.loading import locate
 
         resize: Any = {None: "default", "none": None}.get(self.resize, self.resize)
-        encoder = load_encoder(
-            self.model, base=self.base, resize=resize, revision=self.revision, cache_dir=self.cache_dir
+        metric = RobustPerceptualDistance(
+            self.model,
+            squared=self.squared,
+            resize=resize,
+            base=self.base,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            second_look=self.second_look,
         )
+        encoder = metric.encoder
         if encoder.revision is None:  # a local file that does not say: its contents do
             path = locate(self.model, base=self.base, cache_dir=self.cache_dir, local_files_only=True).path
             encoder.revision = f"sha256:{file_digest(path)[:12]}"
-        metric = RobustPerceptualDistance(encoder, squared=self.squared)
         return metric.to(device=device, dtype=getattr(torch, self.dtype))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rclip_metric.second_look import undecided
 from rclip_metric.train.attacks.base import AttackResult, ConfirmedResult
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import SLACK, DecisionRule, RunSettings, chunk_size_of, refuse_nan
@@ -298,7 +299,7 @@ class _Votes:
                 yield self.margins(judge, points, number)
                 continue
             margins = self.margins(half, points, number)
-            near = ~(margins.abs() >= slack)
+            near = undecided(margins, slack)
             yield margins[~near]
             close.append(points[near])
             if sum(map(len, close)) >= self.chunk_size:

@@ -170,7 +170,9 @@ class EncoderMetric:
     def in_bfloat16(self) -> EncoderMetric:
         """Copy it in bfloat16; images, mean and head stay float32."""
         half = copy.copy(self)  # the same weights, and so the same name
-        half.metric = copy.deepcopy(self.metric).to(torch.bfloat16)
+        half.metric = copy.deepcopy(self.metric)
+        half.metric.second_look = False  # whoever attacks confirms in float32; no second copy of the weights is kept
+        half.metric.to(torch.bfloat16)
         return half
 
 

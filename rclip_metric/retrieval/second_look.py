@@ -1,0 +1,143 @@
+"""Images whose order half precision cannot tell, read and compared again in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rclip_metric.metric import RobustPerceptualDistance
+from rclip_metric.retrieval.embeddings import FileEmbeddings, distances
+from rclip_metric.retrieval.index import ImageIndex
+from rclip_metric.retrieval.rows import Hits
+from rclip_metric.second_look import crowded
+
+_ANOTHER_IMAGE = 16
+"""By how many times the slack a distance moves only if the file is another image than the one that was compared."""
+
+
+class Order(NamedTuple):
+    """The nearest images by distances that can be believed.
+
+    Example:
+        >>> Order(torch.tensor([0.1, 0.2]), [1, 0], looked_again=2).places[0]
+        1
+    """
+
+    distances: Tensor  # (k,), ascending
+    places: list[int]  # where each was before
+    looked_again: int  # how many were compared in float32
+
+
+def believed_order(
+    metric: RobustPerceptualDistance,
+    query: Path,
+    files: Sequence[Path | None],
+    nearness: Tensor,
+    k: int | None = None,
+    *,
+    batch_size: int,
+    on_skip: Callable[[Path, str], None],
+) -> Order:
+    """Order images by their distance to a query, in float32 where half precision cannot tell two apart.
+
+    A distance that is further than `metric.slack` from the next one on either side stays as it is. The order is then
+    float32's as far as the slack holds; see `rclip_metric.second_look.slack_of`.
+
+    Args:
+        metric: Computed the distances; in float32, or with `second_look=False`, nothing changes.
+        query: The image that all were compared with.
+        files: The images, nearest first; None for one that is in no file, and keeps its distance.
+        nearness: (n,) distances, ascending, squared if the metric's are. Of those behind the k-th, all that are within
+            the slack from it have to be there.
+        k: How many are wanted; all by default.
+        batch_size: Images per call of the metric.
+        on_skip: Called with a file that cannot be read, and why.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> metric = RobustPerceptualDistance("tiny").to(torch.bfloat16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = [Path(folder, f"{blue}.png") for blue in (253, 255)]
+        ...     for file in files:
+        ...         Image.new("RGB", (64, 64), (0, 0, int(file.stem))).save(file)
+        ...     wrong = torch.tensor([0.0011, 0.0012])  # that another blue is nearer to this one than it is itself
+        ...     found = believed_order(metric, files[1], files, wrong, batch_size=8, on_skip=print)
+        >>> found.places, found.looked_again, found.distances[0].item()
+        ([1, 0], 2, 0.0)
+    """
+    k = len(nearness) if k is None else k
+    unchanged = Order(nearness[:k], list(range(k)), 0)
+    if not (metric.second_look and metric.slack and k):
+        return unchanged
+    apart = nearness.sqrt() if metric.squared else nearness
+    within = int((apart < apart[k - 1] + metric.slack).sum())
+    close = [place for place in crowded(apart[:within], metric.slack).nonzero()[:, 0].tolist() if files[place]]
+    if not close:
+        return unchanged
+    again = [file for place in close if (file := files[place]) is not None]
+    exact, looked = nearness[:within].clone(), 0
+    with FileEmbeddings(metric.in_float32(), [query, *again], batch_size=batch_size, on_skip=on_skip) as embeddings:
+        u = embeddings[query]
+        for place, file in zip(close, again, strict=True):
+            if u is None or (v := embeddings[file]) is None:
+                continue
+            found = distances(u, v[None], metric.squared)[0]
+            moved = (found**0.5 if metric.squared else found) - apart[place].item()
+            if abs(moved) < _ANOTHER_IMAGE * metric.slack:
+                exact[place] = found
+                looked += 1
+    order = exact.sort(stable=True)
+    return Order(order.values[:k], order.indices[:k].tolist(), looked)
+
+
+def search_again(
+    index: ImageIndex,
+    query: Path,
+    unit: Tensor,
+    hits: Hits,
+    *,
+    approximate: bool = False,
+    batch_size: int,
+    on_skip: Callable[[Path, str], None],
+) -> tuple[Hits, int]:
+    """Bring the hits of a query into the order that float32 gives them, and say how many were looked at again.
+
+    Images behind the last hit that could be nearer than it are looked at as well. One that has no file, or whose file
+    has gone or is another image by now, keeps its distance.
+
+    Args:
+        index: That was searched.
+        query: The image.
+        unit: (D,) its embedding.
+        hits: What `index.search(unit, k)` found.
+        approximate: As they were found.
+        batch_size, on_skip: As for `believed_order`.
+
+    Example:
+        >>> index = ImageIndex(RobustPerceptualDistance("tiny"))
+        >>> _ = index.add(torch.eye(128)[:2], ids=["a", "b"])
+        >>> hits = index.search(torch.eye(128)[0], k=1)
+        >>> search_again(index, Path("a.png"), torch.eye(128)[0], hits, batch_size=8, on_skip=print)[1]  # float32
+        0
+    """
+    metric, k = index.metric, len(hits.ids)
+    if not (isinstance(metric, RobustPerceptualDistance) and metric.second_look and metric.slack):
+        return hits, 0
+
+    def last(place: int) -> float:
+        found = hits.distances[place].item()
+        return found**0.5 if metric.squared else found
+
+    count = len(index)
+    while len(hits.ids) < count and last(-1) < last(k - 1) + metric.slack:
+        hits = index.search(unit, min(2 * len(hits.ids), count), approximate=approximate)  # type: ignore[assignment]
+    files = [Path(path) if path and Path(path).is_file() else None for path in hits.paths]
+    order = believed_order(metric, query, files, hits.distances, k, batch_size=batch_size, on_skip=on_skip)
+    squares = order.distances if metric.squared else order.distances.square()
+    columns = {name: [getattr(hits, name)[place] for place in order.places] for name in ("ids", "labels", "paths")}
+    return replace(hits, distances=order.distances, similarities=1 - squares, **columns), order.looked_again
