@@ -55,7 +55,9 @@ def measure(model: str, files: Sequence[tuple[Path, Path, Path]], batch_size: in
     found: dict[str, list[Tensor]] = {name: [] for name in CONTESTANTS}
     for number, start in enumerate(range(0, len(files), batch_size)):
         part = files[start : start + batch_size]
-        images = [torch.stack([metrics["float32"].preprocess(file) for file in column]) for column in zip(*part)]
+        images = [
+            torch.stack([metrics["float32"].preprocess(file) for file in column]) for column in zip(*part, strict=True)
+        ]
         if number == 0:
             for metric in metrics.values():  # the first call pays for pages, primitives and lazy imports
                 metric.two_afc(*images)
@@ -104,7 +106,7 @@ def pressure() -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print and return the report; it is written after every model, so that a run that is ended leaves some."""
+    """Measure, print and return the report; written after every model, so that a run that is ended leaves some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders of triplets")
     parser.add_argument("--names", nargs="+", help="what to call them in the report (default: their paths)")

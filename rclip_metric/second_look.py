@@ -7,7 +7,7 @@ from torch import Tensor
 
 HALVES = (torch.bfloat16, torch.float16)
 _MEASURED = {"tiny": 0.0025, "tiny-clean": 0.0035, "r-lite-f": 0.0065}
-"""Twice the root mean square by which bfloat16 moves the difference of two distances, on drawn scenes or on photographs,
+"""Twice the root mean square by which bfloat16 moves the difference of two distances, on drawn scenes or photographs,
 whichever is more: `python examples/benchmark_second_look.py`, `results/second_look.json`."""
 
 

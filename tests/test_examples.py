@@ -86,7 +86,7 @@ def test_the_benchmark_runs_on_a_toy_tower(tmp_path, capsys, monkeypatch):
     assert json.loads(out.read_text()) == report and list(report["results"]) == parts
     assert report["machine"]["torch"] == torch.__version__
     assert report["results"]["loss"]["toy"]["naive float32"]["times faster"] == 1.0
-    assert 0 < report["results"]["throughput"]["toy, change by bfloat16"]["largest change"] < 0.1
+    assert 0 < report["results"]["throughput"]["tiny, change by bfloat16"]["largest change"] < 0.1
     printed = capsys.readouterr().out
     assert all(part in printed for part in parts)
 

