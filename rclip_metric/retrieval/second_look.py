@@ -65,7 +65,7 @@ def believed_order(
         ...     files = [Path(folder, f"{blue}.png") for blue in (253, 255)]
         ...     for file in files:
         ...         Image.new("RGB", (64, 64), (0, 0, int(file.stem))).save(file)
-        ...     wrong = torch.tensor([0.0011, 0.0012])  # that another blue is nearer to this one than it is itself
+        ...     wrong = torch.tensor([0.0011, 0.0012])  # says that another blue is nearer to this one than it is itself
         ...     found = believed_order(metric, files[1], files, wrong, batch_size=8, on_skip=print)
         >>> found.places, found.looked_again, found.distances[0].item()
         ([1, 0], 2, 0.0)
