@@ -56,7 +56,8 @@ class RobustPerceptualDistance(nn.Module):
     Gradients reach the images that require them and never the encoder's weights: the encoder is frozen, always in
     eval mode and no registered submodule, so that a parent's `train()`, `requires_grad_(True)`, optimizer and
     `state_dict` do not see it, while `.to(device, dtype)`, deepcopy and pickle carry it along. In bfloat16 it still
-    takes float32 images and returns float32.
+    takes float32 images and returns float32. Images that need no graph go through the encoder in one pass as long as
+    there are no more of them than its `chunk_size`.
 
     Args:
         model: Name in the manifest, path of a checkpoint, Hub id "owner/repo" in our format, or an `Encoder`, whose
@@ -125,7 +126,7 @@ class RobustPerceptualDistance(nn.Module):
         else:
             from rclip_metric.weights import load_encoder
 
-            self._load = partial(
+            load = partial(
                 load_encoder,
                 model,
                 base=base,
@@ -133,7 +134,7 @@ class RobustPerceptualDistance(nn.Module):
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
             )
-            encoder = self._load(token=token)
+            self._load, encoder = load, load(token=token)
         if resize != "default":
             encoder.resize = resize
         # Past nn.Module.__setattr__, so that no parent sees its parameters.
@@ -296,7 +297,7 @@ class RobustPerceptualDistance(nn.Module):
     def slack(self) -> float:
         """In half precision, the difference of two distances from which on it is believed; 0 in float32."""
         origin = self._encoder.origin
-        return slack_of(origin and origin.name, self._dtype())
+        return slack_of(origin.name if origin else None, self._dtype())
 
     def in_float32(self) -> RobustPerceptualDistance:
         """Return the same metric in float32: itself, unless it computes in half precision.

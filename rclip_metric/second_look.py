@@ -15,8 +15,8 @@ def slack_of(model: str | None, dtype: torch.dtype) -> float:
     """Say how far apart two distances have to be for half precision to tell which is larger; 0 in float32.
 
     This is 1.5 times the error that was measured on a model that ships, and for any other one bfloat16's step at 1,
-    2^-7, which is above all of those. It is no bound: errors up to four times as large were seen. For an order to change
-    unseen, the distances have to be just beyond the slack and their error has to be one of the few that are larger.
+    2^-7, which is above all of those. It is no bound: errors up to four times as large were seen. For an order to
+    change unseen, distances have to be just beyond the slack and their error has to be one of the few that are larger.
 
     Args:
         model: A name in the manifest, if it is one.

@@ -122,7 +122,7 @@ def search(args: argparse.Namespace) -> int:
     hits: Any = []
     if units:
         hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k, approximate=args.approximate)
-        how = {"approximate": args.approximate, "batch_size": run.batch_size, "on_skip": run.skip}
+        how: dict[str, Any] = {"approximate": args.approximate, "batch_size": run.batch_size, "on_skip": run.skip}
         with run.working():
             again = [search_again(index, *unit, one, **how) for unit, one in zip(units, hits, strict=True)]
         hits = [one for one, _ in again]
