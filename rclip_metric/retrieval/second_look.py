@@ -23,6 +23,7 @@ class Order(NamedTuple):
     """The nearest images by distances that can be believed.
 
     Example:
+        >>> import torch
         >>> Order(torch.tensor([0.1, 0.2]), [1, 0], looked_again=2).places[0]
         1
     """
@@ -59,6 +60,7 @@ def believed_order(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from PIL import Image
         >>> metric = RobustPerceptualDistance("tiny").to(torch.bfloat16)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +121,7 @@ def search_again(
         batch_size, on_skip: As for `believed_order`.
 
     Example:
+        >>> import torch
         >>> index = ImageIndex(RobustPerceptualDistance("tiny"))
         >>> _ = index.add(torch.eye(128)[:2], ids=["a", "b"])
         >>> hits = index.search(torch.eye(128)[0], k=1)
