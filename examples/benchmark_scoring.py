@@ -12,7 +12,7 @@ a GPU's tensor cores) and slow elsewhere: the header says what this machine has.
     import        `import rclip_metric` against `import torch`
     construction  r-clip-f from a warm cache: seconds after the imports, peak memory against the vision weights
     loss          forward + backward to the images against the raw tower with gradients everywhere: time and memory
-    overhead      metric(x, y) against our own two raw towers
+    overhead      metric(x, y), small pairs in one pass, against our own raw tower called twice
     throughput    pairs per second against the original tower called twice in float32; what bfloat16 changes
 """
 
