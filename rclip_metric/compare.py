@@ -13,6 +13,7 @@ from torch import Tensor
 from rclip_metric.encoder import Encoder
 from rclip_metric.files import stamp
 from rclip_metric.images import Resize, load_image
+from rclip_metric.images.ranges import OutOfRange
 from rclip_metric.metric import RobustPerceptualDistance
 
 
@@ -24,6 +25,7 @@ def score(
     *,
     squared: bool = False,
     resize: Resize | Literal["default"] = "default",
+    out_of_range: OutOfRange = "raise",
     base: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -40,7 +42,8 @@ def score(
         b: Likewise; it may have another size and be of another kind.
         model: As for `RobustPerceptualDistance`.
         device: Where to compute; if None, where a tensor among a and b is, else the CPU.
-        squared, resize, base, revision, cache_dir, token, local_files_only: As for `RobustPerceptualDistance`.
+        squared, resize, out_of_range: As for `RobustPerceptualDistance`.
+        base, revision, cache_dir, token, local_files_only: Likewise.
 
     Returns:
         The distance in [0, sqrt(2)], or [0, 2] if squared; 0 for identical images, lower is more alike.
@@ -60,6 +63,7 @@ def score(
     settings = {
         "squared": squared,
         "resize": resize,
+        "out_of_range": out_of_range,
         "base": base,
         "revision": revision,
         "cache_dir": cache_dir,
@@ -67,12 +71,12 @@ def score(
         "local_files_only": local_files_only,
     }
     if isinstance(model, Encoder):
-        metric = RobustPerceptualDistance(model, resize=resize, squared=squared).to(device)
+        metric = RobustPerceptualDistance(model, resize=resize, squared=squared, out_of_range=out_of_range).to(device)
     else:
         named = model if isinstance(model, str) else Path(model)
         metric = _last_metric(named, torch.device(device), tuple(settings.items()), _stamp(named))
     with torch.inference_mode():
-        x, y = (_pixels(image, metric.encoder).to(device) for image in (a, b))
+        x, y = (_pixels(image, metric).to(device) for image in (a, b))
         return float(metric(x, y))
 
 
@@ -90,7 +94,9 @@ def _stamp(model: str | Path) -> tuple[tuple[str | int, ...], ...]:
     return tuple((str(file), *stamp(file).values()) for file in files)
 
 
-def _pixels(image: Any, encoder: Encoder) -> Tensor:
+def _pixels(image: Any, metric: RobustPerceptualDistance) -> Tensor:
     """Read (3, H, W) in [0, 1], at the encoder's size unless the image came as floats or as a tensor."""
     is_float_array = getattr(getattr(image, "dtype", None), "kind", None) == "f"
-    return load_image(image) if isinstance(image, Tensor) or is_float_array else encoder.preprocess(image)
+    if isinstance(image, Tensor) or is_float_array:
+        return load_image(image, metric.out_of_range)
+    return metric.encoder.preprocess(image)

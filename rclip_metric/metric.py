@@ -18,6 +18,7 @@ from rclip_metric.distance import distance_between, full_precision, length, norm
 from rclip_metric.encoder import Encoder
 from rclip_metric.images import RESIZES, Resize, as_batch, resize_images
 from rclip_metric.images.masks import masked
+from rclip_metric.images.ranges import OutOfRange, check_choice
 from rclip_metric.images.wrapped import is_batched, requires_grad, special_kind, values_of
 from rclip_metric.second_look import HALVES, slack_of, undecided
 
@@ -69,6 +70,9 @@ class RobustPerceptualDistance(nn.Module):
         value_range: Smallest and largest value of the images that will come, if not 0 and 1.
         check_range: Raise for values outside `value_range`; never checked while compiling. Unchecked, NaN and infinity
             come out as NaN, and so do values that float32 cannot compute with (past a billion times the range).
+        out_of_range: What to do with finite values outside `value_range`: "raise"; "clamp", for a loss whose images
+            overshoot: to the nearer end, while gradients along which a descent step leads back into the range pass (for
+            a loss that is minimised); or "ignore", which is check_range=False.
         base: Name in the manifest whose architecture and preprocessing apply to a file, folder or repository that
             does not carry its own.
         revision: Commit, tag or branch on the Hub; the manifest's own if None.
@@ -104,6 +108,7 @@ class RobustPerceptualDistance(nn.Module):
         resize: Resize | Literal["default"] = "default",
         value_range: tuple[float, float] = (0.0, 1.0),
         check_range: bool = True,
+        out_of_range: OutOfRange = "raise",
         base: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -119,6 +124,7 @@ class RobustPerceptualDistance(nn.Module):
             raise ValueError(f"value_range must be (low, high) with low < high, got {value_range}")
         if resize != "default" and resize not in RESIZES:
             raise ValueError(f'resize must be "published", "squash", None or "default", got {resize!r}')
+        check_choice(out_of_range)
         self._load: Callable[[], Encoder] | None = None
         self._loaded: Mapping[str, Tensor] | None = None  # float32 weights that cannot be loaded again
         if isinstance(model, Encoder):
@@ -143,6 +149,7 @@ class RobustPerceptualDistance(nn.Module):
         self.squared = squared
         self.value_range = (low, high)
         self.check_range = check_range
+        self.out_of_range = out_of_range
         self.save_backbone = save_backbone
         self.second_look = second_look
         self.training = False
@@ -346,7 +353,7 @@ class RobustPerceptualDistance(nn.Module):
 
     def _read(self, images: Tensor) -> Tensor:
         """Check and bring to float (N, 3, H, W) in [0, 1]."""
-        batch = as_batch(images, self.value_range, self.check_range)
+        batch = as_batch(images, self.value_range, self.check_range, self.out_of_range)
         if batch.device != self.device:
             raise ValueError(
                 f"the images are on {batch.device} and the encoder is on {self.device}: "

@@ -25,7 +25,7 @@ METRIC = (
     ("weights", "difference_map"),
     ("metric",),
     ("detectors",),
-    ("compare", "retrieval", "torchmetric"),
+    ("compare", "compat", "retrieval", "torchmetric"),
     ("filtering",),
     ("cli",),
 )

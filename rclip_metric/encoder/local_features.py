@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def local_features(encoder: Encoder, pixels: Tensor) -> list[Tensor]:
 
     Args:
         encoder: Any tower.
-        pixels: (N, 3, S, S) in [0, 1], S = image_size, without a graph.
+        pixels: (N, 3, S, S) in [0, 1], S = image_size; the features have a graph if they require grad.
 
     Returns:
         Levels (N, C, h, w), float32, the finest first.
@@ -57,7 +57,7 @@ def local_features(encoder: Encoder, pixels: Tensor) -> list[Tensor]:
         elif output.ndim == 3 and id(module) in repeated:
             tokens.append(output)
 
-    with torch.no_grad(), _listening(module, keep):
+    with nullcontext() if pixels.requires_grad else torch.no_grad(), _listening(module, keep):
         encoder._embed(pixels)
     side = encoder.image_size
     levels = [grid for size, grid in sorted(grids.items(), reverse=True) if _FINEST <= side / size <= _COARSEST]

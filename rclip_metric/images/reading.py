@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rclip_metric.errors import ImageError as ImageError
 from rclip_metric.files import regular_file
+from rclip_metric.images.ranges import TOLERANCE, OutOfRange, check_choice, clamp, likely_cause
 from rclip_metric.images.wrapped import special_kind, values_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 # file is called: some of Pillow's readers hand the file to another program (EPS to Ghostscript).
 _FORMATS = (("JPEG", "PNG", "BMP", "GIF", "PPM"), ("WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "TGA"))
 
-# Rounding in a resize or a cast may leave a range by this share of its width; anything more is another range.
-TOLERANCE = 1e-3
 # The squares of an encoder's activations stay within float32 up to here; past 1e15 or so a LayerNorm divides by
 # infinity and answers with its bias, whatever the image.
 LARGEST = 1e9
@@ -96,11 +95,15 @@ def open_image(source: ImageSource) -> Image.Image:
     )
 
 
-def load_image(source: ImageSource | Tensor) -> Tensor:
+def load_image(source: ImageSource | Tensor, out_of_range: OutOfRange = "raise") -> Tensor:
     """Read one image as a float32 tensor (3, H, W) in [0, 1], at its own size.
 
     Everything that `open_image` reads, and tensors (3, H, W), (1, H, W) or (H, W), uint8 or floats in [0, 1].
     Floats and 16-bit arrays keep their precision. A tensor stays on its device and in its graph.
+
+    Args:
+        source: What to read.
+        out_of_range: What to do with floats outside [0, 1], see `as_batch`.
 
     Raises:
         ImageError: As `open_image`; also a tensor of another shape, type or range.
@@ -118,16 +121,22 @@ def load_image(source: ImageSource | Tensor) -> Tensor:
             raise ImageError(
                 f"got a tensor of shape {tuple(source.shape)}, expected one image (3, H, W), (1, H, W) or (H, W)"
             )
-        return as_batch(source[None] if not special_kind(source) and source.ndim == 2 else source)[0]
+        gray = not special_kind(source) and source.ndim == 2
+        return as_batch(source[None] if gray else source, out_of_range=out_of_range)[0]
     if isinstance(source, np.ndarray):
-        pixels = _float_rgb(source)  # (H, W, 3)
+        pixels = _float_rgb(source, out_of_range)  # (H, W, 3)
     else:
         # A copy, because what Pillow lends to numpy is read-only and torch warns of that.
         pixels = np.array(open_image(source), dtype=np.float32) / np.float32(255.0)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), check_range: bool = True) -> Tensor:
+def as_batch(
+    images: Tensor,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    check_range: bool = True,
+    out_of_range: OutOfRange = "raise",
+) -> Tensor:
     """Bring image tensors to float32 (N, 3, H, W) in [0, 1].
 
     float32 (N, 3, H, W) in [0, 1] is returned as it came, bit for bit. uint8 always means 0..255. float16,
@@ -142,6 +151,8 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
             synchronisation; never done while compiling or tracing. Where it is not done, an image that holds NaN,
             infinity or a value too large to compute with (`LARGEST` times the range) becomes NaN as a whole, and so
             does its gradient: clamps and saturated activations on the way would make a plausible number of it.
+        out_of_range: What to do with finite floats outside value_range: "raise", "clamp" (to the nearer end, passing on
+            gradients along which a descent step leads back into the range) or "ignore" (which looks at no value).
 
     Raises:
         ImageError: The values, the shape or the type do not fit; the message says what came and what to pass.
@@ -164,19 +175,23 @@ def as_batch(images: Tensor, value_range: tuple[float, float] = (0.0, 1.0), chec
     # Written so that NaN fails as well; infinity minus anything is not below infinity.
     if not 0.0 < high - low < float("inf"):
         raise ValueError(f"value_range is {value_range}, expected two finite numbers, black's first: (0, 1)")
+    check_choice(out_of_range)
     _check_shape(images)
     if images.dtype == torch.uint8:
         batch = images.float() / 255.0
     elif images.dtype.is_floating_point:
-        checked = check_range and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        checked = check_range and out_of_range != "ignore"
+        checked = checked and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         if checked:
-            _check_values(images, low, high)
+            _check_values(images, low, high, out_of_range)
         batch = images.float()
         if (low, high) != (0.0, 1.0):
             batch = (batch - low) / (high - low)
         if not checked:
             largest = batch.detach().abs().amax((-3, -2, -1), keepdim=True)
             batch = batch * torch.where(largest <= LARGEST, 1.0, torch.nan)
+        if out_of_range == "clamp":
+            batch = clamp(batch)
     else:
         raise ImageError(
             f"got images of type {images.dtype}, expected floats in [0, 1] or uint8: convert them "
@@ -402,7 +417,7 @@ def _from_deep(image: Image.Image, file_format: str | None, name: str) -> Image.
     return gray
 
 
-def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _float_rgb(array: np.ndarray[Any, Any], out_of_range: OutOfRange = "raise") -> np.ndarray[Any, Any]:
     """Bring an array to float32 (H, W, 3) in [0, 1], alpha composited on white."""
     import numpy as np
 
@@ -420,10 +435,14 @@ def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     elif array.dtype.name == "uint16":
         values = np.asarray(array, dtype=np.float32) / np.float32(65535.0)
     elif array.dtype.kind == "f":
+        check_choice(out_of_range)
         low, high = float(array.min()), float(array.max())
-        if not (low >= -TOLERANCE and high <= 1.0 + TOLERANCE):  # also when NaN
-            raise ImageError(_range_message("an array", low, high, 0.0, 1.0, _array_fix(low, high)))
-        values = np.asarray(array, dtype=np.float32).clip(0.0, 1.0)
+        finite = low > float("-inf") and high < float("inf")  # NaN is neither
+        if (out_of_range == "raise" and not (low >= -TOLERANCE and high <= 1.0 + TOLERANCE)) or not finite:
+            planes = torch.from_numpy(np.array(array, dtype=np.float32)).movedim(-1, 0) if array.ndim == 3 else None
+            raise ImageError(_range_message("an array", low, high, 0.0, 1.0, planes))
+        values = np.array(array, dtype=np.float32)
+        values = values if out_of_range == "ignore" else values.clip(0.0, 1.0)
     else:
         raise ImageError(
             f"got an array of type {array.dtype}, expected uint8, uint16 or floats in [0, 1]: "
@@ -437,25 +456,10 @@ def _float_rgb(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.broadcast_to(values, (*values.shape[:2], 3))
 
 
-def _array_fix(low: float, high: float) -> str:
-    if low >= -1.0 - TOLERANCE and high <= 1.0 + TOLERANCE:
-        return "pass (array + 1) / 2 if black is -1"
-    if low >= 0.0 and high <= 255.0:
-        return "pass array / 255, or uint8"
-    return "undo any normalisation (array * std + mean) and pass pixel values"
-
-
-def _tensor_fix(low: float, high: float) -> str:
-    if low >= -1.0 - 2 * TOLERANCE and high <= 1.0 + 2 * TOLERANCE:
-        return "pass value_range=(-1, 1) if black is -1"
-    if low >= -255.0 * TOLERANCE and high <= 255.0 * (1.0 + TOLERANCE):
-        return "pass uint8, images / 255, or value_range=(0, 255)"
-    return "undo any normalisation (images * std + mean): the encoder normalises by itself"
-
-
-def _range_message(what: str, low: float, high: float, lowest: float, highest: float, fix: str) -> str:
+def _range_message(what: str, low: float, high: float, lowest: float, highest: float, planes: Tensor | None) -> str:
     if not (low > float("-inf") and high < float("inf")):  # NaN is neither
         return f"got {what} with NaN or infinity in it, expected values in [{lowest:g}, {highest:g}]"
+    fix = likely_cause(low, high, lowest, highest, planes, what.split()[-1])
     return f"got {what} with values from {low:.6g} to {high:.6g}, expected [{lowest:g}, {highest:g}]: {fix}"
 
 
@@ -479,11 +483,13 @@ def _check_shape(images: Tensor) -> None:
     raise ImageError(f"got images of shape {shape}, {expected}")
 
 
-def _check_values(images: Tensor, low: float, high: float) -> None:
+def _check_values(images: Tensor, low: float, high: float, out_of_range: OutOfRange) -> None:
     if images.numel() == 0:
         return
     # One fused pass, and one transfer for both; NaN comes out as both.
-    least, most = torch.stack(torch.aminmax(values_of(images))).tolist()
-    margin = TOLERANCE * (high - low)
+    plain = values_of(images)
+    least, most = torch.stack(torch.aminmax(plain)).tolist()
+    margin = TOLERANCE * (high - low) if out_of_range == "raise" else LARGEST * (high - low)
     if not (least >= low - margin and most <= high + margin):
-        raise ImageError(_range_message("images", least, most, low, high, _tensor_fix(least, most)))
+        planes = plain.movedim(-3, 0) if plain.ndim in (3, 4) else None  # more dimensions: vmap's
+        raise ImageError(_range_message("images", least, most, low, high, planes))
