@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, ConvNeXtArchitecture
+from rclip_metric.encoder.forked import survive_fork
 from rclip_metric.encoder.towers import Tower, build_tower, without_weights
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
@@ -193,8 +194,10 @@ class Encoder(nn.Module):
         return torch.cat([self._embed(chunk) for chunk in images.chunk(math.ceil(len(images) / size))])
 
     def _embed(self, images: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and is_batched(images):
-            return self._embed_batched(images)
+        if not torch.compiler.is_compiling():
+            survive_fork()
+            if is_batched(images):
+                return self._embed_batched(images)
         pixels = resize_images(images.float(), self.preprocessing, self.resize)  # (N, 3, S, S)
         pixels = ((pixels - self.mean) / self.std).to(self._dtype())
         if self.channels_last or (pixels.dtype in _HALVES and isinstance(self.architecture, ConvNeXtArchitecture)):

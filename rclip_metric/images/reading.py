@@ -128,7 +128,7 @@ def load_image(source: ImageSource | Tensor, out_of_range: OutOfRange = "raise")
     else:
         # A copy, because what Pillow lends to numpy is read-only and torch warns of that.
         pixels = np.array(open_image(source), dtype=np.float32) / np.float32(255.0)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def as_batch(
