@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rclip_metric.encoder import Encoder
 from rclip_metric.files import stamp
 from rclip_metric.images import Resize, load_image
 from rclip_metric.images.ranges import OutOfRange
@@ -20,7 +19,7 @@ from rclip_metric.metric import RobustPerceptualDistance
 def score(
     a: Any,
     b: Any,
-    model: str | os.PathLike[str] | Encoder = "r-clip-f",
+    model: str | os.PathLike[str] | nn.Module = "r-clip-f",
     device: str | torch.device | None = None,
     *,
     squared: bool = False,
@@ -70,7 +69,7 @@ def score(
         "token": token,
         "local_files_only": local_files_only,
     }
-    if isinstance(model, Encoder):
+    if isinstance(model, nn.Module):
         metric = RobustPerceptualDistance(model, resize=resize, squared=squared, out_of_range=out_of_range).to(device)
     else:
         named = model if isinstance(model, str) else Path(model)

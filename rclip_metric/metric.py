@@ -24,6 +24,7 @@ from rclip_metric.second_look import HALVES, slack_of, undecided
 
 if TYPE_CHECKING:
     from rclip_metric.difference_map import Method
+    from rclip_metric.weights.formats import Format
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
@@ -61,8 +62,10 @@ class RobustPerceptualDistance(nn.Module):
     there are no more of them than its `chunk_size`.
 
     Args:
-        model: Name in the manifest, path of a checkpoint, Hub id "owner/repo" in our format, or an `Encoder`, whose
-            weights are then shared and whose own mode and `requires_grad` are left alone.
+        model: Name in the manifest, path of a checkpoint, Hub id "owner/repo" in our format, a library's model by its
+            name ("open_clip:ViT-B-32@TAG", "timm:NAME", "hf-hub:owner/repo", see `weights.libraries`), or a module: an
+            `Encoder`, an OpenCLIP, timm or torchvision model, or any that `weights.modules.module_encoder` takes. The
+            weights of a module are shared, and its own mode and `requires_grad` are left alone.
         squared: Return the squared distance 1 - <u, v> in [0, 2]: smooth everywhere, the better loss term.
         resize: "published" (the resize and crop behind the published numbers), "squash" (the whole image to the
             encoder's size: what a loss wants, as a crop gives the border no gradient), None (any other size than the
@@ -102,7 +105,7 @@ class RobustPerceptualDistance(nn.Module):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Encoder = "r-clip-f",
+        model: str | os.PathLike[str] | nn.Module = "r-clip-f",
         *,
         squared: bool = False,
         resize: Resize | Literal["default"] = "default",
@@ -129,6 +132,12 @@ class RobustPerceptualDistance(nn.Module):
         self._loaded: Mapping[str, Tensor] | None = None  # float32 weights that cannot be loaded again
         if isinstance(model, Encoder):
             encoder = _frozen_view(model)
+        elif isinstance(model, nn.Module):
+            from rclip_metric.weights.modules import module_encoder
+
+            encoder = module_encoder(model)
+        elif not isinstance(model, str | os.PathLike):
+            raise TypeError(f"model must be a name, a path or a module, got {type(model).__name__}")
         else:
             from rclip_metric.weights import load_encoder
 
@@ -442,6 +451,7 @@ class RobustPerceptualDistance(nn.Module):
         self,
         save_directory: str | os.PathLike[str],
         *,
+        format: Format = "rclip-metric",
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **push_settings: Any,
@@ -450,16 +460,22 @@ class RobustPerceptualDistance(nn.Module):
 
         Args:
             save_directory: Folder; made if it does not exist.
-            push_to_hub: Upload it as well.
+            format: "open_clip" or "timm" for a folder that these load instead, see `weights.formats.save_as`.
+            push_to_hub: Upload it as well, which is for our own format.
             repo_id: Where to; the folder's name in the user's own space if None.
             push_settings: Arguments of `push_to_hub`.
 
         Returns:
             The commit if it was pushed, else None.
-        """
-        from rclip_metric.weights import save_encoder
 
-        save_encoder(self._encoder, save_directory)
+        Raises:
+            ValueError: The other library has no such tower, or `push_to_hub` is to upload its format.
+        """
+        from rclip_metric.weights.formats import save_as
+
+        if push_to_hub and format != "rclip-metric":
+            raise ValueError(f"push_to_hub uploads the format rclip-metric: upload the folder of {format} yourself")
+        save_as(self._encoder, save_directory, format)
         return self.push_to_hub(repo_id or Path(save_directory).name, **push_settings) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:

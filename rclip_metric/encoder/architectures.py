@@ -229,6 +229,21 @@ class OpenClipArchitecture:
         object.__setattr__(self, "config", json.dumps(config, sort_keys=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModuleArchitecture:
+    """A tower that only its module describes: it computes, and cannot be built again from a configuration.
+
+    Example:
+        >>> ModuleArchitecture(model="mine", image_size=32, projection=8).kind
+        'module'
+    """
+
+    kind: ClassVar[str] = "module"
+    model: str
+    image_size: int
+    projection: int
+
+
 def _require_library_name(name: str, value: object) -> None:
     if not isinstance(value, str) or not _LIBRARY_NAME.fullmatch(value):
         raise ValueError(f"{name} must be a name in the library's registry, got {shown(value)}.")
@@ -241,7 +256,7 @@ def _json_object(name: str, text: object) -> dict[str, Any]:
     return value
 
 
-Architecture = ViTArchitecture | ConvNeXtArchitecture | TimmArchitecture | OpenClipArchitecture
+Architecture = ViTArchitecture | ConvNeXtArchitecture | TimmArchitecture | OpenClipArchitecture | ModuleArchitecture
 LIBRARY_KINDS = (TimmArchitecture, OpenClipArchitecture)
 
 EFFICIENTNET_LITE = {
@@ -295,10 +310,18 @@ NAMED: dict[str, Architecture] = {
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
     """Return a dict that json can write and `architecture_from_dict` reads.
 
+    Raises:
+        ValueError: The architecture is a `ModuleArchitecture`.
+
     Example:
         >>> architecture_to_dict(NAMED["tiny_convnext"])["widths"]
         [32, 64, 128, 256]
     """
+    if isinstance(architecture, ModuleArchitecture):
+        raise ValueError(
+            f"{architecture.model} is a module that no configuration describes, so that it cannot be saved: load the "
+            "model by its name (open_clip:MODEL@TAG, timm:NAME)."
+        )
     values: dict[str, Any] = {"kind": architecture.kind}
     for entry in fields(architecture):
         value = getattr(architecture, entry.name)

@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         name: Shown by repr and quoted with every result.
         revision: Which weights of that name.
         domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
+        tower: The module that computes the architecture, if it is there already.
 
     Attributes:
         tower: The vision tower; head: the residual MLP or None; mean, std: float32 (1, 3, 1, 1), whatever the
@@ -88,6 +89,7 @@ class Encoder(nn.Module):
         name: str = "custom",
         revision: str | None = None,
         domain: str | None = None,
+        tower: Tower | None = None,
     ) -> None:
         """Build with random weights, or with none under `with torch.device("meta")`."""
         super().__init__()
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
         self.channels_last = False
         self.folding = True
         self._folded: FoldedTower | Literal[False] | None = None  # not known yet; False where there is none
-        self.tower: Tower = build_tower(architecture)
+        self.tower: Tower = build_tower(architecture) if tower is None else tower
         self.embedding_dim = self.tower.embedding_dim
         self.image_size = architecture.image_size
         self.head = None if mlp_hidden is None else ResidualMLP(self.embedding_dim, mlp_hidden)
@@ -289,7 +291,7 @@ class Encoder(nn.Module):
         return f"{self.name!r}, revision={self.revision!r}{knows}, preprocessing={how!r}, resize={self.resize!r}"
 
     def _dtype(self) -> torch.dtype:
-        return next(self.tower.parameters()).dtype
+        return next(self.tower.parameters(), self.mean).dtype
 
     def _place_constants(self, device: torch.device) -> None:
         for name in ("mean", "std"):

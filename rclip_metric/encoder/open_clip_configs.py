@@ -111,6 +111,46 @@ def open_clip_vision_architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
+def open_clip_config_of(architecture: Architecture) -> dict[str, Any]:
+    """Write an architecture as an OpenCLIP config without a text tower: embed_dim, vision_cfg and quick_gelu.
+
+    Raises:
+        ValueError: OpenCLIP has no such tower.
+
+    Example:
+        >>> vit = ViTArchitecture(image_size=64, patch_size=8, width=64, depth=2, heads=1, projection=16)
+        >>> open_clip_config_of(vit)["vision_cfg"]["layers"]
+        2
+    """
+    vision: dict[str, Any] = {"image_size": architecture.image_size}
+    if isinstance(architecture, OpenClipArchitecture):
+        if architecture.config is not None:
+            own: dict[str, Any] = json.loads(architecture.config)
+        else:
+            import open_clip
+
+            own = open_clip.get_model_config(architecture.model)
+        kept = {key: value for key, value in own["vision_cfg"].items() if key != "timm_model_pretrained"}
+        quick_gelu = open_clip_flag("quick_gelu", own.get("quick_gelu", False))
+        return {"embed_dim": architecture.projection, "vision_cfg": {**kept, **vision}, "quick_gelu": quick_gelu}
+    if isinstance(architecture, ViTArchitecture):
+        names = {"layers": architecture.depth, "width": architecture.width, "patch_size": architecture.patch_size}
+        vision |= {**names, "head_width": architecture.width // architecture.heads, "mlp_ratio": architecture.mlp_ratio}
+    elif isinstance(architecture, ConvNeXtArchitecture):
+        sizes = {value: key for key, value in _TIMM_CONVNEXTS.items()}
+        timm_name = sizes.get((architecture.depths, architecture.widths))
+        vision |= {"timm_model_name": timm_name, "timm_pool": "", "timm_proj": "linear"}
+    quick_gelu = isinstance(architecture, ViTArchitecture) and architecture.activation == "quick_gelu"
+    config = {"embed_dim": architecture.projection, "vision_cfg": vision, "quick_gelu": quick_gelu}
+    try:
+        same = open_clip_vision_architecture(config) == architecture
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError(f"OpenCLIP has no tower that computes this {architecture.kind}: save it in another format.")
+    return config
+
+
 _TIMM_CONVNEXTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "convnext_tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
     "convnext_small": ((3, 3, 27, 3), (96, 192, 384, 768)),

@@ -170,6 +170,37 @@ def fit(
     return result
 
 
+def published(state: Mapping[str, Tensor], layout: str, architecture: Architecture) -> dict[str, Tensor]:
+    """Rename an encoder's tensors as a published layout does: `convert` the other way round.
+
+    Args:
+        state: `Encoder.state_dict()`, without an MLP head.
+        layout: A name in `LAYOUTS` that keeps every tensor of ours in one of its own.
+        architecture: What the state is of.
+
+    Raises:
+        CheckpointError: The layout has no place for a tensor, or keeps it in several.
+
+    Example:
+        >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
+        >>> state = {f"tower.{key}": value for key, value in build_tower(tiny).state_dict().items()}
+        >>> convert(published(state, "open-clip", tiny), "open-clip", tiny).keys() == state.keys()
+        True
+    """
+    result: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        found = _layout(layout).source(key.removeprefix("tower."), architecture)
+        if found is None or len(found[0]) != 1:
+            raise CheckpointError(f"A checkpoint in the layout {layout} cannot hold the tensor {key} as it is.")
+        (name,), transform = found
+        if transform is _transposed:
+            tensor = tensor.t()
+        elif transform is _viewed:  # the class token and the positions, which have leading dimensions of 1 here alone
+            tensor = tensor.reshape(tensor.shape[2:] if tensor.shape[1] == 1 else tensor.shape[1:])
+        result[name] = tensor
+    return result
+
+
 def _check_kinds(state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if not isinstance(key, str):

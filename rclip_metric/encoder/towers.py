@@ -21,6 +21,7 @@ from rclip_metric.encoder.architectures import (
     LIBRARY_KINDS,
     Architecture,
     ConvNeXtArchitecture,
+    ModuleArchitecture,
     OpenClipArchitecture,
     TimmArchitecture,
     ViTArchitecture,
@@ -29,6 +30,7 @@ from rclip_metric.encoder.architectures import (
 )
 from rclip_metric.encoder.efficientnet_lite import EfficientNetLiteTrunk
 from rclip_metric.encoder.library_towers import LibraryTower, linear_projection
+from rclip_metric.encoder.module_tower import ModuleTower
 from rclip_metric.encoder.trunks import ConvNeXtTrunk, ViTTrunk
 
 
@@ -40,13 +42,15 @@ def build_tower(architecture: Architecture) -> Tower:
 
     Raises:
         UnknownModelError: The library has no such model.
-        ValueError: The library's model is not what the architecture says.
+        ValueError: The library's model is not what the architecture says; or nothing says how to build it.
 
     Example:
         >>> tiny = ConvNeXtArchitecture(image_size=32, depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), projection=16)
         >>> build_tower(tiny)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 16])
     """
+    if isinstance(architecture, ModuleArchitecture):
+        raise ValueError(f"{architecture.model} is a module that no configuration describes: it cannot be built again.")
     if isinstance(architecture, OpenClipArchitecture):
         return LibraryTower(architecture)
     if isinstance(architecture, TimmArchitecture) and not is_efficientnet_lite(architecture):
@@ -176,7 +180,7 @@ class EfficientNetLiteTower(nn.Module):
 
 
 NativeTower = ViTTower | ConvNeXtTower | EfficientNetLiteTower
-Tower = NativeTower | LibraryTower
+Tower = NativeTower | LibraryTower | ModuleTower
 
 
 def _run(tower: NativeTower, block: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:

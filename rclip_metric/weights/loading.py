@@ -108,7 +108,9 @@ def load_encoder(
     the manifest does not know is computed once, and remembered as long as the file stays as it is.
 
     Args:
-        model, base, revision, cache_dir, token, local_files_only: As for `locate`.
+        model, base, revision, cache_dir, token, local_files_only: As for `locate`; also a library's model, such as
+            "open_clip:ViT-B-32@laion2b_s34b_b79k", "timm:resnet50.a1_in1k" or "hf-hub:owner/repo" (see
+            `weights.libraries`), which takes none of the others.
         resize: "published", "squash" or None, see `Encoder`; "default" for what the model was saved with,
             which is "published" for every named one.
 
@@ -122,6 +124,13 @@ def load_encoder(
     """
     from rclip_metric.encoder.encoder import Encoder
 
+    if isinstance(model, str) and model.startswith(_LIBRARIES):
+        given = {"base": base, "revision": revision, "cache_dir": cache_dir, "token": token}
+        given["local_files_only"] = local_files_only or None
+        encoder = _library_encoder(model, [name for name, value in given.items() if value is not None])
+        if resize != "default":
+            encoder.resize = resize
+        return encoder
     found = locate(
         model, base=base, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
@@ -142,6 +151,29 @@ def load_encoder(
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}") from error
     identify(encoder, found, layout)
+    return encoder
+
+
+_LIBRARIES = ("open_clip:", "timm:", "hf-hub:")
+
+
+def _library_encoder(name: str, given: list[str]) -> "Encoder":
+    from rclip_metric.encoder.encoder import Origin
+    from rclip_metric.weights.identity import short_digest
+    from rclip_metric.weights.libraries import library_name, load_library
+
+    if given:
+        raise UnknownModelError(
+            f"{name} is loaded by its library, which takes no {' or '.join(given)}: set HF_HUB_CACHE, HF_TOKEN or "
+            "HF_HUB_OFFLINE instead."
+        )
+    found = library_name(name)
+    if not found.startswith(_LIBRARIES):
+        return load_encoder(found)
+    encoder = load_library(found)
+    digest = tensors_digest(encoder.state_dict())
+    encoder.revision = encoder.revision or short_digest(digest)
+    encoder.origin = Origin(encoder.name, encoder.revision, digest)
     return encoder
 
 
@@ -332,3 +364,34 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a file of plain tensors: {first_line(error)}.") from error
     except (AttributeError, LookupError, TypeError) as error:  # a text, say, read as a pickle's instructions
         raise CheckpointError(f"{path} is not a file that torch.save wrote, or it is damaged.") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of named tensors: safetensors, or a pickled state dict, also as the entry "state_dict".
+
+    Raises:
+        CheckpointError: It cannot be read, would run code, or holds something else than tensors.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"weight": torch.zeros(3)}, "epoch": 7}, Path(folder, "any.pth"))
+        ...     tensors = read_tensors(Path(folder, "any.pth"))
+        >>> tensors
+        {'weight': tensor([0., 0., 0.])}
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(regular_file(path), framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+    content = read_pickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # what Lightning keeps beside it is not read
+    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    if not named or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} is not a state dict of names and tensors.")
+    return dict(content)

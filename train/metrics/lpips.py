@@ -36,9 +36,9 @@ from rclip_metric.train.metrics.base import DistanceMetric, Facts
 from rclip_metric.train.metrics.lpips_trunks import TRUNKS, classifier_features
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Converted, Request, Stored, read_stored, weights_path
-from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.runs.seeds import temporary_seed
 from rclip_metric.weights import file_digest, short_digest, tensors_digest
+from rclip_metric.weights.loading import read_tensors
 
 _EXTRA = 'lpips is an extra: pip install "rclip-metric[benchmark]"'
 _FLOOR = 1e-10  # added to the lengths of features, as in version 0.1

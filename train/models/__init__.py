@@ -3,12 +3,12 @@
 from rclip_metric.train.models.base import load_base, load_base_text, resized
 from rclip_metric.train.models.clip import TINY, ClipConfig, build_clip
 from rclip_metric.train.models.convert import Conversion, conversion, convert, save_conversion
-from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.models.lora import LoRALinear, add_lora, merge_lora, train_dropout
 from rclip_metric.train.models.text import TextModel, class_embeddings
 from rclip_metric.train.models.text_weights import TEXT_NAME, export_text, load_text
 from rclip_metric.train.models.tokenizer import WordTokenizer
 from rclip_metric.train.models.weights_digest import weights_digest
+from rclip_metric.weights.loading import read_tensors
 
 __all__ = [
     "TEXT_NAME",

@@ -21,8 +21,8 @@ from rclip_metric.encoder import Architecture, Encoder, ViTArchitecture, embeddi
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.models import peft_adapters as adapters
-from rclip_metric.train.models.base import TIMM, at_size, load_base, timm_base
-from rclip_metric.train.models.foreign import kind_of, read_head, read_tensors, read_tower
+from rclip_metric.train.models.base import at_size, load_base
+from rclip_metric.train.models.foreign import kind_of, read_head, read_tower
 from rclip_metric.train.runs.files import provenance, write_json
 from rclip_metric.weights import (
     CONFIG_NAME,
@@ -36,6 +36,8 @@ from rclip_metric.weights import (
     model_names,
     save_encoder,
 )
+from rclip_metric.weights.libraries import TIMM, timm_base
+from rclip_metric.weights.loading import read_tensors
 
 KINDS = ("auto", "tower", "mlp", "lora")
 _VERSIONS = ("rclip-metric", "torch", "safetensors")

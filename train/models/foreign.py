@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rclip_metric.encoder import Architecture, ViTArchitecture, state_dicts
 from rclip_metric.errors import CheckpointError
-from rclip_metric.files import regular_file
 from rclip_metric.json_files import read_json
 from rclip_metric.train.models import peft_adapters as adapters
-from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_metadata, read_pickle
+from rclip_metric.weights import CONFIG_NAME, FORMAT, WeightSpec, find_weights, read_metadata
+from rclip_metric.weights.loading import read_tensors
 
 _TOWERS = [name for name, layout in state_dicts.LAYOUTS.items() if name != FORMAT and layout.signature is not None]
 _KNOWN = (
@@ -161,34 +161,3 @@ def read_head(path: Path, dim: int) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             raise CheckpointError(f"{path}: the tensor {names[short]} is {tensor.dtype}, expected floating point.")
     return {f"head.{short}": tensors[key] for short, key in names.items()}
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors: safetensors, or a pickled state dict, also as the entry "state_dict".
-
-    Raises:
-        CheckpointError: It cannot be read, would run code, or holds something else than tensors.
-
-    Example:
-        >>> import tempfile, torch
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"state_dict": {"weight": torch.zeros(3)}, "epoch": 7}, Path(folder, "any.pth"))
-        ...     tensors = read_tensors(Path(folder, "any.pth"))
-        >>> tensors
-        {'weight': tensor([0., 0., 0.])}
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(regular_file(path), framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
-    content = read_pickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # what Lightning keeps beside it is not read
-    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
-    if not named or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} is not a state dict of names and tensors.")
-    return dict(content)

@@ -16,9 +16,9 @@ from rclip_metric.train.data.class_table import read_class_table
 from rclip_metric.train.data.things import read_things
 from rclip_metric.train.data.triplets import read_bapps, read_nights
 from rclip_metric.train.finetuning.clip import read_captions
-from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.train.runs.config import read_settings
 from rclip_metric.weights import load_encoder
+from rclip_metric.weights.loading import read_tensors
 
 LATIN = "größe,père\n".encode("latin-1")
 

@@ -25,8 +25,8 @@ from rclip_metric.errors import CheckpointError, StorageError, WeightsError
 from rclip_metric.train.metrics.dreamsim.model import BRANCHES, SIDE, VARIANTS, Branch, Variant
 from rclip_metric.train.metrics.weight_files import Converted
 from rclip_metric.train.models import peft_adapters as adapters
-from rclip_metric.train.models.foreign import read_tensors
 from rclip_metric.weights import locate, model_names, read_pickle
+from rclip_metric.weights.loading import read_tensors
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)*extractor_list\.(\d+)\.model\.(.+)")
 
