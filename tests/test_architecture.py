@@ -25,7 +25,7 @@ METRIC = (
     ("weights", "difference_map"),
     ("metric",),
     ("detectors",),
-    ("compare", "compat", "retrieval", "torchmetric"),
+    ("compare", "compat", "onnx_export", "retrieval", "torchmetric"),
     ("filtering",),
     ("cli",),
 )

@@ -17,6 +17,7 @@ from rclip_metric import __version__
 from rclip_metric.cli import filter as filtering
 from rclip_metric.cli import pairs, search
 from rclip_metric.cli.diff import diff
+from rclip_metric.cli.onnx import add_export_onnx
 from rclip_metric.cli.run import UsageError
 from rclip_metric.cli.score import rank, score
 from rclip_metric.errors import (
@@ -200,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scoring(commands, [_scoring_options("r-clip-f"), cache, output], raw)
     _add_searching(commands, cache, output, raw)
     _add_models(commands, cache, output, raw)
+    add_export_onnx(commands, [cache, output], raw)
     # Only for the list in --help: their arguments go to rclip_metric.train as they are.
     commands.add_parser("train", help="train a robust encoder", add_help=False)
     commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)

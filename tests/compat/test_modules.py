@@ -1,6 +1,7 @@
 """Models of OpenCLIP, timm and torchvision, and any module with mean, std and size, as the encoder of a distance."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def clip() -> Any:
     return model
 
 
+def seeded(build: Callable[[], Any]) -> Any:
+    """With the library's own initial weights, whose BatchNorms let images differ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
+
+
 def normalised(images: Tensor, mean: Any, std: Any) -> Tensor:
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
@@ -42,7 +50,7 @@ def assert_same(module: nn.Module, u: Tensor, v: Tensor, x: Tensor, y: Tensor) -
     needs = [parameter.requires_grad for parameter in module.parameters()]
     metric = RobustPerceptualDistance(module)
     with torch.no_grad():
-        assert (u - v).abs().max() > 1e-3
+        assert (u - v).abs().max() > 1e-3 * u.abs().max()
         torch.testing.assert_close(metric.encoder(x), u, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(metric(x, y), distance_between(normalize(u), normalize(v)), atol=1e-6, rtol=1e-5)
     assert score(x[0], y[0], model=module) == pytest.approx(metric(x[:1], y[:1]).item(), abs=1e-6)
@@ -66,8 +74,9 @@ def test_an_open_clip_model_or_its_visual(part: str) -> None:
 
 @pytest.mark.parametrize("classes", [0, 5])
 def test_a_timm_model_with_and_without_classifier(classes: int) -> None:
-    model: Any = randomised(timm.create_model("test_efficientnet", num_classes=classes))
+    model = seeded(lambda: timm.create_model("test_resnet", num_classes=classes))
     x, y = noise(2, 2, 3, 160, 160)
+    y = 0.3 * y
     config = model.pretrained_cfg
     pixels = (normalised(z, config["mean"], config["std"]) for z in (x, y))
     u, v = (model.forward_head(model.forward_features(z), pre_logits=True) for z in pixels)
@@ -76,19 +85,19 @@ def test_a_timm_model_with_and_without_classifier(classes: int) -> None:
     assert metric.encoder.preprocessing.resize == int(160 / config["crop_pct"])
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_torchvision_model_embeds_as_what_its_last_linear_layer_sees(name: str) -> None:
-    model = getattr(torchvision.models, name)().eval()
+    model = seeded(getattr(torchvision.models, name))
     if name == "squeezenet1_1":
         with pytest.raises(ValueError, match="SqueezeNet has no linear layer whose input would be an embedding"):
             RobustPerceptualDistance(model)
         return
-    model = randomised(model)
     last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
     seen: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     x, y = noise(2, 1, 3, 224, 224)
+    y = 0.3 * y
     with torch.no_grad():
         for z in (x, y):
             model(normalised(z, IMAGENET_MEAN, IMAGENET_STD))
