@@ -1,6 +1,6 @@
 """The robust distance among pyiqa's metrics, for who has pyiqa installed: it is none of our dependencies.
 
-The entry point `pyiqa.archs` of this package lets pyiqa find the network, and `register` lets `create_metric` find names:
+By the entry point `pyiqa.archs` of this package pyiqa finds the network, and after `register` its names:
 
     import pyiqa
     from rclip_metric.compat.pyiqa import register

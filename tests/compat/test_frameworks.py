@@ -18,10 +18,10 @@ def test_training_with_the_distance_brings_it_down(example: str, capsys: pytest.
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     module = load_example(example)
-    found = module.main(["--epochs", "3"])
-    assert len(found) == 4 and all(math.isfinite(value) for value in found)
+    found = module.main(["--epochs", "4"])
+    assert len(found) == 5 and all(math.isfinite(value) for value in found)
     assert found[-1] < 0.9 * found[0]
     assert f"{found[0]:.4f}" in capsys.readouterr().out
     if example == "with_lightning":
-        state = module.Denoiser("tiny").state_dict()
+        state = module.Restorer("tiny").state_dict()
         assert state and all(key.startswith("network.") for key in state)  # a checkpoint holds no backbone
