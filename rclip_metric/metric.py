@@ -339,7 +339,11 @@ class RobustPerceptualDistance(nn.Module):
             if weights is not None and _rounds_to(weights, rounded):
                 encoder.load_state_dict(weights)
             found = RobustPerceptualDistance(
-                encoder, squared=self.squared, value_range=self.value_range, check_range=self.check_range
+                encoder,
+                squared=self.squared,
+                value_range=self.value_range,
+                check_range=self.check_range,
+                out_of_range=self.out_of_range,
             )
             self.__dict__["_in_float32"] = found
         return self._in_float32
@@ -405,8 +409,8 @@ class RobustPerceptualDistance(nn.Module):
         return [self._unit(batch) if _differentiated(batch) else next(units) for batch in batches]
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
-        # In one order, whichever is given first, so that the distance is symmetric to the last bit.
-        if _comes_first(y, x):
+        # One pass has them in one order, whichever is given first, so that the distance is symmetric to the last bit.
+        if len(x) + len(y) <= (self._encoder.chunk_size or 0) and _comes_first(y, x):
             x, y = y, x
         return length(self._difference(x, y, *self._units(x, y)), squared)
 
