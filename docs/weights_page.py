@@ -14,7 +14,8 @@ HEAD = """\
 
 Which weights can be told from any others, and which not yet. A *revision* names a commit of a repository; a *digest*
 is the sha256 of a file, compared before a tensor of it is read. Without a revision the newest is taken. Without a
-digest nothing here can say that the file is the one that the paper's numbers are of: it is compared with what the Hub states.
+digest nothing here can say that the file is the one that the paper's numbers are of: it is compared with what the Hub
+states.
 
 This page is `python docs/weights_page.py`, made from `weights_manifest.json`. Where there is a network,
 `rclip-metric manifest --refresh --write` asks the Hub for what is missing.

@@ -29,10 +29,9 @@ METRICS = {
 def accuracies(folder: Path) -> dict[str, dict[str, dict[float, float]]]:
     """Percent right by set, metric and radius in 255ths; 0 is clean, on the samples that were attacked."""
     found: dict[str, dict[str, dict[float, float]]] = {}
-    for record in load_results([folder]):
-        threat, data = record.get("threat"), record["data"]["name"].split("-test")[0].split(" ")[0]
-        if not threat or not record["robust"] or threat["norm"] != "linf" or data not in SETS:
-            continue
+    files = [path for name in METRICS for path in sorted(folder.glob(f"{name}__*-66attacked__apgd-linf-*.json"))]
+    for record in load_results(files):
+        threat, data = record["threat"], record["data"]["name"]
         name = record["model"]["name"]
         clean = [row.clean for row in unpack(record) if row.robust is not None]
         line = found.setdefault(data, {}).setdefault(name, {})

@@ -5,6 +5,7 @@ block that a `text` block follows. Every other command of a `sh` block is parsed
 block says what must be installed for it; it is run by itself.
 """
 
+import itertools
 import re
 import textwrap
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found: list[Block] = []
     matches = list(_FENCE.finditer(text))
-    for match, after in zip(matches, [*matches[1:], None], strict=True):
+    for match, after in itertools.zip_longest(matches, matches[1:]):
         follows = after is not None and after["language"] == "text" and not text[match.end() : after.start()].strip()
         line = text.count("\n", 0, match.start("text")) + 1
         output = textwrap.dedent(after["text"]) if after is not None and follows else None
@@ -53,8 +54,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The command lines of a `sh` block, with continued lines joined."""
-    lines = block.text.replace("\\\n", " ").splitlines()
+    """The commands of a `sh` block, with continued lines joined and those joined by && apart."""
+    lines = block.text.replace("\\\n", " ").replace(" && ", "\n").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
