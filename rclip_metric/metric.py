@@ -47,7 +47,7 @@ class TwoAFC(NamedTuple):
 
 
 class RobustPerceptualDistance(nn.Module):
-    """Perceptual distance d(x, y) = sqrt(1 - <u, v>) of the unit embeddings u, v of a robust encoder.
+    """Perceptual distance d(x, y) = `sqrt(1 - <u, v>)` of the unit embeddings u, v of a robust encoder.
 
     Images are float (N, 3, H, W) RGB in [0, 1], of any height and width; x and y may differ in size, and a batch of
     one is compared with every image of the other batch. (3, H, W) and gray images count as a batch of one and as RGB,
@@ -66,7 +66,7 @@ class RobustPerceptualDistance(nn.Module):
             name ("open_clip:ViT-B-32@TAG", "timm:NAME", "hf-hub:owner/repo", see `weights.libraries`), or a module: an
             `Encoder`, an OpenCLIP, timm or torchvision model, or any that `weights.modules.module_encoder` takes. The
             weights of a module are shared, and its own mode and `requires_grad` are left alone.
-        squared: Return the squared distance 1 - <u, v> in [0, 2]: smooth everywhere, the better loss term.
+        squared: Return the squared distance `1 - <u, v>` in [0, 2]: smooth everywhere, the better loss term.
         resize: "published" (the resize and crop behind the published numbers), "squash" (the whole image to the
             encoder's size: what a loss wants, as a crop gives the border no gradient), None (any other size than the
             encoder's raises), or "default": as the encoder came, which is "published" for every named model.
@@ -198,7 +198,7 @@ class RobustPerceptualDistance(nn.Module):
         return self._distance(*self._pair(x, y, mask), self.squared)
 
     def similarity(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute <u, v> of each pair, for images as in `forward`: (N,) in [-1, 1], exactly 1 if identical."""
+        """Compute `<u, v>` of each pair, for images as in `forward`: (N,) in [-1, 1], exactly 1 if identical."""
         # Unit vectors, so this is <u, v>; summed up directly, identical images would come to 0.9999999 or 1.0000001.
         return 1.0 - self._distance(*self._pair(x, y, mask), squared=True)
 

@@ -196,10 +196,12 @@ class Loaded(html.parser.HTMLParser):
         self.fetched: list[str] = []
         self.linked: list[str] = []
         self.ids: set[str] = set()
+        self.tags: set[str] = set()
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
+        self.tags.add(tag)
         self.ids |= {given[key] for key in ("id", "name") if key in given}
         if tag in ("script", "img", "iframe", "source", "video") and "src" in given:
             self.fetched.append(given["src"])
@@ -231,6 +233,7 @@ def test_the_site_fetches_nothing_from_elsewhere_and_no_link_of_it_is_dead(site)
     own = {path: page for path, page in pages.items() if "repository" not in path.relative_to(site).parts}
     assert len(own) > 30
     for path, page in own.items():
+        assert all(tag.isalnum() for tag in page.tags), f"{path.name} has {page.tags}: <u, v> belongs in backticks"
         for address in page.fetched:
             assert not re.match(r"(\w+:)?//", address), f"{path.name} fetches {address}"
         for address in page.fetched + page.linked:
