@@ -10,6 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
@@ -26,6 +27,15 @@ PAGES = {
 _FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 _sources: list[tempfile.TemporaryDirectory[str]] = []  # as long as the process: griffe reads them late
+
+
+class Examples(griffe.Extension):
+    """Read a section `Example:` as `Examples:`, the one that griffe knows to be code."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
+        """Rename the section in a docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
 @event_priority(100)  # before mkdocstrings reads its settings

@@ -254,3 +254,8 @@ def test_the_reference_shows_signatures_and_examples_of_both_packages(site):
     }.items():
         text = (site / page).read_text(encoding="utf-8")
         assert all(word in text for word in words), page
+        assert text.count('language-pycon highlight"') > 5, "examples are shown as code"
+    modules = set()  # a function that has the name of its module is not to be taken for the module
+    for page in (site / "api").iterdir():
+        modules |= set(re.findall(r'doc-module-name">(\w+)', page.read_text(encoding="utf-8")))
+    assert modules == {"errors"}
