@@ -25,7 +25,6 @@ import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.encoder import NAMED
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.benchmark.turns import machine_record, synchronize, take_turns
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import (
@@ -55,7 +55,6 @@ from rclip_metric.train.evaluation.attack import (
 from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics.base import EncoderMetric, Metric
 from rclip_metric.train.runs.files import write_json
-from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 from rclip_metric.train.runs.seeds import sample_seed
 
@@ -394,37 +393,6 @@ def ball_of(norm: str, model: str, image_size: int) -> LpBall:
 # Measuring
 
 
-class Turns(NamedTuple):
-    """Medians of wall-clock and processor seconds per contestant, and what each returned last."""
-
-    seconds: dict[str, float]
-    processor: dict[str, float]  # of all threads: what other work on the machine changes least
-    results: dict[str, Any]
-
-
-def take_turns(contestants: Mapping[str, Callable[[], Any]], repeats: int, device: str) -> Turns:
-    """Run each in turn, so that a slow moment of the machine hits all."""
-    wall: dict[str, list[float]] = {name: [] for name in contestants}
-    processor: dict[str, list[float]] = {name: [] for name in contestants}
-    results = {}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            gc.collect()
-            synchronize(device)
-            begun, spent = time.perf_counter(), time.process_time()
-            results[name] = run()
-            synchronize(device)
-            wall[name].append(time.perf_counter() - begun)
-            processor[name].append(time.process_time() - spent)
-    seconds, spared = ({name: statistics.median(values) for name, values in kind.items()} for kind in (wall, processor))
-    return Turns(seconds, spared, results)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def contestants_of(
     metric: EncoderMetric, triplets: Triplets, ball: LpBall, steps: int, chunk_size: int | None
 ) -> dict[str, Callable[[], Outcome]]:
@@ -516,13 +484,15 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
         runs["ours, bfloat16"] = partial(our_evaluation, metric, triplets, ball, steps, chunk, half)
     for run in contestants_of(metric, triplets, ball, 1, chunk).values():  # pages, primitives, lazy imports
         run()
-    seconds, processor, results = take_turns(runs, repeats, device)
+    measured = take_turns(runs, repeats, device=device, warm_up=0)
+    seconds, processor, results = measured.seconds, measured.processor, measured.results
     ours = results[OURS]
     found: dict[str, Any] = {
         "ball": str(ball),
         "steps": steps,
         "batch": len(triplets.keys),
         "chunk size": chunk,
+        "pressure": measured.pressure,
         "seconds": seconds,
         "times faster": {name: seconds[name] / seconds[OURS] for name in (LIPSIM, RCLIP)},
         "times less processor time": {name: processor[name] / processor[OURS] for name in (LIPSIM, RCLIP)},
@@ -554,7 +524,7 @@ def case(model: str, norm: str, metric: EncoderMetric, triplets: Triplets, optio
     rows = ours.clean.nonzero()[:, 0]
     right = some_of(triplets, rows.tolist())
     attack, alone = passes_of(metric, right, ball, steps, chunk)
-    turns = take_turns({"attack": attack, "passes": alone}, 1 if random else 2 * repeats + 1, device)
+    turns = take_turns({"attack": attack, "passes": alone}, 1 if random else 2 * repeats + 1, device=device)
     found["share of the attack's own arithmetic"] = {
         kind: 1 - spent["passes"] / spent["attack"]
         for kind, spent in (("of the seconds", turns.seconds), ("of the processor's", turns.processor))
@@ -610,7 +580,7 @@ def in_blocks(
         return Outcome(clean, robust, None, sum(one.forward for one in found), sum(one.backward for one in found))
 
     sizes = {"blocks of 64": partial(run, 64), f"one of {count}": partial(run, count)}
-    turns = take_turns(sizes, options.repeats, options.device)
+    turns = take_turns(sizes, options.repeats, device=options.device, warm_up=0)
     (small, large), (one, other) = turns.results.values(), turns.processor.values()
     return {
         "ball": str(ball),
@@ -624,15 +594,6 @@ def in_blocks(
 
 
 # The report
-
-
-def machine(device: str) -> dict[str, Any]:
-    return {
-        "device": device_record(torch.device(device)),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "pressure": pressure.read_text().splitlines()[0] if (pressure := Path("/proc/pressure/cpu")).exists() else None,
-    }
 
 
 def shown(value: Any) -> str:
@@ -684,7 +645,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     names = ("models", "norms", "samples", "steps", "random_samples", "random_steps", "repeats", "device")
     report: dict[str, Any] = {
-        "machine": machine(options.device),
+        "machine": machine_record(options.device),
         "settings": {**{name: getattr(options, name) for name in names}, "seed": 0, "tf32": False},
         "versions": {"rclip-metric": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "expected": AIMS,

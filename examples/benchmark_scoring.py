@@ -20,7 +20,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -115,18 +114,14 @@ def naive_distance(tower: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 # Measuring
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn so that a slow moment of the machine hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():  # the first call pays for pages, primitives and lazy imports
-        run()
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            gc.collect()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def both_times(
+    contestants: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall and processor seconds of each, in turn."""
+    from rclip_metric.train.benchmark.turns import take_turns
+
+    turns = take_turns(contestants, rounds)
+    return turns.seconds, turns.processor
 
 
 def in_a_fresh_process(measurement: str, **settings: Any) -> dict[str, Any]:
@@ -313,13 +308,14 @@ def loss_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dic
     for model in models:
         tower = original(model)
         steps = {name: loss_step(name, tower, model) for name in contestants}
-        seconds = take_turns(steps, repeats)
+        seconds, processor = both_times(steps, repeats)
         del tower, steps
         peaks = {name: in_a_fresh_process("loss memory", name=name, model=model)["peak"] for name in contestants}
         results[model] = {
             name: {
                 "seconds": seconds[name],
                 "times faster": seconds["naive float32"] / seconds[name],
+                "times less processor time": processor["naive float32"] / processor[name],
                 "peak bytes": peaks[name],
                 "share of memory": share(peaks[name], peaks["naive float32"]),
             }
@@ -350,11 +346,13 @@ def overhead_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) ->
                 "metric again": score,
                 "towers again": towers,
             }
-            seconds = take_turns(turns, 2 * repeats)
-            raw = seconds["towers"] + seconds["towers again"]
+            found = {"wall": (times := both_times(turns, 2 * repeats))[0], "processor": times[1]}
+            raw = {kind: one["towers"] + one["towers again"] for kind, one in found.items()}
+            over = {kind: (one["metric"] + one["metric again"]) / raw[kind] - 1 for kind, one in found.items()}
             results[f"{model}, batch {count}"] = {
-                "towers seconds": raw / 2,
-                "overhead": (seconds["metric"] + seconds["metric again"]) / raw - 1,
+                "towers seconds": raw["wall"] / 2,
+                "overhead": over["wall"],
+                "overhead, processor": over["processor"],
             }
     return results
 
@@ -379,9 +377,13 @@ def throughput_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) 
             }
             if half is not None:
                 turns["bfloat16"] = partial(half, x, y)
-            seconds = take_turns(turns, repeats)
+            seconds, processor = both_times(turns, repeats)
             results[f"{model}, batch {count}"] = {
-                name: {"pairs per second": count / s, "times faster": seconds["original float32"] / s}
+                name: {
+                    "pairs per second": count / s,
+                    "times faster": seconds["original float32"] / s,
+                    "times less processor time": processor["original float32"] / processor[name],
+                }
                 for name, s in seconds.items()
             }
     for model in TRAINED if "bfloat16" in dtypes else ():
@@ -420,18 +422,6 @@ RUN: dict[str, Callable[[int, Sequence[str], Sequence[str]], dict[str, Any]]] = 
 
 
 # The report
-
-
-def machine() -> dict[str, Any]:
-    from rclip_metric.train.runs.machine import device_record
-
-    return {
-        "device": device_record(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def shown(value: Any) -> str:
@@ -476,9 +466,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(json.dumps(figures))
         return figures
 
+    from rclip_metric.train.benchmark.turns import machine_record
+
     models = ["toy"] if arguments.toy else list(arguments.models)
     report: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine_record(),
         "settings": {"repeats": arguments.repeats, "models": models, "dtypes": list(arguments.dtypes)},
         "results": {},
     }

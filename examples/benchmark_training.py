@@ -26,8 +26,6 @@ import copy
 import gc
 import json
 import math
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -46,6 +44,7 @@ from rclip_metric.encoder import NAMED, ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.losses import fare
 from rclip_metric.train.attacks.threat import LpBall
+from rclip_metric.train.benchmark.turns import machine_record, synchronize
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
@@ -56,7 +55,6 @@ from rclip_metric.train.finetuning.adversarial.inner import start_noise, start_s
 from rclip_metric.train.metrics.base import EncoderMetric
 from rclip_metric.train.runs.config import configured, read_recipe
 from rclip_metric.train.runs.files import write_json
-from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast
 from rclip_metric.train.runs.schedule import cosine_schedule
 from rclip_metric.weights import load_encoder
@@ -167,11 +165,6 @@ def adamw(encoder: Encoder, config: FinetuneConfig, fused: bool | None = None) -
     """As published, or in one pass over the weights as `finetune` has it."""
     rate, decay = config.learning_rate, config.weight_decay
     return torch.optim.AdamW(encoder.parameters(), lr=rate, weight_decay=decay, fused=fused)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def timed(work: Callable[[], object], device: str) -> float:
@@ -425,12 +418,8 @@ def compared(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[st
 
 
 def machine(device: str) -> dict[str, Any]:
-    return {
-        "device": device_record(torch.device(device)), "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-        "bfloat16_is_fast": bfloat16_is_fast(torch.device(device)), "load": os.getloadavg()[0],
-        "pressure": pressure.read_text().splitlines()[0] if (pressure := Path("/proc/pressure/cpu")).exists() else None,
-        "torch": torch.__version__, "python": platform.python_version(), "rclip_metric": __version__,
-    }  # fmt: skip
+    record = {"bfloat16_is_fast": bfloat16_is_fast(torch.device(device)), "rclip_metric": __version__}
+    return machine_record(device) | record
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -60,6 +60,16 @@ class Turns:
     results: dict[str, Any]
     pressure: float | None
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The median wall time of each in seconds."""
+        return {name: statistics.median(times.wall) for name, times in self.times.items()}
+
+    @property
+    def processor(self) -> dict[str, float]:
+        """The median processor time of each in seconds."""
+        return {name: statistics.median(times.processor) for name, times in self.times.items()}
+
     def ratio(self, name: str, to: str, kind: str = "processor") -> float:
         """Return how many times as long `name` took as `to`: the median over rounds of the ratio within a round.
 
@@ -124,10 +134,10 @@ def take_turns(
 
     def run(name: str) -> tuple[float, float]:
         gc.collect()
-        _synchronize(device)
+        synchronize(device)
         start, spent = time.perf_counter(), processor_seconds()
         results[name] = contestants[name]()
-        _synchronize(device)
+        synchronize(device)
         taken = time.perf_counter() - start, processor_seconds() - spent
         told(name, taken[0])
         return taken
@@ -201,6 +211,11 @@ def _waited() -> float | None:
     return float(some.rpartition("total=")[2]) / 1e6
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a GPU has done all that it was given.
+
+    Example:
+        >>> synchronize("cpu")
+    """
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
