@@ -550,7 +550,8 @@ class RobustPerceptualDistance(nn.Module):
 
     def extra_repr(self) -> str:
         """Show everything that a score depends on."""
-        return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}"
+        outside = "" if self.out_of_range == "raise" else f", out_of_range={self.out_of_range!r}"
+        return f"{self._encoder.extra_repr()}, squared={self.squared}, value_range={self.value_range}{outside}"
 
 
 def _differentiated(*batches: Tensor) -> bool:
