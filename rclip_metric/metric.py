@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
 
+_MOST_IN_ONE_PASS = 32
+"""Images of several batches: with `tiny` one pass takes 0.98 of the time of two at 32 images, and 1.05 at 64."""
+
+
 class TwoAFC(NamedTuple):
     """Which of two candidates is more like the reference; every field has shape (N,).
 
@@ -59,7 +63,7 @@ class RobustPerceptualDistance(nn.Module):
     eval mode and no registered submodule, so that a parent's `train()`, `requires_grad_(True)`, optimizer and
     `state_dict` do not see it, while `.to(device, dtype)`, deepcopy and pickle carry it along. In bfloat16 it still
     takes float32 images and returns float32. Images that need no graph go through the encoder in one pass as long as
-    there are no more of them than its `chunk_size`.
+    there are no more of them than 32 and than its `chunk_size`.
 
     Args:
         model: Name in the manifest, path of a checkpoint, Hub id "owner/repo" in our format, a library's model by its
@@ -397,7 +401,7 @@ class RobustPerceptualDistance(nn.Module):
         so that the graph holds nothing of the others.
         """
         together = [batch for batch in batches if not _differentiated(batch)]
-        most = self._encoder.chunk_size or 0
+        most = min(self._encoder.chunk_size or 0, _MOST_IN_ONE_PASS)
         if len(together) < 2 or sum(map(len, together)) > most or _is_traced(*batches):
             return [self._unit(batch) for batch in batches]
         if any(batch.shape[2:] != together[0].shape[2:] for batch in together):
