@@ -125,7 +125,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for colour, (name, points) in enumerate(report["points"].items()):
         counts = [int(count) for count in points][1:]
         power = report["slopes"][name]
-        told = f"{name}  (start-up only)" if power is None else f"{name}  (n^{power:.2f})"
+        told = f"{name}  (mostly start-up)" if power is None else f"{name}  (n^{power:.2f})"
         style: dict[str, Any] = {"color": f"C{colour}", "marker": "o", "markersize": 4}
         style["linestyle"] = "--" if name in ON_EMBEDDINGS else "-"
         for axis, what in zip(axes, ("processor", "megabytes"), strict=True):
