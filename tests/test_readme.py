@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]  # huggingface_hub's own requirement
 
 from rclip_metric import __version__
 from rclip_metric.encoder import build_tower
