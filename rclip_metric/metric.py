@@ -335,7 +335,8 @@ class RobustPerceptualDistance(nn.Module):
         """
         if self._dtype() not in HALVES:
             return self
-        if self._in_float32 is None:
+        found = self._in_float32
+        if found is None:
             encoder = copy.deepcopy(self._encoder)
             rounded = encoder.state_dict()
             weights = self._loaded if self._load is None else self._load().state_dict()
@@ -350,7 +351,7 @@ class RobustPerceptualDistance(nn.Module):
                 out_of_range=self.out_of_range,
             )
             self.__dict__["_in_float32"] = found
-        return self._in_float32
+        return found
 
     def preprocess(self, image: Any) -> Tensor:
         """Read an image as the published numbers did: Pillow's resize and crop, uint8 rounding included.

@@ -29,15 +29,15 @@ def add_export_onnx(commands: Any, parents: list[argparse.ArgumentParser], raw: 
 
 def _export(args: argparse.Namespace) -> int:
     from rclip_metric.metric import RobustPerceptualDistance
-    from rclip_metric.onnx_export import export_onnx
+    from rclip_metric.onnx_export import Output, export_onnx
     from rclip_metric.weights.hub import without_progress_bars
 
-    output = "embedding" if args.embedding else "distance"
+    output: Output = "embedding" if args.embedding else "distance"
     with without_progress_bars(args.quiet):
         metric = RobustPerceptualDistance(args.model, squared=args.squared, cache_dir=args.cache_dir)
     path = export_onnx(metric, args.out, output)
     encoder, size = metric.encoder, path.stat().st_size
-    facts = {"path": str(path), "model": encoder.name, "revision": encoder.revision, "output": output}
+    facts: dict[str, Any] = {"path": str(path), "model": encoder.name, "revision": encoder.revision, "output": output}
     facts |= {"size": encoder.image_size, "bytes": size}
     if args.json:
         say(json.dumps(facts))

@@ -115,8 +115,8 @@ class LPIPS(nn.Module):
             return distance.view(-1, 1, 1, 1)
         x, y = self.metric._pair(in0, in1, None)
         count = max(len(x), len(y))
-        pair = (images.expand(count, -1, -1, -1) for images in (x, y))
-        return difference_map(self.metric.encoder, *pair)[:, None]
+        x, y = (images.expand(count, -1, -1, -1) for images in (x, y))
+        return difference_map(self.metric.encoder, x, y)[:, None]
 
     def train(self, mode: bool = True) -> LPIPS:
         """Do nothing: the metric is always in eval mode."""

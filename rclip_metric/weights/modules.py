@@ -58,10 +58,11 @@ def module_encoder(module: nn.Module) -> Encoder:
         (512, 256, 'torchvision:ResNet')
     """
     kind = type(module).__name__
-    visual = getattr(module, "visual", module)
+    visual: Any = getattr(module, "visual", module)
     if isinstance(visual, nn.Module) and hasattr(visual, "preprocess_cfg"):
         label, tower = f"open_clip:{type(visual).__name__}", visual
-        preprocessing = _open_clip_preprocessing(visual.preprocess_cfg, _side(visual.image_size, label), label)
+        stated: Any = visual.preprocess_cfg
+        preprocessing = _open_clip_preprocessing(stated, _side(visual.image_size, label), label)
     elif hasattr(module, "forward_features") and isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
         label, tower = f"timm:{config.get('architecture') or kind}", _BeforeClassifier(module)

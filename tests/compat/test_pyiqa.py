@@ -38,7 +38,7 @@ def test_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
             assert override
             known[name] = cls
 
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "pyiqa": {},
         "pyiqa.utils": {},
         "pyiqa.utils.registry": {"ARCH_REGISTRY": Registry()},

@@ -22,7 +22,12 @@ from support.images import noise
 
 VIT = ViTArchitecture(image_size=32, patch_size=8, width=32, depth=2, heads=2, projection=16)
 QUICK = ViTArchitecture(
-    **{"image_size": 32, "patch_size": 8, "width": 64, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
+    image_size=32,
+    patch_size=8,
+    width=64,
+    depth=1,
+    heads=2,
+    mlp_ratio=2.0,
     activation="quick_gelu",
     projection=8,
 )
@@ -71,7 +76,7 @@ def test_timm_loads_it_and_computes_the_same(name: str, tmp_path: Path) -> None:
     save_as(encoder, tmp_path, "timm")
     config = json.loads((tmp_path / "config.json").read_text())
     images = noise(2, 3, 64, 64)
-    size = {"img_size": 64} if "vit" in name else {}
+    size: dict[str, Any] = {"img_size": 64} if "vit" in name else {}
     made = [
         timm.create_model(
             config["architecture"], num_classes=0, checkpoint_path=str(tmp_path / "model.safetensors"), **size

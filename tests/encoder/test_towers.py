@@ -87,7 +87,7 @@ def test_the_same_seed_draws_timms_weights_under_timms_keys(name: str) -> None:
     expected = timms(ARCHITECTURES[name]).state_dict()
     after = torch.rand(1)
     torch.manual_seed(3)
-    ours = build_tower(replace(ARCHITECTURES[name], projection=None)).trunk.state_dict()  # type: ignore[arg-type]
+    ours = build_tower(replace(ARCHITECTURES[name], projection=None)).trunk.state_dict()  # type: ignore[arg-type, union-attr]
     assert torch.equal(torch.rand(1), after)
     assert list(ours) == list(expected)
     assert all(torch.equal(value, ours[key]) for key, value in expected.items())

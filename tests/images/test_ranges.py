@@ -120,12 +120,12 @@ def test_nan_and_infinity_are_never_clamped(encoder: Any, value: float) -> None:
 def test_score_takes_it_for_tensors_and_arrays(encoder: Any) -> None:
     x, y = 1.2 * noise(2, 3, 64, 64) - 0.1
     arrays = [image.permute(1, 2, 0).numpy() for image in (x, y)]
-    for pair in ((x, y), arrays):
+    for one, other in ((x, y), arrays):
         with pytest.raises(ImageError, match="slight overshoot"):
-            score(*pair, model=encoder)
-        found = score(*pair, model=encoder, out_of_range="clamp")
+            score(one, other, model=encoder)
+        found = score(one, other, model=encoder, out_of_range="clamp")
         assert found == score(x.clamp(0, 1), y.clamp(0, 1), model=encoder)
-        assert score(*pair, model=encoder, out_of_range="ignore") != found
+        assert score(one, other, model=encoder, out_of_range="ignore") != found
     assert np.array_equal(load_image(arrays[0], "ignore").numpy(), x.numpy())
 
 

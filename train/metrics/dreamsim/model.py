@@ -104,7 +104,8 @@ class DreamSim(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         for name, encoder in encoders.items():
             if BRANCHES[name].clean is not None:
-                encoder.tower.trunk.norm = nn.Identity()
+                tower: Any = encoder.tower
+                tower.trunk.norm = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed; float32 whatever the towers are in, D is 1792 for the ensemble."""
