@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from rclip_metric import RobustPerceptualDistance
+from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.errors import MissingPackageError
 from rclip_metric.onnx_export import export_onnx
 from rclip_metric.weights import save_encoder
 
-from support.encoders import CONVNEXT, VIT, small_encoder
+from support.encoders import small_encoder
 from support.images import noise
+
+# An export takes 8 s of processor time for two blocks.
+VIT = ViTArchitecture(image_size=16, patch_size=8, width=32, depth=1, heads=2, projection=8)
 
 
 def computed(path: Path, *images: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -33,7 +37,7 @@ def test_the_distance_for_any_number_of_images(tmp_path: Path) -> None:
     path = export_onnx(metric, tmp_path / "vit.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["vit.onnx"]  # the weights are in it
     for count in (1, 2, 5):
-        x, y = 2 * noise(2, count, 3, 32, 32, seed=count) - 1
+        x, y = 2 * noise(2, count, 3, 16, 16, seed=count) - 1
         expected = metric(x, y)
         assert expected.min() > 0.05
         np.testing.assert_allclose(computed(path, x, y), expected.numpy(), atol=1e-5)
@@ -41,16 +45,16 @@ def test_the_distance_for_any_number_of_images(tmp_path: Path) -> None:
 
 
 def test_the_command_and_the_embedding(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    encoder = small_encoder(CONVNEXT, spread=True, layer_scale=0.5)
+    encoder = small_encoder(VIT, spread=True)
     save_encoder(encoder, tmp_path / "model")
     code, out, err = run(
         "export-onnx", tmp_path / "model", tmp_path / "out" / "small.onnx", "--embedding", "--json", "--quiet"
     )
     assert (code, err) == (0, "")
     facts = json.loads(out)
-    assert facts["output"] == "embedding" and facts["size"] == 64
+    assert facts["output"] == "embedding" and facts["size"] == 16
     assert facts["bytes"] == (tmp_path / "out" / "small.onnx").stat().st_size
-    x = noise(3, 3, 64, 64)
+    x = noise(3, 3, 16, 16)
     expected = RobustPerceptualDistance(tmp_path / "model").embed(x)
     np.testing.assert_allclose(computed(Path(facts["path"]), x), expected.numpy(), atol=1e-5)
 

@@ -115,7 +115,7 @@ class LPIPS(nn.Module):
             return distance.view(-1, 1, 1, 1)
         x, y = self.metric._pair(in0, in1, None)
         count = max(len(x), len(y))
-        x, y = (images.expand(count, -1, -1, -1) for images in (x, y))
+        x, y = x.expand(count, -1, -1, -1), y.expand(count, -1, -1, -1)
         return difference_map(self.metric.encoder, x, y)[:, None]
 
     def train(self, mode: bool = True) -> LPIPS:

@@ -59,10 +59,10 @@ def module_encoder(module: nn.Module) -> Encoder:
     """
     kind = type(module).__name__
     visual: Any = getattr(module, "visual", module)
-    if isinstance(visual, nn.Module) and hasattr(visual, "preprocess_cfg"):
+    tower: nn.Module
+    if hasattr(visual, "preprocess_cfg") and hasattr(visual, "image_size"):
         label, tower = f"open_clip:{type(visual).__name__}", visual
-        stated: Any = visual.preprocess_cfg
-        preprocessing = _open_clip_preprocessing(stated, _side(visual.image_size, label), label)
+        preprocessing = _open_clip_preprocessing(visual.preprocess_cfg, _side(visual.image_size, label), label)
     elif hasattr(module, "forward_features") and isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
         label, tower = f"timm:{config.get('architecture') or kind}", _BeforeClassifier(module)
