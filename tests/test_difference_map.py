@@ -117,7 +117,8 @@ def test_of_every_tower_finite_not_negative_and_zero_for_the_same(any_metric, me
     black = torch.zeros(1, 3, side, side)
     assert any_metric.difference_map(black, y, method, steps=2).isfinite().all()
     alone = any_metric.difference_map(x[1:], y[1:], method, steps=2)
-    assert torch.allclose(found[1:], alone, atol=1e-4 * found.max().item())
+    rounding = 1e-4 if method == "features" else 1e-3  # gradients round more, and otherwise in one thread
+    assert torch.allclose(found[1:], alone, atol=rounding * found.max().item())
 
 
 @pytest.mark.parametrize("method", METHODS)
