@@ -6,7 +6,8 @@
 Each case is a ratio within one run, how many times the processor time of ours the other takes. `--check` compares with
 the ratios of the same kind of machine (AMX, AVX-512, AVX2, GPU, ...) in the file and ends with 1 if one has fallen by
 more than a third; a kind of machine that the file does not know passes, and says so. `--out` adds this machine's
-ratios to the file. The long benchmarks, from which figures are quoted, are the other `benchmark_*.py`.
+ratios to the file: of several runs, the lowest that each case had. All is computed in one thread, which other work on
+the machine disturbs least. The long benchmarks, from which figures are quoted, are the other `benchmark_*.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -171,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="add this machine's ratios to a JSON file")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that are run
     machine = machine_record()
     kept = json.loads(options.check.read_text()).get(machine["kind"], {}).get("ratios", {}) if options.check else {}
     found, failed = {}, []
@@ -182,13 +186,16 @@ def main(argv: list[str] | None = None) -> int:
         found[name] = {"ratio": round(ratio, 3), **turns.to_dict()}
         low = name in kept and ratio < ALLOWED * kept[name]["ratio"]
         failed += [name] * low
-        before = f"kept {kept[name]['ratio']:.2f}" if name in kept else "nothing kept"
-        print(f"{name:36} {ratio:6.2f} times  ({before}){'  TOO SLOW' if low else ''}", flush=True)
+        known = f"kept {kept[name]['ratio']:.2f}" if name in kept else "nothing kept"
+        print(f"{name:36} {ratio:6.2f} times  ({known}){'  TOO SLOW' if low else ''}", flush=True)
     if options.check and not kept:
         print(f"{options.check} has no ratios of this kind of machine ({machine['kind']}): nothing was compared")
     if options.out:
         file = json.loads(options.out.read_text()) if options.out.exists() else {}
-        write_json(options.out, file | {machine["kind"]: {"machine": machine, "ratios": found}})
+        before = file.get(machine["kind"], {}).get("ratios", {})
+        for name, one in found.items():
+            found[name] = min((one, before.get(name, one)), key=lambda case: case["ratio"])
+        write_json(options.out, file | {machine["kind"]: {"machine": machine, "ratios": before | found}})
     return 1 if failed else 0
 
 

@@ -289,3 +289,25 @@ def test_the_growth_of_time_is_fitted_above_start_up(tmp_path):
     growth.draw(report, tmp_path / "growth.png")
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.format == "PNG" and picture.width > 1000
+
+
+def test_the_quick_benchmark_fails_where_a_ratio_has_fallen(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    quick, file, name = load_example("benchmark_quick"), tmp_path / "quick.json", "search, over numpy"
+    threads = torch.get_num_threads()
+    command = ["--only", name, "--check", str(file)]
+    try:
+        assert quick.main(["--only", name, "--out", str(file)]) == 0
+        [(kind, found)] = json.loads(file.read_text()).items()
+        measured = found["ratios"][name]["ratio"]
+        for factor, code in ((0.01, 0), (100.0, 1)):
+            found["ratios"][name]["ratio"] = factor * measured
+            file.write_text(json.dumps({kind: found}))
+            assert quick.main(command) == code
+        file.write_text(json.dumps({"another kind": found}))
+        assert quick.main(command) == 0
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert printed.count("TOO SLOW") == 1 and f"no ratios of this kind of machine ({kind})" in printed
