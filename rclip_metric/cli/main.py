@@ -348,7 +348,12 @@ def _add_models(
     download = commands.add_parser(
         "download", help="fetch models into the cache, for use offline", parents=[cache, output], **raw
     )
-    download.add_argument("names", nargs="+", metavar="NAME", help="model name or Hub id")
+    download.add_argument("names", nargs="*", metavar="NAME", help="model name or Hub id")
+    download.add_argument(
+        "--all-published",
+        action="store_true",
+        help="every model of the manifest that is on the Hub",
+    )
     download.add_argument("--revision", help="commit, tag or branch on the Hub, for a single model")
     download.set_defaults(command=_download)
 
@@ -426,8 +431,12 @@ def _models(args: argparse.Namespace) -> int:
 def _download(args: argparse.Namespace) -> int:
     from rclip_metric.weights.hub import without_progress_bars
     from rclip_metric.weights.loading import locate
+    from rclip_metric.weights.manifest import get_spec, model_names
 
-    if args.revision and len(args.names) > 1:
+    if bool(args.names) == args.all_published:
+        raise UsageError("pass the names of models, or --all-published for every one that is on the Hub")
+    names = args.names or [name for name in model_names() if get_spec(name).source == "hub"]
+    if args.revision and (len(args.names) > 1 or args.all_published):
         raise UsageError("--revision is for a single model: it names a commit of one repository")
 
     def fetch(name: str) -> dict[str, Any]:
@@ -435,7 +444,7 @@ def _download(args: argparse.Namespace) -> int:
             found = locate(name, revision=args.revision, cache_dir=args.cache_dir)
         return {"name": name, "revision": found.revision, "path": str(found.path)}
 
-    return _each(args, args.names, fetch)
+    return _each(args, names, fetch)
 
 
 def _verify(args: argparse.Namespace) -> int:

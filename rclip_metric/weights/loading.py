@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from rclip_metric.encoder.state_dicts import detect, expected_tensors, vision_keys
+from rclip_metric.encoder.state_dicts import detect, vision_keys
 from rclip_metric.errors import (
     CheckpointError,
     ManifestError,
@@ -23,6 +23,7 @@ from rclip_metric.errors import (
 from rclip_metric.files import regular_file
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.json_files import read_json, shown
+from rclip_metric.weights.advice import how_to_fetch, what_helps_offline
 from rclip_metric.weights.digest import file_digest, tensors_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.identity import check_saved, identify
@@ -203,11 +204,22 @@ def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None)
         >>> is_cached(get_spec("tiny")), is_cached(get_spec("r-clip-f"), cache_dir="no such folder")
         (True, False)
     """
+    return local_path(spec, cache_dir) is not None
+
+
+def local_path(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return the file on this machine that a manifest entry would be loaded from, None if there is none; unchecked.
+
+    Example:
+        >>> local_path(get_spec("tiny")).name
+        'tiny.safetensors'
+    """
     if spec.source in PACKAGED:
-        return packaged_path(spec) is not None
+        return packaged_path(spec)
     if spec.repo is None:
-        return False
-    return first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates) is not None
+        return None
+    hit = first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates)
+    return hit[0].path if hit else None
 
 
 def verify(
@@ -240,21 +252,21 @@ def verify(
         spec = get_spec(text)
         if spec.source in PACKAGED:
             return file_digest(find_packaged(spec).path)
-        return _rechecked(text, *_on_hub(spec, asked))
+        return _rechecked(text, how_to_fetch(text, spec, revision), *_on_hub(spec, asked))
     if not Path(text).expanduser().exists() and HUB_ID[1](text):
         source = replace(asked, repo=text)
-        _rechecked(text, source, [WeightFile(CONFIG_NAME)])
-        return _rechecked(text, source, [WeightFile(WEIGHTS_NAME)])
+        _rechecked(text, how_to_fetch(text, None, revision), source, [WeightFile(CONFIG_NAME)])
+        return _rechecked(text, how_to_fetch(text, None, revision), source, [WeightFile(WEIGHTS_NAME)])
     found = locate(name, local_files_only=True)
     if found.layout == FORMAT:
         check_saved(found.path, tensors_digest(_read_vision_tensors(found.path, FORMAT)[1]))
     return file_digest(found.path)
 
 
-def _rechecked(name: str, source: HubSource, files: list[WeightFile]) -> str:
+def _rechecked(name: str, help_is: str, source: HubSource, files: list[WeightFile]) -> str:
     hit = first_cached(source, files)
     if hit is None:
-        raise NotFoundError(f"{name} is not in the cache {source.cache}: download it first.")
+        raise NotFoundError(f"{name} is not in the cache {source.cache}: {help_is}.")
     return recheck(source, *hit)
 
 
@@ -264,31 +276,8 @@ def _locate_named(spec: WeightSpec, asked: HubSource) -> Located:
     try:
         found = fetch(*_on_hub(spec, asked))
     except NetworkError as error:
-        raise NetworkError(f"{str(error).removesuffix('.')}; {_offline(spec, asked.revision)}.") from error
+        raise NetworkError(f"{str(error).removesuffix('.')}; {what_helps_offline(spec, asked.revision)}.") from error
     return Located(spec, found.path, found.commit, spec.layout, named=True)
-
-
-def _offline(spec: WeightSpec, revision: str | None) -> str:
-    """Say what helps without a network, as the end of a sentence; nothing is done unasked."""
-    command = f"rclip-metric download {spec.name}" + (f" --revision {revision}" if revision else "")
-    text = f"`{command}` fetches it once ({_download_size(spec)})"
-    shipped = next((other.name for other in map(get_spec, model_names()) if _ships_for_photographs(other)), None)
-    if shipped is not None:
-        text += f', and model="{shipped}" (in the shell --model {shipped}) comes with the package'
-    return text
-
-
-def _download_size(spec: WeightSpec) -> str:
-    """Say the size of the file or, where nobody has seen it, of the part of it that is known."""
-    size = spec.candidates[0].size if spec.candidates else None
-    if size is not None:
-        return f"{size / 1e6:.0f} MB"
-    parameters = sum(tensor.numel() for tensor in expected_tensors(spec.architecture).values())
-    return f"its size is not known here, its vision tower takes {4 * parameters / 1e6:.0f} MB in float32"
-
-
-def _ships_for_photographs(spec: WeightSpec) -> bool:
-    return spec.source == "package" and spec.domain is None and spec.training is not None and is_cached(spec)
 
 
 def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
@@ -304,6 +293,9 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
         config = SavedConfig.read(read_json(config_file.path), f"{CONFIG_NAME} of {source}")
     except (ManifestError, NotFoundError) as error:
         raise type(error)(f"{error} For a published layout, pass base= as well.") from error
+    except NetworkError as error:
+        helps = how_to_fetch(source.repo, None, source.revision)
+        raise NetworkError(f"{str(error).removesuffix('.')}; {helps}.") from error
     # The weights of the very commit that the configuration is from, even if the branch moves meanwhile.
     found = fetch(replace(source, revision=config_file.commit), [WeightFile(WEIGHTS_NAME)])
     check_pair(config, found.path)

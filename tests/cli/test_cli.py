@@ -501,6 +501,9 @@ def test_summary() -> None:
         (["verify"], "or --all"),
         (["verify", "tiny", "--all"], "or --all"),
         (["download", "tiny", "tiny-clean", "--revision", "main"], "single model"),
+        (["download", "--all-published", "--revision", "main"], "single model"),
+        (["download"], "or --all-published"),
+        (["download", "tiny", "--all-published"], "or --all-published"),
         (["manifest", "--write"], "--write goes with --refresh"),
         (["models", "--device", "cpu"], "unrecognized arguments"),
         (["compare"], "invalid choice"),
@@ -577,11 +580,13 @@ def test_models_table(run: Any) -> None:
     result = run("models")
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[0].split() == ["name", "clean", "l_inf", "l_2", "on", "size", "licence", "cached", "knows"]
+    assert lines[0].split() == ["name", "clean", "l_inf", "l_2", "on", "size", "licence", "knows", "where"]
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(model_names())]}
     assert list(rows) == model_names()
     assert rows["r-clip-f"].split()[:5] == ["r-clip-f", "90.6", "74.3", "66.1", "nights"]
-    assert rows["r-clip-f"].split()[-2:] == ["MIT", "no"]
+    assert rows["r-clip-f"].split()[-4:] == ["MIT", "on", "the", "Hub"]
+    assert "  ~353 MB  " in rows["r-clip-f"]  # 88,221,824 float32 of the vision tower of a ConvNeXt-B
+    assert "  6.9 MB  " in rows["r-lite-f"] and rows["r-lite-f"].endswith("in the package")
     assert rows["r-clip-f+mlp"].endswith("by path")
     assert "1,711 MB" in rows["r-clip-t-vit-l-14"]
     records = json.loads(run("models", "--json").out)
@@ -589,7 +594,7 @@ def test_models_table(run: Any) -> None:
     by_name = {record["name"]: record for record in records}
     assert by_name["r-clip-t-vit-l-14"]["size"] == 1710635909
     assert (by_name["r-clip-f"]["clean"], by_name["r-clip-f"]["cached"]) == (90.6, False)
-    assert [name for name, row in rows.items() if row.endswith("  drawn scenes only")] == ["tiny", "tiny-clean"]
+    assert [name for name, row in rows.items() if "  drawn scenes only  " in row] == ["tiny", "tiny-clean"]
     assert {name: record["domain"] for name, record in by_name.items() if record["domain"]} == dict.fromkeys(
         ("tiny", "tiny-clean"), "drawn scenes"
     )
@@ -650,7 +655,9 @@ def test_download_score_and_verify(run: Any, hub: Any, on_hub: OnHub, tmp_path: 
     record = json.loads(result.out)
     assert (record["name"], record["revision"]) == ("small", on_hub.commit)
     assert Path(record["path"]).read_bytes() == on_hub.content
-    assert run("models", *options).out.splitlines()[1].endswith("yes")
+    assert run("models", *options).out.splitlines()[1].endswith(f"  {record['path']}")
+    (listed,) = json.loads(run("models", "--json", *options).out)
+    assert (listed["path"], listed["size"]) == (record["path"], len(on_hub.content))
 
     hub.status = 500  # from here on, a request would be an error
     a = save_noise(tmp_path / "a.png", 0)
@@ -670,6 +677,29 @@ def test_a_model_that_fails_does_not_keep_the_others_back(run: Any, hub: Any, on
     assert run("download", "no-such-name").code == 2
 
 
+def test_all_published_models_are_fetched_and_one_that_fails_is_named(
+    run: Any, hub: Any, on_hub: OnHub, tmp_path: Path
+) -> None:
+    from rclip_metric.weights import manifest
+
+    models = json.loads(on_hub.path.read_text())["models"]
+    gone = models["small"] | {"repo": "owner/gone"}
+    by_path = models["small"] | {"source": "local", "repo": None}
+    entries = {"gone": gone, "by-path": by_path, "tiny": load_manifest_entry("tiny"), "small": models["small"]}
+    on_hub.path.write_text(json.dumps({"schema_version": 1, "models": entries}))
+    manifest._specs.cache_clear()
+    result = run("download", "--all-published", "--cache-dir", tmp_path / "cache", "--quiet")
+    assert (result.code, [line.split()[0] for line in result.out.splitlines()]) == (3, ["small"])
+    assert "owner/gone" in result.err and result.err.count("\n") == 1
+    hub.commit("owner/gone", {"model.safetensors": on_hub.content})
+    result = run("download", "--all-published", "--cache-dir", tmp_path / "cache", "--quiet")
+    assert (result.code, [line.split()[0] for line in result.out.splitlines()]) == (0, ["gone", "small"])
+
+
+def load_manifest_entry(name: str) -> Any:
+    return json.loads((Path(__file__).parents[2] / "weights_manifest.json").read_text())["models"][name]
+
+
 def test_the_hub_and_the_file_are_exit_code_3(run: Any, hub: Any, on_hub: OnHub, tmp_path: Path) -> None:
     a = save_noise(tmp_path / "a.png", 0)
 
@@ -687,7 +717,8 @@ def test_the_hub_and_the_file_are_exit_code_3(run: Any, hub: Any, on_hub: OnHub,
     assert "not the published file" in score("small", cache)
     hub.bodies.clear()
     score("small", _written(tmp_path / "file", b"") / "cache")  # a cache that cannot be made
-    assert run("verify", "small", "--cache-dir", cache).code == 3  # it is not here
+    result = run("verify", "small", "--cache-dir", cache)
+    assert result.code == 3 and "not in the cache" in result.err and "`rclip-metric download small`" in result.err
 
 
 def _written(path: Path, content: bytes) -> Path:

@@ -432,7 +432,9 @@ class TestNamedModels:
         assert locate("small", revision="main", cache_dir=tmp_path).revision == newer
 
     def test_download_and_verify(self, small, tmp_path):
-        with pytest.raises(NotFoundError, match=r"small is not in the cache .*: download it first"):
+        with pytest.raises(
+            NotFoundError, match=r"small is not in the cache .*: `rclip-metric download small` fetches it once \("
+        ):
             verify("small", cache_dir=tmp_path)
         path = download("small", cache_dir=tmp_path)
         assert path.read_bytes() == small
