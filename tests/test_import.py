@@ -13,7 +13,7 @@ from rclip_metric.train.commands.train import main as cli
 
 HEAVY = [
     "torch", "torchvision", "PIL", "numpy", "timm", "open_clip", "huggingface_hub", "safetensors", "transformers",
-    "torchmetrics", "torch._dynamo", "rclip_metric.train",
+    "torchmetrics", "shtab", "torch._dynamo", "rclip_metric.train",
 ]  # fmt: skip
 IMAGE = str(Path(__file__).parents[1] / "examples" / "images" / "reference.png")
 QUIET = "import contextlib, io; from rclip_metric.cli.main import main; error = io.StringIO()"

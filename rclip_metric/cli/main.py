@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rclip_metric import __version__
 from rclip_metric.cli import filter as filtering
 from rclip_metric.cli import pairs, search
+from rclip_metric.cli.about import ShowVersion, add_version
+from rclip_metric.cli.completion import add_completion
 from rclip_metric.cli.diff import diff
 from rclip_metric.cli.onnx import add_export_onnx
 from rclip_metric.cli.run import UsageError
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A perceptual distance between images that holds up under adversarial perturbation.",
         **raw,
     )
-    parser.add_argument("--version", action="version", version=f"rclip-metric {__version__}")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the versions and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     output = argparse.ArgumentParser(add_help=False)
@@ -202,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_searching(commands, cache, output, raw)
     _add_models(commands, cache, output, raw)
     add_export_onnx(commands, [cache, output], raw)
+    add_version(commands, [output], raw)
+    add_completion(commands, parser, _ELSEWHERE, raw)
     # Only for the list in --help: their arguments go to rclip_metric.train as they are.
     commands.add_parser("train", help="train a robust encoder", add_help=False)
     commands.add_parser("eval", help="evaluate a metric, clean and under attack", add_help=False)

@@ -93,7 +93,7 @@ class Run:
 
         self._args = args
         self._say: Callable[[str], object] = complain
-        device = _device(args.device)
+        device = chosen_device(args.device)
         self.source = ModelSource(
             args.model,
             base=args.base,
@@ -225,7 +225,8 @@ class Run:
         return 2 if self.skipped else 0
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
+    """Return the device of that name, or the best one there is for "auto"; UsageError if it is not there."""
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -536,10 +536,6 @@ def test_help_names_the_exit_codes(run: Any, command: list[str]) -> None:
             assert f"\n    {name} " in result.out
 
 
-def test_version(run: Any) -> None:
-    assert run("--version") == Result(0, f"rclip-metric {rclip_metric.__version__}\n", "")
-
-
 @pytest.mark.parametrize("command", ["train", "eval", "invert", "imagine"])
 def test_train_and_eval_are_handed_over(run: Any, command: str) -> None:
     result = run(command, "--help")
