@@ -19,7 +19,7 @@ PLACES = {"rclip_metric": "rclip_metric", "train": "rclip_metric.train"}
 # Each imports from those before it only. What stands in one line knows nothing of the others in that line.
 METRIC = (
     ("errors", "files", "printing", "distance", "plugins", "second_look"),
-    ("json_files",),
+    ("json_files", "progress"),
     ("images",),
     ("encoder",),
     ("weights", "difference_map"),

@@ -52,7 +52,7 @@ def check_apart(path: str | os.PathLike[str], read: Iterable[str | os.PathLike[s
 
 
 class Progress:
-    """A progress bar, or nothing."""
+    """A progress bar, lines in a log file, or nothing."""
 
     def __init__(self, shown: bool) -> None:
         """Draw nothing yet."""
@@ -62,9 +62,9 @@ class Progress:
     def start(self, total: int, unit: str = "image") -> None:
         """Draw the bar: it is known how many there are."""
         if self.shown:
-            from tqdm import tqdm  # type: ignore[import-untyped]
+            from rclip_metric.progress import progress
 
-            self._bar = tqdm(total=total, unit=unit, leave=False, file=sys.stderr)
+            self._bar = progress(total=total, unit=unit, leave=False)
 
     def advance(self) -> None:
         """Count an image."""
@@ -126,11 +126,11 @@ class Run:
 
     @contextmanager
     def working(self, progress: bool = True) -> Iterator[Progress]:
-        """Compute as published, with a progress bar on a terminal that begins as soon as its end is known."""
+        """Compute as published, with a progress bar that begins as soon as its end is known."""
         import torch
 
-        bar = Progress(progress and not self._args.quiet and sys.stderr.isatty())
-        if bar.shown:
+        bar = Progress(progress and not self._args.quiet)
+        if bar.shown and sys.stderr.isatty():
             self._say = bar.complain
         try:
             with _pillow_is_quiet(), _tf32_is_off():

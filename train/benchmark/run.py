@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from rclip_metric.errors import WeightsError
 from rclip_metric.printing import printable
+from rclip_metric.progress import progress
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.board import board
 from rclip_metric.train.benchmark.entry import Data, MetricEntry, first_triplets
@@ -79,7 +78,7 @@ def benchmark(settings: BenchmarkSettings, *, command: str = "") -> dict[str, An
         write_board(made, settings.out, page=settings.page)
         return made
 
-    with tqdm(total=len(entries), desc="metrics", disable=None if lead and not settings.quiet else True) as bar:
+    with progress(total=len(entries), label="metrics", unit="metric", quiet=settings.quiet or not lead) as bar:
         for entry in entries:
             bar.set_postfix_str(printable(entry.name))
             run.judge(entry, sets)

@@ -17,9 +17,8 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from tqdm import tqdm
-
 from rclip_metric.json_files import parse_json
+from rclip_metric.progress import progress
 from rclip_metric.train.benchmark.timing_visit import TimingSettings, Visit
 
 MEGABYTE = 1e6
@@ -69,7 +68,7 @@ def time_metrics(
     turns = [turn for number in range(rounds) for turn in contestants[:: -1 if number % 2 else 1]]
     visits: dict[tuple[str, str], list[Visit]] = {contestant: [] for contestant in contestants}
     failed: dict[tuple[str, str], str] = {}
-    for name, precision in tqdm(turns, desc="timing", disable=True if quiet else None):
+    for name, precision in progress(turns, label="timing", unit="turn", quiet=quiet):
         if (name, precision) not in failed:
             found = in_a_fresh_process(name, precision, settings)
             if isinstance(found, str):

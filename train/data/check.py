@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rclip_metric.images import ImageError, open_image
+from rclip_metric.progress import progress
 
 MOST_UNREADABLE = 0.05
 """Share of its images that a run may lose unless it is told otherwise."""
@@ -81,7 +80,7 @@ def check_images(paths: Iterable[Path], *, workers: int = 8, quiet: bool = False
         raise ValueError(f"got {workers} workers, expected 1 or more")
     distinct = sorted(set(paths))
     with ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(total=len(distinct), desc="check", unit="image", disable=True if quiet else None)
+        bar = progress(total=len(distinct), label="check", unit="image", quiet=quiet)
         problems = []
         for problem in pool.map(_problem, distinct):
             bar.update()

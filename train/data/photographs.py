@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from rclip_metric.images import ImageError, open_image
+from rclip_metric.progress import progress
 from rclip_metric.train.data.class_table import read_class_table
 from rclip_metric.train.data.images import find_images
 
@@ -126,7 +126,7 @@ def middle_square(image: Image.Image) -> Image.Image:
 
 def with_progress(items: Iterator[Any], total: int, what: str, quiet: bool) -> Iterator[Any]:
     """Go through items under a progress bar, which is shown on a terminal only."""
-    return iter(tqdm(items, total=total, desc=what, disable=True if quiet else None))
+    return iter(progress(items, total=total, label=what, quiet=quiet))
 
 
 class Others:

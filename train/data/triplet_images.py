@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rclip_metric.images import ImageError
+from rclip_metric.progress import progress
 from rclip_metric.train.data.triplets import TripletFiles
 
 KEEP_BYTES = 2**30  # the 16,000 training triplets of NIGHTS take 7 GB at 224 pixels: they are read in every epoch
@@ -132,8 +132,8 @@ class TripletEmbeddings:
         self.readable = torch.zeros(count, dtype=torch.bool)
         self.embeddings = torch.empty(0)
         orders = torch.arange(count).split(batch)
-        for indices, pixels in tqdm(
-            images.batches(orders), desc="embedding", total=len(orders), disable=True if quiet else None
+        for indices, pixels in progress(
+            images.batches(orders), label="embedding", total=len(orders), unit="batch", quiet=quiet
         ):
             if not len(indices):
                 continue

@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from rclip_metric.json_files import ANYTHING, NATURAL, OBJECT, Checker, Schema, at_most, shown
-from rclip_metric.printing import printable
+from rclip_metric.progress import progress
 from rclip_metric.train.runs.distributed import ALONE, Team
 from rclip_metric.train.runs.files import append_line, checksum, whole_lines
 
@@ -66,9 +64,9 @@ def run_blocks(
     sizes = sizes or [1] * len(blocks)
     finished: dict[int, Result] = {}
     failure: Exception | None = None
-    hidden = True if quiet or team.rank else None
     begun = sum(sizes[i] for i in everywhere)
-    with tqdm(total=sum(sizes), initial=begun, desc=printable(describe), disable=hidden) as bar:
+    hidden = quiet or team.rank > 0
+    with progress(total=sum(sizes), initial=begun, label=describe, unit="sample", quiet=hidden) as bar:
         for index in mine:
             try:
                 finished[index] = evaluate(blocks[index])

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from rclip_metric.encoder import Architecture, Encoder
+from rclip_metric.progress import progress
 from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.data.images import ImageFiles, StepSampler, loader
 from rclip_metric.train.data.table import place_in, read_table
@@ -109,11 +109,9 @@ def train_clip(
         start = state.step
 
     sampler = StepSampler(len(paths), config.batch_size, config.seed, start, config.steps)
-    progress = tqdm(
-        loader(ImageFiles(paths, encoder.preprocess), sampler), desc="clip", disable=True if quiet else None
-    )
+    bar = progress(loader(ImageFiles(paths, encoder.preprocess), sampler), label="clip", unit="step", quiet=quiet)
     begun = time.perf_counter()
-    for step, (indices, images, broken) in enumerate(progress, start=start):
+    for step, (indices, images, broken) in enumerate(bar, start=start):
         if broken:
             raise ValueError(
                 f"{paths[broken[0]]} cannot be read: write the scenes again with rclip-metric train scenes"
@@ -126,7 +124,7 @@ def train_clip(
             line = {"step": step + 1, "loss": loss, "retrieval": found, "seconds": seconds}
             line["images_per_second"] = (step + 1 - start) * config.batch_size / seconds
             append_line(out / LOG_NAME, line)
-            progress.set_postfix_str(f"loss {loss:.3f}, caption found {found:.0%}")
+            bar.set_postfix_str(f"loss {loss:.3f}, caption found {found:.0%}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             write_state(state_path, step + 1, config, model=model, optimizer=optimizer, facts=facts)
     trained: Encoder = encoder.eval()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from rclip_metric.files import written_whole
 from rclip_metric.images import load_image
+from rclip_metric.progress import progress
 from rclip_metric.train.inversion.invert import Inversion, Watch, grey, invert, problem
 from rclip_metric.train.inversion.multi_view import synthesise
 from rclip_metric.train.inversion.settings import InversionSettings
@@ -103,7 +104,7 @@ def reconstruct(
         folder = _Folder(out, settings)
         missing = [folder.missing(target, metric, seeds) for target, metric in pairs]
         steps = settings.steps * sum(map(len, missing))
-        with tqdm(total=steps, desc="inversion", unit="step", disable=True if how.quiet else None) as bar:
+        with progress(total=steps, label="inversion", unit="step", quiet=how.quiet) as bar:
             for (target, metric), embedding, left in zip(pairs, embeddings, missing, strict=True):
                 if left:
                     folder.make(target, metric, embedding, left, how, bar)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rclip_metric.distance import normalize
 from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError
+from rclip_metric.progress import progress
 
 NOT_TEXT = re.compile(r"visual\..+|(text\.)?attn_mask|input_resolution|context_length|vocab_size")
 """Keys of a whole CLIP's checkpoint that do not belong to its text tower."""
@@ -127,7 +127,7 @@ def class_embeddings(
     """
     group = max(1, batch_size // len(templates))
     means = []
-    for first in tqdm(range(0, len(words), group), desc="class prompts", disable=True if quiet else None):
+    for first in progress(range(0, len(words), group), label="class prompts", unit="batch", quiet=quiet):
         chunk = words[first : first + group]
         texts = [template.replace("{}", word) for word in chunk for template in templates]
         means.append(text.embed(texts).view(len(chunk), len(templates), -1).mean(1))

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rclip_metric.files import written_whole
-from rclip_metric.printing import printable
+from rclip_metric.progress import progress
 from rclip_metric.train.runs.files import append_line, storing, whole_lines
 
 LOG_NAME = "log.jsonl"
@@ -91,12 +91,11 @@ class TrainingLog:
             self._board = _summary_writer(folder / "tensorboard", start) if tensorboard else None
             with storing(LOG_NAME, folder):
                 self._before = _resume(folder / LOG_NAME, start)
-        self._bar = tqdm(
+        self._bar = progress(
             total=total,
             initial=start,
-            desc=f"{printable(label)}: " if label else "",
-            disable=True if quiet or rank else None,
-            dynamic_ncols=True,
+            label=f"{label}: " if label else "",
+            quiet=quiet or rank > 0,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
         self._begun = self._last = time.perf_counter()

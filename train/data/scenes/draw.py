@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from rclip_metric.files import written_whole
 from rclip_metric.json_files import read_json
+from rclip_metric.progress import progress
 from rclip_metric.train.runs.config import check_counts, setting
 from rclip_metric.train.runs.files import write_json
 
@@ -471,7 +471,7 @@ def _save(scene: Scene, path: Path) -> None:
 
 
 def _counted(total: int, what: str, quiet: bool) -> Iterator[int]:
-    return iter(tqdm(range(total), desc=what, unit="scene", disable=True if quiet else None))
+    return iter(progress(range(total), label=what, unit="scene", quiet=quiet))
 
 
 def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: bool = False) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
-from tqdm import tqdm
 
 from rclip_metric.images import open_image
+from rclip_metric.progress import progress
 from rclip_metric.train.data.jnd import JND_SPLITS
 from rclip_metric.train.data.scenes import draw as scenes
 from rclip_metric.train.data.scenes.draw import (
@@ -192,7 +192,7 @@ def write_bapps(
         table.writerow(["key", "kind", "p0", "p1"])
         places = [("val", split, index) for split in BAPPS_SPLITS for index in range(per_split)]
         places += [("train", split, index) for split in BAPPS_TRAINING_SPLITS for index in range(training)]
-        for part, split, index in tqdm(places, desc="BAPPS", unit="triplet", disable=True if quiet else None):
+        for part, split, index in progress(places, label="BAPPS", unit="triplet", quiet=quiet):
             what = split if part == "val" else f"train {split}"
             comparison = sample_comparison(generator(seed, f"bapps {what}", index), split, training=part == "train")
             root = partial / part / split
@@ -237,7 +237,7 @@ def write_jnd(folder: Path, *, seed: int = 0, per_split: int = 40, quiet: bool =
         return record
     partial = begin(folder / "jnd", "jnd.json")
     places = [(split, index) for split in JND_SPLITS for index in range(per_split)]
-    for split, index in tqdm(places, desc="JND", unit="pair", disable=True if quiet else None):
+    for split, index in progress(places, label="JND", unit="pair", quiet=quiet):
         rng = generator(seed, f"jnd {split}", index)
         reference = Image.fromarray(render(sample_scene(rng)))
         kinds = DISTORTIONS[split]
@@ -334,7 +334,7 @@ def write_things(
     if not choices:
         raise ValueError(f"{concepts} concepts allow no triplet with an odd one: ask for more, such as 60")
     partial = begin(folder / "images", "things.json")
-    bar = tqdm(total=concepts + triplets, desc="THINGS", disable=True if quiet else None)
+    bar = progress(total=concepts + triplets, label="THINGS", quiet=quiet)
     for index, scene in enumerate(drawn):
         shape, colour, paint = _traits(scene)
         path = partial / f"{index:04d}_{colour}_{shape}_on_{paint}.png"
@@ -381,7 +381,7 @@ def write_grounds(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bo
         return record
     partial = begin(folder, "grounds.json")
     left = dict.fromkeys(scenes.BACKGROUNDS, per_class)
-    with tqdm(total=sum(left.values()), desc="grounds", disable=True if quiet else None) as bar:
+    with progress(total=sum(left.values()), label="grounds", unit="scene", quiet=quiet) as bar:
         for index in itertools.count():
             if not any(left.values()):
                 break
@@ -419,7 +419,7 @@ def write_pairs(folder: Path, *, seed: int = 0, per_class: int = 20, quiet: bool
     if written(folder / "pairs.json", record):
         return record
     partial = begin(folder, "pairs.json")
-    with tqdm(total=record["classes"] * per_class, desc="pairs", disable=True if quiet else None) as bar:
+    with progress(total=record["classes"] * per_class, label="pairs", unit="scene", quiet=quiet) as bar:
         for colour, paint in itertools.product(COLOURS, BACKGROUNDS):
             place = partial / f"{colour}-on-{paint}"
             place.mkdir()

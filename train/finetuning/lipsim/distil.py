@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rclip_metric.images import Preprocessing, resize_images
+from rclip_metric.progress import progress
 from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.stream import Batch, Stream
 from rclip_metric.train.data.triplet_images import TripletImages
@@ -295,7 +295,7 @@ def save(
 
 def _shown(batches: Iterable[Batch], count: int, interrupt: Interrupt, out: Path, quiet: bool) -> Iterator[Batch]:
     """Pass batches on under a progress bar, until a signal comes."""
-    for batch in tqdm(batches, desc="teacher", total=count, disable=True if quiet else None):
+    for batch in progress(batches, label="teacher", total=count, unit="batch", quiet=quiet):
         if interrupt.signal:
             raise Interrupted(interrupt.signal, f"{out} holds nothing yet, and the same command begins anew")
         yield batch

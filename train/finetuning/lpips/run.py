@@ -39,10 +39,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rclip_metric.errors import WeightsError
-from rclip_metric.printing import printable
+from rclip_metric.progress import progress
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.data.triplets import BAPPS_TRAINING_SPLITS, read_bapps_training
 from rclip_metric.train.evaluation.tasks.two_afc import loader_at
@@ -277,12 +276,13 @@ class Tuning:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         order = torch.randperm(len(self.images), generator=seeded(config.seed, standing.epoch))
-        bar = tqdm(
+        bar = progress(
             self.images.batches(order.split(config.batch_size)[standing.done :]),
-            desc=printable(label),
+            label=label,
+            unit="step",
             initial=standing.done,
             total=self.steps,
-            disable=True if quiet else None,
+            quiet=quiet,
         )
         begun = time.perf_counter()
         for indices, pixels in bar:

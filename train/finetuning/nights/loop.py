@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.printing import printable
+from rclip_metric.progress import progress
 from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.finetuning.nights.config import NightsConfig
@@ -184,12 +183,13 @@ class Tuning:
         config, standing, source = self.config, self.standing, self.passes.sources["train"]
         generator = seeded(config.seed, standing.epoch)
         orders = torch.randperm(len(source), generator=generator).split(config.batch_size)[standing.done :]
-        bar = tqdm(
+        bar = progress(
             source.batches(orders),
-            desc=printable(label),
+            label=label,
+            unit="step",
             initial=standing.done,
             total=self.steps,
-            disable=True if quiet else None,
+            quiet=quiet,
         )
         self._epoch_begun = begun = time.perf_counter()
         for indices, values in bar:
