@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # huggingface_hub's own requirement
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
