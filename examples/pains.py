@@ -141,7 +141,9 @@ def dependencies(package: Package) -> Finding:
         size += sum(Path(str(file.locate())).stat().st_size for file in files if Path(str(file.locate())).is_file())
     needs = [Requirement(text) for text in importlib.metadata.requires(package.distribution) or []]
     needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    pins = [str(need) for need in needs if any(one.operator in ("==", "<", "<=", "~=", "===") for one in need.specifier)]
+    pins = [
+        str(need) for need in needs if any(one.operator in ("==", "<", "<=", "~=", "===") for one in need.specifier)
+    ]
     said = f"{len(beyond) + len(missing)} packages beyond torch and torchvision, {size / 1e6:.0f} MB installed"
     said += f" without {', '.join(sorted(missing))}, not installed here" if missing else ""
     return NUMBERS, said + f"; upper bounds: {', '.join(pins) or 'none'}"
@@ -170,7 +172,9 @@ def gradient_of_tensors(package: Package) -> Finding:
     def gradient() -> Tensor:
         return torch.autograd.grad(package.distance(model, x, y).sum(), x)[0]
 
-    return tried(gradient, lambda value: bool(value.abs().sum() > 0), "images|resize|224", "gradient to a tensor of 160 x 200")
+    return tried(
+        gradient, lambda value: bool(value.abs().sum() > 0), "images|resize|224", "gradient to a tensor of 160 x 200"
+    )
 
 
 def two_paths(package: Package) -> Finding:
@@ -189,7 +193,9 @@ def two_paths(package: Package) -> Finding:
             tensors.append(torch.from_numpy(array).permute(2, 0, 1)[None] / 255)
     expected = package.distance(model, *read)
     shapes = f"{tuple(read[0].shape[2:])} from a file, (320, 256) as a tensor"
-    return tried(lambda: package.distance(model, *tensors), lambda value: close(value, expected), "images|resize|224", shapes)
+    return tried(
+        lambda: package.distance(model, *tensors), lambda value: close(value, expected), "images|resize|224", shapes
+    )
 
 
 class Parent(nn.Module):
@@ -210,7 +216,10 @@ def parent(package: Package) -> Finding:
     trained = sum(p.numel() for p in owner.parameters() if p.requires_grad) - 6
     saved = sum(t.numel() * t.element_size() for t in owner.state_dict().values()) - 24
     found = [
-        (WRONG if changed else HANDLED, f".train() of a parent {'changes the score' if changed else 'changes nothing'}"),
+        (
+            WRONG if changed else HANDLED,
+            f".train() of a parent {'changes the score' if changed else 'changes nothing'}",
+        ),
         (WRONG if trained else HANDLED, f"{trained:,} weights would be trained"),
         (HANDLED, f"{saved / 1e6:.1f} MB in the parent's state_dict"),
     ]
@@ -371,7 +380,9 @@ def pickles(package: Package) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         mark, file = Path(folder, "mark"), Path(folder, package.foreign_name)
         torch.save({"state_dict": Evil(str(mark))}, file)
-        outcome, said = tried(lambda: package.foreign and package.foreign(file), lambda _: False, "weights_only|pickle", "")
+        outcome, said = tried(
+            lambda: package.foreign and package.foreign(file), lambda _: False, "weights_only|pickle", ""
+        )
         ran = mark.exists()
     said = said.removeprefix(": ")
     return (WRONG, "code in a weight file is run") if ran else (outcome, f"code in a weight file is not run: {said}")
@@ -532,7 +543,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, and write the record and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES), metavar="NAME")
-    parser.add_argument("--from", dest="source", type=Path, help="a record to take up; only --packages are measured anew")
+    parser.add_argument(
+        "--from", dest="source", type=Path, help="a record to take up; only --packages are measured anew"
+    )
     parser.add_argument("--out", type=Path, help="the record, as JSON")
     parser.add_argument("--page", type=Path, help="the page, as Markdown")
     options = parser.parse_args(argv)
