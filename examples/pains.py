@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from pains_packages import PACKAGES, Package
+from torch import Tensor, nn
 
 HANDLED, HINT, ERROR, WRONG = "handled", "error with a hint", "error without", "silently wrong"
 NOT_OFFERED, NOT_APPLICABLE, NUMBERS, NOT_MEASURED = "not offered", "not applicable", "in numbers", "not measured"
@@ -247,10 +246,12 @@ def half(package: Package) -> Finding:
         if package.silence is not None:
             low = low.half()
             package.silence(low)
-            value = package.distance(low, x.half(), x.half())
-            finite = bool(torch.isfinite(value).all())
-            said = f"{'finite' if finite else 'NaN'} where no channel of a layer is active"
-            findings.append((HANDLED if finite else WRONG, f"float16 images: {said}"))
+            try:
+                finite = bool(torch.isfinite(package.distance(low, x.half(), x.half())).all())
+                said = f"{'finite' if finite else 'NaN'} where no channel of a layer is active"
+                findings.append((HANDLED if finite else WRONG, f"float16 images: {said}"))
+            except (RuntimeError, ValueError, TypeError) as error:
+                findings.append((ERROR, f"float16 images: {type(error).__name__} ({str(error)[:80]})"))
     return worst(findings)
 
 
@@ -525,17 +526,22 @@ def plain(text: str) -> str:
 
 INTRODUCTION = """# Twenty stumbles, tried on five packages
 
-What people trip over in several hundred public issue threads of this field, ordered by how often and how badly. Each cell is
-the outcome of a small check that was run on the package (`python examples/pains.py`), none is assumed: **handled**; **error with a hint**
-(the message says what to do); **error without**; **silently wrong** (a number, and not the one of the right call); **not offered**;
-**not applicable** (outside what the package is for); **in numbers**; **not measured**. Where a cell has several checks it names the worst;
-[below](#what-was-seen) stands each.
+What people trip over in several hundred public issue threads of this field, ordered by how often and how badly. Each
+cell is the outcome of a small check that was run on the package (`python examples/pains.py`); none is assumed.
 
-Weights that are downloaded could not be had where this was run. What is checked does not depend on them: lpips, torchmetrics and pyiqa
-have random trunks, DreamSim a random CLIP ViT-B/32 in the place of its file, rclip-metric is `tiny`. So whether a NaN is met, for
-instance, is shown with a layer that is silent somewhere, and not counted on photographs. The packages are made for different things, and
-several of these are decisions and no faults: torchmetrics takes tensors only, pyiqa wants `as_loss=True` for gradients.
-Python {python}, torch {torch}, {system}, no CUDA.
+- **handled**
+- **error with a hint**: the message says what to do; **error without**: it does not
+- **silently wrong**: a number, and not the one of the right call, or a state that changes it without a word
+- **not offered**; **not applicable**: outside what the package is for; **in numbers**; **not measured**: see why
+
+Where a cell has several checks it names the worst; [below](#what-was-seen) stands each.
+
+Weights that are downloaded could not be had where this was run. What is checked does not depend on them: lpips,
+torchmetrics and pyiqa have random trunks, DreamSim a random CLIP ViT-B/32 in the place of its file, rclip-metric is
+`tiny`. So whether a layer that is silent somewhere makes a NaN is shown with such a layer, and not counted on
+photographs. The packages are made for different things, and several of these are decisions and no faults: torchmetrics
+takes tensors only, pyiqa wants `as_loss=True` for gradients. Where a weight file that would run code is refused by
+lpips and torchmetrics, it is by `torch.load` of torch 2.6 and newer. Python {python}, torch {torch}, {system}, no CUDA.
 """
 
 

@@ -1,4 +1,4 @@
-"""Every cell of the two tables for people who come from another metric: ours, and the other package's with random weights."""
+"""Every cell of the two tables of migration: ours, and the other package's with random weights."""
 
 import functools
 import importlib
