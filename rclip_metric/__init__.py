@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rclip_metric.images import load_image
     from rclip_metric.metric import RobustPerceptualDistance, TwoAFC
     from rclip_metric.retrieval import ContentFilter, ImageIndex
+    from rclip_metric.scoring import ScoredPair, score_all, score_folders, score_pairs
     from rclip_metric.weights import WeightSpec, load_manifest, model_names
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "ImageError",
     "ImageIndex",
     "RobustPerceptualDistance",
+    "ScoredPair",
     "TwoAFC",
     "WeightSpec",
     "WeightsError",
@@ -28,6 +30,9 @@ __all__ = [
     "load_manifest",
     "model_names",
     "score",
+    "score_all",
+    "score_folders",
+    "score_pairs",
 ]
 
 # Nothing is imported before it is used: what needs no torch, such as --help, does not wait for it.
@@ -37,6 +42,7 @@ _MODULES = {
     "ImageError": "errors",
     "ImageIndex": "retrieval",
     "RobustPerceptualDistance": "metric",
+    "ScoredPair": "scoring",
     "TwoAFC": "metric",
     "WeightSpec": "weights",
     "WeightsError": "errors",
@@ -44,6 +50,9 @@ _MODULES = {
     "load_manifest": "weights",
     "model_names": "weights",
     "score": "compare",
+    "score_all": "scoring",
+    "score_folders": "scoring",
+    "score_pairs": "scoring",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -59,24 +60,47 @@ def score(
     """
     if device is None:
         device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
-    settings = {
-        "squared": squared,
-        "resize": resize,
-        "out_of_range": out_of_range,
-        "base": base,
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "token": token,
-        "local_files_only": local_files_only,
-    }
     if isinstance(model, nn.Module):
         metric = RobustPerceptualDistance(model, resize=resize, squared=squared, out_of_range=out_of_range).to(device)
     else:
-        named = model if isinstance(model, str) else Path(model)
-        metric = _last_metric(named, torch.device(device), tuple(settings.items()), _stamp(named))
+        metric = metric_named(
+            model,
+            device,
+            squared=squared,
+            resize=resize,
+            out_of_range=out_of_range,
+            base=base,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
     with torch.inference_mode():
         x, y = (_pixels(image, metric).to(device) for image in (a, b))
         return float(metric(x, y))
+
+
+def metric_named(
+    model: str | os.PathLike[str], device: str | torch.device = "cpu", **settings: Any
+) -> RobustPerceptualDistance:
+    """Return a metric by its model, the one that was last asked for without loading it again.
+
+    Args:
+        model, settings: As for `RobustPerceptualDistance`.
+        device: Where it is to compute.
+
+    Example:
+        >>> metric_named("tiny") is metric_named("tiny", squared=False)
+        True
+    """
+    named = model if isinstance(model, str) else Path(model)
+    own = {name: value for name, value in settings.items() if value is not _DEFAULTS[name]}
+    return _last_metric(named, torch.device(device), tuple(sorted(own.items())), _stamp(named))
+
+
+_DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(RobustPerceptualDistance).parameters.items()
+}
 
 
 @functools.lru_cache(maxsize=1)

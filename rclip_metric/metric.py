@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rclip_metric.distance import distance_between, full_precision, length, normalize
 from rclip_metric.encoder import Encoder
-from rclip_metric.images import RESIZES, Resize, as_batch, resize_images
+from rclip_metric.errors import ImageError
+from rclip_metric.images import RESIZES, Resize, as_batch, load_image, resize_images
 from rclip_metric.images.masks import masked
 from rclip_metric.images.ranges import OutOfRange, check_choice
 from rclip_metric.images.wrapped import is_batched, requires_grad, special_kind, values_of
@@ -24,7 +25,10 @@ from rclip_metric.second_look import HALVES, slack_of, undecided
 
 if TYPE_CHECKING:
     from rclip_metric.difference_map import Method
+    from rclip_metric.images.reading import ImageSource
     from rclip_metric.weights.formats import Format
+
+    Images = Tensor | ImageSource | Sequence[ImageSource | Tensor]
 
 __all__ = ["RobustPerceptualDistance", "TwoAFC", "distance_between", "normalize"]
 
@@ -55,9 +59,10 @@ class RobustPerceptualDistance(nn.Module):
 
     Images are float (N, 3, H, W) RGB in [0, 1], of any height and width; x and y may differ in size, and a batch of
     one is compared with every image of the other batch. (3, H, W) and gray images count as a batch of one and as RGB,
-    uint8 is scaled, and `value_range` names any other convention. Results are float32 (N,): 0 for identical images,
-    at most sqrt(2); lower is more alike. Symmetric, and the triangle inequality holds. A score does not depend on the
-    other images of its batch beyond float rounding.
+    uint8 is scaled, and `value_range` names any other convention. Paths, Pillow images, arrays, and lists of them and of
+    tensors of any size, are read as `gather` does. Results are float32 (N,): 0 for identical images, at most sqrt(2);
+    lower is more alike. Symmetric, and the triangle inequality holds. A score does not depend on the other images of its
+    batch beyond float rounding.
 
     Gradients reach the images that require them and never the encoder's weights: the encoder is frozen, always in
     eval mode and no registered submodule, so that a parent's `train()`, `requires_grad_(True)`, optimizer and
@@ -182,7 +187,7 @@ class RobustPerceptualDistance(nn.Module):
         """Smallest and largest value that `forward` can give."""
         return (0.0, 2.0) if self.squared else (0.0, math.sqrt(2.0))
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Images, y: Images, mask: Tensor | None = None) -> Tensor:
         """Compute the distance of each pair.
 
         Args:
@@ -201,7 +206,7 @@ class RobustPerceptualDistance(nn.Module):
         """
         return self._distance(*self._pair(x, y, mask), self.squared)
 
-    def similarity(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    def similarity(self, x: Images, y: Images, mask: Tensor | None = None) -> Tensor:
         """Compute `<u, v>` of each pair, for images as in `forward`: (N,) in [-1, 1], exactly 1 if identical."""
         # Unit vectors, so this is <u, v>; summed up directly, identical images would come to 0.9999999 or 1.0000001.
         return 1.0 - self._distance(*self._pair(x, y, mask), squared=True)
@@ -246,11 +251,11 @@ class RobustPerceptualDistance(nn.Module):
         count = max(len(x), len(y))
         return difference_map(self._encoder, x.expand(count, -1, -1, -1), y.expand(count, -1, -1, -1), method, steps)
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Images) -> Tensor:
         """Embed images (N, 3, H, W) as (N, D) of unit length, float32; without a graph unless x requires grad."""
         return self._unit(self._read(x))
 
-    def distance_to(self, embedding: Tensor, x: Tensor) -> Tensor:
+    def distance_to(self, embedding: Tensor, x: Images) -> Tensor:
         """Compute the distance of images to embeddings that `embed` computed once.
 
         The pixels behind the embedding are not known here: the distance of an image to its own embedding is zero only
@@ -279,7 +284,7 @@ class RobustPerceptualDistance(nn.Module):
         _check_pairing(embedding=embedding.shape[0], x=images.shape[0])
         return distance_between(self._unit(images), embedding, self.squared)
 
-    def two_afc(self, reference: Tensor, left: Tensor, right: Tensor) -> TwoAFC:
+    def two_afc(self, reference: Images, left: Images, right: Images) -> TwoAFC:
         """Decide whether left or right is more like the reference (two-alternative forced choice).
 
         Args:
@@ -294,9 +299,9 @@ class RobustPerceptualDistance(nn.Module):
         Returns:
             `TwoAFC`, every field (N,).
         """
-        reference, left, right = (self._read(images) for images in (reference, left, right))
-        _check_pairing(reference=reference.shape[0], left=left.shape[0], right=right.shape[0])
-        triplets = (reference, left, right)
+        triplets = self._read(reference), self._read(left), self._read(right)
+        shown, one, other = triplets
+        _check_pairing(reference=shown.shape[0], left=one.shape[0], right=other.shape[0])
         left_squared, right_squared = self._squared_distances(*triplets)
         if self.second_look and self.slack and not (_differentiated(*triplets) or _is_traced(*triplets)):
             close = undecided(left_squared.sqrt() - right_squared.sqrt(), self.slack)
@@ -369,8 +374,52 @@ class RobustPerceptualDistance(nn.Module):
         low, high = self.value_range
         return pixels if (low, high) == (0.0, 1.0) else pixels * (high - low) + low
 
-    def _read(self, images: Tensor) -> Tensor:
+    def gather(self, images: ImageSource | Sequence[ImageSource | Tensor]) -> Tensor:
+        """Bring one image, or several of any kind and size, to the encoder's size as a batch.
+
+        What `metric([a, b], [c, d])` does with its lists. Files, bytes, Pillow images and integer arrays are resized by
+        Pillow, as `preprocess` does; tensors and float arrays in float32, in the graph, so that gradients reach them.
+        All are in memory at a time: for many files there is `rclip_metric.score_pairs`.
+
+        Args:
+            images: A path, bytes, Pillow image or ndarray (H, W, 3), or a list of these and of tensors (3, H, W) in
+                `value_range` or uint8.
+
+        Returns:
+            (N, 3, S, S) in `value_range`, on the metric's device.
+
+        Raises:
+            ImageError: The list is empty, or an image cannot be read.
+
+        Example:
+            >>> from PIL import Image
+            >>> metric = RobustPerceptualDistance("tiny")
+            >>> metric.gather([Image.new("RGB", (80, 60)), torch.rand(3, 50, 70)]).shape
+            torch.Size([2, 3, 64, 64])
+        """
+        several = images if isinstance(images, list | tuple) else [images]
+        if not several:
+            raise ImageError("got an empty list, expected one image or more")
+        batch = torch.cat([self._one(image) for image in several])
+        low, high = self.value_range
+        return batch if (low, high) == (0.0, 1.0) else batch * (high - low) + low
+
+    def _one(self, image: ImageSource | Tensor) -> Tensor:
+        """Read one image, (1, 3, S, S) in [0, 1]."""
+        if isinstance(image, Tensor):
+            batch = as_batch(image, self.value_range, self.check_range, self.out_of_range)
+            if len(batch) != 1:
+                raise ImageError(f"got a batch {tuple(image.shape)} in a list, expected an image (3, H, W)")
+        elif getattr(getattr(image, "dtype", None), "kind", None) == "f":
+            batch = load_image(image, self.out_of_range)[None]
+        else:
+            return self._encoder.preprocess(image)[None].to(self.device)
+        return resize_images(batch.to(self.device), self._encoder.preprocessing, self._encoder.resize)
+
+    def _read(self, images: Images) -> Tensor:
         """Check and bring to float (N, 3, H, W) in [0, 1]."""
+        if not isinstance(images, Tensor):
+            images = self.gather(images)
         batch = as_batch(images, self.value_range, self.check_range, self.out_of_range)
         if batch.device != self.device:
             raise ValueError(
@@ -380,15 +429,16 @@ class RobustPerceptualDistance(nn.Module):
         # Equal images have to meet equal kernels, whatever memory layout they came in.
         return batch.contiguous()
 
-    def _pair(self, x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pair(self, x: Images, y: Images, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check the images of pairs, and lay the mask over both."""
-        x, y = self._read(x), self._read(y)
-        _check_pairing(x=x.shape[0], y=y.shape[0])
+        one, other = self._read(x), self._read(y)
+        _check_pairing(x=one.shape[0], y=other.shape[0])
         if mask is None:
-            return x, y
-        if x.shape[2:] != y.shape[2:]:
-            raise ValueError(f"with a mask images must have one size, got {_size(x)} and {_size(y)} (height x width)")
-        return masked(x, mask), masked(y, mask)
+            return one, other
+        if one.shape[2:] != other.shape[2:]:
+            sizes = f"{_size(one)} and {_size(other)}"
+            raise ValueError(f"with a mask images must have one size, got {sizes} (height x width)")
+        return masked(one, mask), masked(other, mask)
 
     def _unit(self, images: Tensor) -> Tensor:
         """Embed (N, 3, H, W) as (N, D); the graph is kept only for images that require grad."""
@@ -576,7 +626,7 @@ def _comes_first(one: Tensor, other: Tensor) -> bool:
     """Order batches that may go through one pass: by shape, then by the first pixel that differs."""
     if _is_traced(one, other) or _differentiated(one, other):
         return False
-    if one.shape != other.shape:
+    if one.shape != other.shape or not one.numel():
         return tuple(one.shape) < tuple(other.shape)
     at = (one != other).flatten().byte().argmax()
     return bool(one.flatten()[at] < other.flatten()[at])

@@ -26,7 +26,7 @@ METRIC = (
     ("metric",),
     ("detectors",),
     ("compare", "compat", "onnx_export", "retrieval", "torchmetric"),
-    ("filtering",),
+    ("filtering", "scoring"),
     ("cli",),
 )
 TRAIN = (

@@ -9,8 +9,11 @@ from rclip_metric.retrieval.embeddings import (
     Pairing,
     Summary,
     decoders,
+    digest_of,
     distances,
+    embed_pixels,
     identity,
+    images_of,
     pair_by_name,
     read_ahead,
     settings,
@@ -20,7 +23,7 @@ from rclip_metric.retrieval.identity import identity_of, model_of
 from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
-from rclip_metric.retrieval.pairs import all_pairs, nearest_others, pairs_below
+from rclip_metric.retrieval.pairs import all_pairs, chosen_pairs, nearest_others, pairs_below
 from rclip_metric.retrieval.rows import Hits, Update
 from rclip_metric.retrieval.second_look import Order, believed_order, search_again
 from rclip_metric.retrieval.storage import Approximation, Row, SearchableStorage, is_index, open_storage
@@ -45,11 +48,15 @@ __all__ = [
     "Verdict",
     "all_pairs",
     "believed_order",
+    "chosen_pairs",
     "decoders",
+    "digest_of",
     "distances",
+    "embed_pixels",
     "find_duplicates",
     "identity",
     "identity_of",
+    "images_of",
     "is_index",
     "model_of",
     "nearest",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rclip_metric.distance import distance_between
 from rclip_metric.errors import CheckpointError
-from rclip_metric.images.reading import list_images
+from rclip_metric.images.reading import list_images, list_images_below
 from rclip_metric.metric import RobustPerceptualDistance
 
 if TYPE_CHECKING:
@@ -48,11 +48,36 @@ class Pairing:
     unpaired: list[Path]
 
 
-def pair_by_name(a: Path, b: Path) -> Pairing:
+def images_of(folder: Path, recursive: bool = False) -> dict[str, Path]:
+    """List the images of a folder by their names; those in folders below it by the path from there, as `dogs/1.png`.
+
+    Raises:
+        ImageError: A folder cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("1.png", "dogs/1.png"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()
+        ...     list(images_of(Path(folder))), list(images_of(Path(folder), recursive=True))
+        (['1.png'], ['1.png', 'dogs/1.png'])
+    """
+    if not recursive:
+        return {path.name: path for path in list_images(folder)}
+    return {path.relative_to(folder).as_posix(): path for path in list_images_below(folder)}
+
+
+def pair_by_name(a: Path, b: Path, recursive: bool = False) -> Pairing:
     """Pair the images of two folders: the same file name, or else the same name with another suffix.
 
     The second rule is for copies in another format (`x.png`, `x.jpg`) and holds where only one image of each
     folder is left that could be meant.
+
+    Args:
+        a: A folder.
+        b: The other one.
+        recursive: Take the images in folders below them too; their names then are the paths from a and b on.
 
     Raises:
         ImageError: A folder cannot be listed.
@@ -67,26 +92,25 @@ def pair_by_name(a: Path, b: Path) -> Pairing:
         >>> [(one.name, other.name) for one, other in found.pairs], [path.name for path in found.unpaired]
         ([('1.png', '1.jpg')], ['2.png', '3.png'])
     """
-    left = {path.name: path for path in list_images(a)}
-    right = {path.name: path for path in list_images(b)}
-    partners = {name: right[name] for name in left if name in right}
-    by_stem = _by_stem(path for name, path in right.items() if name not in partners)
-    for stem, paths in _by_stem(path for name, path in left.items() if name not in partners).items():
+    left, right = images_of(a, recursive), images_of(b, recursive)
+    partners = {name: name for name in left if name in right}
+    by_stem = _by_stem(name for name in right if name not in partners)
+    for stem, names in _by_stem(name for name in left if name not in partners).items():
         others = by_stem.get(stem, [])
-        if len(paths) == len(others) == 1:
-            partners[paths[0].name] = others[0]
-    taken = {path.name for path in partners.values()}
+        if len(names) == len(others) == 1:
+            partners[names[0]] = others[0]
+    taken = set(partners.values())
     return Pairing(
-        pairs=[(path, partners[name]) for name, path in left.items() if name in partners],
+        pairs=[(path, right[partners[name]]) for name, path in left.items() if name in partners],
         unpaired=[path for name, path in left.items() if name not in partners]
         + [path for name, path in right.items() if name not in taken],
     )
 
 
-def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        found.setdefault(path.stem, []).append(path)
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(os.path.splitext(name)[0], []).append(name)
     return found
 
 
@@ -246,22 +270,44 @@ class FileEmbeddings:
 
     def _read(self, named: tuple[str, Path]) -> tuple[bytes, Tensor]:
         pixels = self._metric.preprocess(named[1])  # (3, S, S)
-        return hashlib.sha256(pixels.numpy().data).digest(), pixels  # in hardware on most processors
+        return digest_of(pixels), pixels
 
     def _embed(self, batch: dict[bytes, Tensor], waiting: list[tuple[str, bytes]]) -> None:
         if batch:
-            with torch.inference_mode():
-                pixels = torch.stack(list(batch.values())).to(self._metric.device)
-                embeddings = self._metric.embed(pixels)  # (N, D)
-                if not embeddings.isfinite().all():
-                    raise CheckpointError(
-                        f"{_name(self._metric)} gives embeddings that are not finite: "
-                        "the weights are damaged, or their dtype is too small for them."
-                    )
-            self._by_pixels.update(zip(batch, embeddings, strict=True))
+            self._by_pixels.update(zip(batch, embed_pixels(self._metric, list(batch.values())), strict=True))
         self._found.update((key, self._by_pixels[digest]) for key, digest in waiting)
         batch.clear()
         waiting.clear()
+
+
+def digest_of(pixels: Tensor) -> bytes:
+    """Tell images (3, S, S) from each other by their pixels.
+
+    Example:
+        >>> digest_of(torch.zeros(3, 2, 2)) == digest_of(torch.ones(3, 2, 2))
+        False
+    """
+    return hashlib.sha256(pixels.numpy().data).digest()  # in hardware on most processors
+
+
+def embed_pixels(metric: Embedder, images: Sequence[Tensor]) -> Tensor:
+    """Embed images (3, S, S) in one batch, (N, D) on the metric's device.
+
+    Raises:
+        CheckpointError: The model's numbers are not finite.
+
+    Example:
+        >>> embed_pixels(RobustPerceptualDistance("tiny"), [torch.zeros(3, 64, 64)]).shape
+        torch.Size([1, 128])
+    """
+    with torch.inference_mode():
+        embeddings = metric.embed(torch.stack(list(images)).to(metric.device))
+        if not embeddings.isfinite().all():
+            raise CheckpointError(
+                f"{_name(metric)} gives embeddings that are not finite: "
+                "the weights are damaged, or their dtype is too small for them."
+            )
+    return embeddings
 
 
 def _name(metric: Embedder) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,3 +99,33 @@ def nearest_others(units: Tensor, k: int, squared: bool = False) -> Iterator[tup
         for i, (distances, rows) in enumerate(zip(*(part.cpu() for part in found), strict=True), start):
             others = rows != i
             yield i, rows[others][:k], distances[others][:k]
+
+
+def chosen_pairs(
+    units: Tensor, squared: bool = False, *, top: int | None = None, below: float | None = None
+) -> Iterator[tuple[int, Sequence[int], np.ndarray[Any, np.dtype[np.float32]]]]:
+    """Yield for each i the others (P,) that it is paired with, and their distances (P,).
+
+    Args:
+        units: (N, D) of unit length.
+        squared: Yield squared distances.
+        top: Of each the K nearest of all others, nearest first; else each pair once, as it comes.
+        below: Only pairs that are nearer than that.
+
+    Example:
+        >>> alike = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
+        >>> [(i, list(others)) for i, others, _ in chosen_pairs(alike)]
+        [(0, [1, 2]), (1, [2]), (2, [])]
+        >>> [(i, list(others)) for i, others, _ in chosen_pairs(alike, top=1)]
+        [(0, [2]), (1, [2]), (2, [0])]
+    """
+    if top:
+        for i, others, distances in nearest_others(units, top, squared):
+            near = distances < below if below else slice(None)  # nearest first
+            yield i, others[near].tolist(), distances[near].numpy()
+    elif below:
+        for i, others, distances in pairs_below(units, below, squared):
+            yield i, others.tolist(), distances.numpy()
+    else:
+        for i, row in all_pairs(units, squared):
+            yield i, range(i + 1, len(units)), row.numpy()
