@@ -59,10 +59,10 @@ class RobustPerceptualDistance(nn.Module):
 
     Images are float (N, 3, H, W) RGB in [0, 1], of any height and width; x and y may differ in size, and a batch of
     one is compared with every image of the other batch. (3, H, W) and gray images count as a batch of one and as RGB,
-    uint8 is scaled, and `value_range` names any other convention. Paths, Pillow images, arrays, and lists of them and of
-    tensors of any size, are read as `gather` does. Results are float32 (N,): 0 for identical images, at most sqrt(2);
-    lower is more alike. Symmetric, and the triangle inequality holds. A score does not depend on the other images of its
-    batch beyond float rounding.
+    uint8 is scaled, and `value_range` names any other convention. Paths, Pillow images, arrays, and lists of them and
+    of tensors of any size are read as `gather` does. Results are float32 (N,): 0 for identical images, at most sqrt(2);
+    lower is more alike. Symmetric, and the triangle inequality holds. A score does not depend on the other images of
+    its batch beyond float rounding.
 
     Gradients reach the images that require them and never the encoder's weights: the encoder is frozen, always in
     eval mode and no registered submodule, so that a parent's `train()`, `requires_grad_(True)`, optimizer and

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclip_metric.cli import filter as filtering
-from rclip_metric.cli import pairs, search
+from rclip_metric.cli import search, tables
 from rclip_metric.cli.about import ShowVersion, add_version
 from rclip_metric.cli.completion import add_completion
 from rclip_metric.cli.diff import diff
@@ -56,7 +56,9 @@ The distance between two images, or between the images of two folders that have 
 the same suffix, or with another one where that is unambiguous), or between all images of one folder.
 
 Two files give one line. Folders give JSON lines: one per pair, and a summary last, which also names
-the files that were skipped or have no partner. Subfolders and hidden files are left out.
+the files that were skipped or have no partner. Hidden files are left out, and subfolders unless
+--recursive is given: then images are paired and named by their paths from the folder on. With --top the
+summary is still that of all pairs.
 
 All pairs begin with a line that holds the model and its settings, so that each pair is three values. In a
 file they can be a table or a matrix too; FILE.json then has the names of the images, the model and the
@@ -64,7 +66,7 @@ summary. Memory does not grow with the pairs, and a file is there as a whole or 
 """
 _RANK_HELP = """\
 Candidates by their distance to the reference, nearest first. A candidate that is a folder stands for
-the images in it.
+the images in it. The reference is not ranked against itself, unless --with-query is given.
 """
 _DIFF_HELP = """\
 Where two images differ: the distance, the place of the largest difference and, with --out, a map over
@@ -227,7 +229,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     )
     scored.add_argument("paths", nargs="+", metavar="PATH", help="two files, two folders, or one folder")
     scored.add_argument("--all-pairs", action="store_true", help="every pair of images in one folder")
-    pairs.add_options(scored, _positive, _distance)
+    tables.add_options(scored, _positive, _distance)
     scored.add_argument("--html", metavar="FILE", help="write a page: pairs, the largest distance first, with maps")
     scored.set_defaults(command=score)
 
@@ -236,6 +238,9 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     )
     ranked.add_argument("reference", help="an image")
     ranked.add_argument("candidates", nargs="+", metavar="candidate", help="an image, or a folder of images")
+    ranked.add_argument("--top", type=_positive, metavar="K", help="only the K nearest")
+    ranked.add_argument("--recursive", action="store_true", help="images in folders below as well")
+    ranked.add_argument("--with-query", action="store_true", help="rank the reference too, where it is a candidate")
     _add_sheet(ranked)
     _add_second_look(ranked)
     ranked.set_defaults(command=rank)

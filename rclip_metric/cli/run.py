@@ -117,6 +117,11 @@ class Run:
         return bool(self._args.json)
 
     @property
+    def workers(self) -> int | None:
+        """How many threads read files, if that was said."""
+        return None if self._args.workers is None else int(self._args.workers)
+
+    @property
     def label(self) -> str:
         """Model, revision and what the number is, for people."""
         model = f"{self.identity['model']}@{_short(self.identity['revision'])}"
@@ -157,14 +162,14 @@ class Run:
                 batch_size=self.batch_size,
                 on_skip=self.skip,
                 on_done=bar.advance,
-                workers=self._args.workers,
+                workers=self.workers,
             ) as embeddings,
         ):
             bar.start(len(embeddings))
             self.remark_domain(files)
             yield embeddings
 
-    def skip(self, file: Path, reason: str) -> None:
+    def skip(self, file: Path | str, reason: str) -> None:
         """Name a file that cannot be read, and count it."""
         self.skipped.append({"file": str(file), "reason": reason})
         where = "" if str(file) in reason else f"{file}: "
@@ -196,12 +201,14 @@ class Run:
         if len(files) > 20 and not self._args.quiet:
             self._say(f"{what}: {len(files) - 20} more, all of them named in the summary")
 
-    def remark_left_out(self, folder: Path) -> int:
+    def remark_left_out(self, folder: Path, images: Iterable[Path], recursive: bool = False) -> int:
         """Count the files in a folder that are not images by their names, and say so on stderr."""
-        from rclip_metric.images.reading import list_images
-
-        known = set(list_images(folder))
-        count = sum(path not in known and not path.name.startswith(".") and path.is_file() for path in folder.iterdir())
+        known = set(images)
+        count = 0
+        for place, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+            paths = (Path(place, name) for name in names if not name.startswith("."))
+            count += sum(path not in known and path.is_file() for path in paths)
         if count:
             self.remark(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
         return count

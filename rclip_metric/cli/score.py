@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from heapq import nlargest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rclip_metric.cli.pairs import score_all_pairs
 from rclip_metric.cli.run import Run, UsageError, check_target, number
+from rclip_metric.cli.tables import target_of, written
 from rclip_metric.printing import say
+
+if TYPE_CHECKING:
+    from rclip_metric.scoring import ScoredPair
 
 
 def score(args: argparse.Namespace) -> int:
@@ -25,8 +32,6 @@ def score(args: argparse.Namespace) -> int:
         raise UsageError("--html shows the pairs of two folders, not all pairs of one: use search or duplicates")
     if args.all_pairs:
         return score_all_pairs(args, paths[0])
-    if args.format or args.below or args.top or args.output:
-        raise UsageError("--format, --below, --top and --output go with --all-pairs")
     if all(path.is_dir() for path in paths):
         return _score_folders(args, *paths)
     if any(path.is_dir() for path in paths):
@@ -34,57 +39,87 @@ def score(args: argparse.Namespace) -> int:
             f"{paths[0]} and {paths[1]} are a folder and a file: pass two of a kind, or use rank for "
             "one image against a folder"
         )
+    if args.format or args.below or args.top or args.output or args.recursive:
+        raise UsageError("--format, --csv, --output, --below, --top and --recursive go with folders")
     return _score_files(args, *paths)
 
 
 def _score_files(args: argparse.Namespace, a: Path, b: Path) -> int:
     check_target(args.html, [a, b], html=True)
-    from rclip_metric.retrieval import distances
-
     run = Run(args)
-    with run.embeddings([a, b]) as embeddings:
-        u, v = embeddings[a], embeddings[b]
-    if u is None or v is None:
+    rows = list(_scored(run, [(a, b)]))
+    if not rows:
         return 2
-    distance = distances(u, v[None], args.squared)[0]
+    [row] = rows
     if args.json:
-        say(json.dumps({**_pair(a, b, distance), **run.identity, "settings": run.settings}))
+        say(json.dumps({**row.to_dict(), **run.identity, "settings": run.settings}))
     else:
-        say(f"{number(distance)}  {run.label}")
+        say(f"{number(row.distance)}  {run.label}")
     if args.html:
-        _write_pairs(args.html, [(distance, str(a), str(b))], run)
+        _write_pairs(args.html, rows, run)
     return 0
 
 
 def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
-    from rclip_metric.retrieval import Summary, distances, pair_by_name
+    import numpy as np
 
-    pairing = pair_by_name(a, b)
+    from rclip_metric.retrieval import Summary, images_of, pair_by_name
+
+    pairing = pair_by_name(a, b, args.recursive)
     if not pairing.pairs:
         raise UsageError(f"no image in {a} has the name of one in {b}")
     files = [path for pair in pairing.pairs for path in pair]
     check_target(args.html, files, html=True)
+    target = target_of(args, files, matrix=False)
     run = Run(args)
     run.remark_files("without a partner", pairing.unpaired)
-    left_out = run.remark_left_out(a) + run.remark_left_out(b)
+    left_out = sum(
+        run.remark_left_out(folder, images_of(folder, args.recursive).values(), args.recursive) for folder in (a, b)
+    )
     summary = Summary()
-    identity = json.dumps(run.identity)[1:]
-    scored: list[tuple[float, str, str]] = []
-    with run.embeddings(files, progress=not sys.stdout.isatty()) as embeddings:  # on a terminal, the lines are it
-        for x, y in pairing.pairs:
-            u, v = embeddings[x], embeddings[y]
-            if u is None or v is None:
-                continue
-            distance = distances(u, v[None], args.squared)[0]
-            summary.add(distance, str(x), str(y))
-            say(f"{json.dumps(_pair(x, y, distance))[:-1]}, {identity}")
+    names = [str(file) for file in files]
+    places = {name: place for place, name in enumerate(names)}
+    scored: list[ScoredPair] = []
+
+    def counted() -> Iterator[ScoredPair]:
+        # On a terminal, lines are all the progress that it takes.
+        bar = bool(args.top or target.output) or not sys.stdout.isatty()
+        for row in _scored(run, pairing.pairs, progress=bar):
+            if not args.below or row.distance < args.below:
+                summary.add(row.distance, row.a, row.b)
+                yield row
+
+    about = {"folders": [str(a), str(b)], "below": args.below, "top": args.top}
+    with written(target, names, f", {json.dumps(run.identity)[1:]}") as table:
+        rows = counted() if args.top is None else nlargest(args.top, counted(), key=lambda row: row.distance)
+        for row in rows:
+            table.write(places[row.a], [places[row.b]], np.array([row.distance], dtype=np.float32))
             if args.html:
-                scored.append((distance, str(x), str(y)))
-    unpaired = [str(path) for path in pairing.unpaired]
-    code = run.finish(summary, run.record(summary, unpaired=unpaired, left_out=left_out))
+                scored.append(row)
+        record = run.record(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
+        table.finish(about, record)
+    code = run.finish(summary, None if target.is_text_alone else record)
     if args.html:
         _write_pairs(args.html, scored, run)
     return code
+
+
+def _scored(run: Run, pairs: Sequence[tuple[Path, Path]], progress: bool = True) -> Iterator[ScoredPair]:
+    """Compute as `score_pairs` does, with a progress bar; what cannot be read is named and counted."""
+    from rclip_metric.scoring import score_pairs
+
+    files = list(dict.fromkeys(file for pair in pairs for file in pair))
+    with run.working(progress) as bar:
+        bar.start(len({os.path.realpath(file) for file in files}))
+        run.remark_domain(files)
+        yield from score_pairs(
+            pairs,
+            run.metric,
+            batch_size=run.batch_size,
+            workers=run.workers,
+            on_skip=run.skip,
+            on_done=bar.advance,
+        )
 
 
 def rank(args: argparse.Namespace) -> int:
@@ -94,19 +129,24 @@ def rank(args: argparse.Namespace) -> int:
         raise UsageError(f"{reference} is {'a folder' if reference.is_dir() else 'no file'}, expected an image")
     import torch
 
-    from rclip_metric.images.reading import list_images
-    from rclip_metric.retrieval import believed_order, nearest, significant
+    from rclip_metric.retrieval import believed_order, images_of, nearest, significant
 
-    candidates: list[Path] = []
+    given: list[Path] = []
     for path in map(Path, args.candidates):
-        candidates += list_images(path) if path.is_dir() else [path]
-    candidates = list(dict.fromkeys(candidates))
-    if not candidates:
+        given += images_of(path, args.recursive).values() if path.is_dir() else [path]
+    given = list(dict.fromkeys(given))
+    if not given:
         raise UsageError(f"there are no images in {', '.join(args.candidates)}")
+    itself = [path for path in given if not args.with_query and _is_same(path, reference)]
+    candidates = [path for path in given if path not in itself]
+    if not candidates:
+        raise UsageError(f"{itself[0]} is the reference itself, and nothing else is to be ranked: add --with-query")
     if args.maps and not args.sheet:
         raise UsageError("--maps lays maps over pictures: say where to, with --sheet FILE")
     check_target(args.sheet, [reference, *candidates])
     run = Run(args)
+    for path in itself:
+        run.remark(f"{path} is the reference itself and left out of its ranking; --with-query keeps it")
     with run.embeddings([reference, *candidates]) as embeddings:
         u = embeddings[reference]
         if u is None:
@@ -123,6 +163,7 @@ def rank(args: argparse.Namespace) -> int:
                 reference,
                 [Path(name) for name in names],
                 distances,
+                min(args.top or len(found), len(found)),
                 batch_size=run.batch_size,
                 on_skip=run.skip,
             )
@@ -133,7 +174,8 @@ def rank(args: argparse.Namespace) -> int:
             {"rank": place, "candidate": name, "distance": significant(distance)}
             for place, (name, distance) in enumerate(ranking, start=1)
         ]
-        record = {"reference": str(reference), "ranking": ranked, "skipped": run.skipped}
+        record = {"reference": str(reference), "ranking": ranked, "left_out": [str(path) for path in itself]}
+        record["skipped"] = run.skipped
         say(json.dumps({**record, **run.identity, "settings": run.settings}))
     else:
         say(f"nearest to {reference}  {run.label}")
@@ -144,10 +186,8 @@ def rank(args: argparse.Namespace) -> int:
     return 2 if run.skipped else 0
 
 
-def _pair(a: Path, b: Path, distance: float) -> dict[str, Any]:
-    from rclip_metric.retrieval import significant
-
-    return {"a": str(a), "b": str(b), "distance": significant(distance)}
+def _is_same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _write_ranking(args: argparse.Namespace, reference: str, ranking: list[tuple[str, float]], run: Run) -> None:
@@ -163,16 +203,16 @@ def _write_ranking(args: argparse.Namespace, reference: str, ranking: list[tuple
     show_pictures(args.sheet, "Ranked by distance, nearest first", groups, run, maps=args.maps)
 
 
-def _write_pairs(path: str, scored: list[tuple[float, str, str]], run: Run) -> None:
+def _write_pairs(path: str, scored: Sequence[ScoredPair], run: Run) -> None:
     from rclip_metric.cli.gallery import Group, Tile
     from rclip_metric.cli.sheet import show_pictures
 
     groups = [
         Group(
-            f"{number(distance)}  {Path(a).name}",
-            [Tile(a, "A", path=a), Tile(b, "B", path=b)],
+            f"{number(row.distance)}  {Path(row.a).name}",
+            [Tile(row.a, "A", path=row.a), Tile(row.b, "B", path=row.b)],
             alike=True,
         )
-        for distance, a, b in sorted(scored, key=lambda pair: -pair[0])
+        for row in sorted(scored, key=lambda row: -row.distance)
     ]
     show_pictures(path, f"{len(groups)} pairs, the largest distance first", groups, run, maps=True)

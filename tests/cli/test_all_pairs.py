@@ -142,6 +142,7 @@ def test_refused_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_they_go_with_all_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["score", str(folder), str(folder), "--top", "3"]) == 2
-    assert "go with --all-pairs" in capsys.readouterr().err
+def test_they_go_with_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(folder / NAMES[0])
+    assert main(["score", image, image, "--top", "3"]) == 2
+    assert "--top and --recursive go with folders" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_a_sheet_shows_candidates_in_order(run, tmp_path, suffix):
                "white": (255,) * 3, "black": (0,) * 3}  # fmt: skip
     files = [scene(tmp_path / "c" / f"{name}.png", name) for name in colours]
     target = tmp_path / f"sheet{suffix}"
-    code, out, _ = run("rank", files[0], tmp_path / "c", "--model", "tiny", "--sheet", target)
+    code, out, _ = run("rank", files[0], tmp_path / "c", "--with-query", "--model", "tiny", "--sheet", target)
     ranked = [Path(line.split()[-1]).stem for line in out.splitlines()[1:]]
     assert code == 0 and ranked[0] == "red" and len(ranked) == 7
     with Image.open(target) as opened:
@@ -179,7 +179,7 @@ def test_search_writes_page_and_sheet(folders, run, tmp_path):
 def test_names_do_what_names_do(run, tmp_path):
     hostile = scene(tmp_path / "b" / "<b>&\x1b[31m.png", "red")
     for target in (tmp_path / "sheet.html", tmp_path / "sheet.png"):
-        code, _, _ = run("rank", hostile, hostile, "--model", "tiny", "--sheet", target, "--maps")
+        code, _, _ = run("rank", hostile, hostile, "--with-query", "--model", "tiny", "--sheet", target, "--maps")
         assert code == 0
     text = (tmp_path / "sheet.html").read_text()
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
@@ -190,7 +190,7 @@ def test_names_do_what_names_do(run, tmp_path):
 def test_what_is_too_much_is_left_out_and_counted(run, tmp_path, monkeypatch):
     for seed in range(6):
         save_noise(tmp_path / "c" / f"{seed}.png", seed, (64, 64))
-    words = ("rank", tmp_path / "c" / "0.png", tmp_path / "c", "--model", "tiny", "--maps", "--sheet")
+    words = ("rank", tmp_path / "c" / "0.png", tmp_path / "c", "--with-query", "--model", "tiny", "--maps", "--sheet")
     monkeypatch.setattr(gallery, "LARGEST", 10_000)
     code, out, err = run(*words, tmp_path / "sheet.html")
     page = Page((tmp_path / "sheet.html").read_text())
