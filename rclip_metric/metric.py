@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -397,7 +397,8 @@ class RobustPerceptualDistance(nn.Module):
             >>> metric.gather([Image.new("RGB", (80, 60)), torch.rand(3, 50, 70)]).shape
             torch.Size([2, 3, 64, 64])
         """
-        several = images if isinstance(images, list | tuple) else [images]
+        several: Sequence[ImageSource | Tensor]
+        several = images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
         if not several:
             raise ImageError("got an empty list, expected one image or more")
         batch = torch.cat([self._one(image) for image in several])

@@ -199,7 +199,7 @@ def score_all(
         ...     for colour in ("red", "maroon", "blue"):
         ...         Image.new("RGB", (80, 60), colour).save(f"{folder}/{colour}.png")
         ...     [(row.a, row.b) for row in score_all(folder, "tiny", top=1)]
-        [('blue.png', 'maroon.png'), ('maroon.png', 'red.png'), ('red.png', 'maroon.png')]
+        [('blue.png', 'red.png'), ('maroon.png', 'red.png'), ('red.png', 'maroon.png')]
     """
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
@@ -336,9 +336,10 @@ class _Stream:
         if not found:
             return []
         with torch.inference_mode():
-            one, other = (torch.stack([self._units[pair[side]] for pair in found]) for side in (2, 3))
+            one = torch.stack([self._units[digest] for _, _, digest, _ in found])
+            other = torch.stack([self._units[digest] for _, _, _, digest in found])
             distances = distance_between(one, other, self._metric.squared).tolist()
-        return [ScoredPair(a.name, b.name, distance) for (a, b, *_), distance in zip(found, distances, strict=True)]
+        return [ScoredPair(a.name, b.name, distance) for (a, b, _, _), distance in zip(found, distances, strict=True)]
 
     def _forget(self, window: Sequence[tuple[_Image, _Image]]) -> None:
         """Keep no more embeddings than fit, and then those that the next window needs."""

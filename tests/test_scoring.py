@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,14 @@ def test_pairs_come_in_order_with_their_distances(
 def test_images_of_every_kind_have_the_distances_of_score(folder: Path) -> None:
     path = folder / "0.png"
     array = np.asarray(Image.open(folder / "1.png"))
-    kinds = [str(path), path.read_bytes(), Image.open(path), array, array.astype(np.float32) / 255, load_image(path)]
+    kinds: list[Any] = [
+        str(path),
+        path.read_bytes(),
+        Image.open(path),
+        array,
+        array.astype(np.float32) / 255,
+        load_image(path),
+    ]
     pairs = list(itertools.combinations(kinds, 2))
     rows = list(score_pairs(pairs, "tiny", batch_size=4))
     for row, (a, b) in zip(rows, pairs, strict=True):
@@ -108,17 +116,26 @@ def test_no_more_embeddings_are_kept_than_fit(
 
 
 def test_what_cannot_be_read_is_an_error_or_left_out(metric: RobustPerceptualDistance, folder: Path) -> None:
-    pairs = [(folder / "0.png", b"broken"), (folder / "0.png", folder / "1.png"), ("gone.png", folder / "1.png")]
+    pairs: list[tuple[Any, Any]] = [
+        (folder / "0.png", b"broken"),
+        (folder / "0.png", folder / "1.png"),
+        ("gone.png", folder / "1.png"),
+    ]
     with pytest.raises(ImageError, match=r"^pairs\[0\]\[1\]: .*not an image"):
         list(score_pairs(pairs, metric))
     skipped: list[tuple[str, str]] = []
     done: list[int] = []
-    rows = list(score_pairs(pairs, metric, on_skip=lambda *what: skipped.append(what), on_done=lambda: done.append(1)))
+    rows = list(
+        score_pairs(
+            pairs, metric, on_skip=lambda name, why: skipped.append((name, why)), on_done=lambda: done.append(1)
+        )
+    )
     assert [(Path(row.a).name, Path(row.b).name) for row in rows] == [("0.png", "1.png")]
     assert [name for name, _ in skipped] == ["pairs[0][1]", "gone.png"] and len(done) == 4
-    for wrong, told in (("ab", "got str"), ([1, 2, 3], "got 3 of them"), (7, "got int")):
+    refused: list[tuple[Any, str]] = [("ab", "got str"), ([1, 2, 3], "got 3 of them"), (7, "got int")]
+    for wrong, told in refused:
         with pytest.raises(ImageError, match=rf"pairs\[0\] must be two images, {told}"):
-            list(score_pairs([wrong], metric))  # type: ignore[list-item]
+            list(score_pairs([wrong], metric))
     with pytest.raises(ValueError, match="batch_size"):
         score_pairs(pairs, metric, batch_size=0)
 
@@ -154,9 +171,10 @@ def test_all_pairs_of_a_folder(metric: RobustPerceptualDistance, folder: Path) -
     assert nearest == [min((pair for pair in both if pair[0] == name), key=both.__getitem__) for name in NAMES]
     with pytest.raises(ImageError, match="has 1 images"):
         score_all(folder / "deep", metric)
-    for wrong in ({"top": 0}, {"below": 0.0}):
+    refused: list[dict[str, Any]] = [{"top": 0}, {"below": 0.0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
-            score_all(folder, metric, **wrong)  # type: ignore[arg-type]
+            score_all(folder, metric, **wrong)
 
 
 def test_a_row_is_frozen_and_made_for_json() -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,9 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
 
     about = {"folders": [str(a), str(b)], "below": args.below, "top": args.top}
     with written(target, names, f", {json.dumps(run.identity)[1:]}") as table:
-        rows = counted() if args.top is None else nlargest(args.top, counted(), key=lambda row: row.distance)
+        rows: Iterable[ScoredPair] = counted()
+        if args.top is not None:
+            rows = nlargest(args.top, rows, key=lambda row: row.distance)
         for row in rows:
             table.write(places[row.a], [places[row.b]], np.array([row.distance], dtype=np.float32))
             if args.html:
