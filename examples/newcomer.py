@@ -99,8 +99,8 @@ def follow(folder: Path, installed: str | None) -> dict[str, Any]:
     readme = (home / "README.md").read_text(encoding="utf-8")
     shell, shown = block(readme, "Two commands", "sh")
     lines, printed = [line for line in shell.splitlines() if line], ""
-    for order, line in zip(("first command", "second command"), lines, strict=True):
-        steps[order], output = run(["sh", "-c", line], home, environment)
+    for step, line in zip(("first command", "second command"), lines, strict=True):
+        steps[step], output = run(["sh", "-c", line], home, environment)
         printed += output
     steps["first command again"], _ = run(["sh", "-c", lines[0]], home, environment)
     python, said = block(readme, "Six lines of Python", "python")

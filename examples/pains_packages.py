@@ -205,8 +205,8 @@ DREAMSIM = Package(
 
 
 def _torchmetrics(loss: bool = False, **settings: Any) -> Any:
-    module = importlib.import_module("torchmetrics.image.lpip")
-    functional = importlib.import_module("torchmetrics.functional.image.lpips")
+    module: Any = importlib.import_module("torchmetrics.image.lpip")
+    functional: Any = importlib.import_module("torchmetrics.functional.image.lpips")
     plain, module._NoTrainLpips = module._NoTrainLpips, functools.partial(functional._NoTrainLpips, pnet_rand=True)
     try:
         return module.LearnedPerceptualImagePatchSimilarity(net_type="alex", reduction="none", **settings)

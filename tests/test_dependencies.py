@@ -99,7 +99,7 @@ def recipe() -> Any:
 def test_the_recipe_for_conda_says_what_pyproject_says(recipe: Any) -> None:
     stated = project()
     assert (recipe["package"]["name"], recipe["package"]["version"]) == (stated["name"], rclip_metric.__version__)
-    expected = {
+    expected: dict[str, str] = {
         canonicalize_name(ON_CONDA_FORGE.get(name, name)): str(found.specifier)
         for name, found in declared(stated["dependencies"]).items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclip_metric.errors import MissingPackageError
@@ -60,14 +60,14 @@ def _completion(
         commands["train"].add_argument("task", choices=[name for group in tasks for name in group])
         _mark(parser, shtab.FILE)
         names = " ".join(model_names())
-        preamble = {shell: text.format(names=names) for shell, text in _PREAMBLE.items()}
+        preamble: Any = {shell: text.format(names=names) for shell, text in _PREAMBLE.items()}
         show(f"{shtab.complete(parser, shell=args.shell, preamble=preamble)}\n")
         return 0
 
     return run
 
 
-def _mark(parser: argparse.ArgumentParser, files: dict[str, str]) -> None:
+def _mark(parser: argparse.ArgumentParser, files: Mapping[str, str | dict[str, str]]) -> None:
     """Say which arguments are models and which are files, of a parser and of those below it."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
