@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "tiny"
-PAIRS, ROWS = (100, 100_000), (20, 800)  # how many pairs of ten files; how many files all pairs are taken of
+PAIRS, ROWS = (100, 20_000), (20, 300)  # how many pairs of ten files; how many files all pairs are taken of
 
 
 def draw(folder: Path, count: int) -> list[Path]:
