@@ -388,7 +388,9 @@ def pickles(package: Package) -> Finding:
         )
         ran = mark.exists()
     said = said.removeprefix(": ")
-    return (WRONG, "code in a weight file is run") if ran else (outcome, f"code in a weight file is not run: {said}")
+    if ran or outcome == WRONG:
+        return WRONG, "code in a weight file is run" if ran else "taken"
+    return HANDLED, f"code in a weight file is not run: {said}"
 
 
 def devices(package: Package) -> Finding:
@@ -433,7 +435,7 @@ def detector(package: Package) -> Finding:
 
     found: Any = load_detector("opennsfw")
     x = noise(1, 3, 224, 224).requires_grad_()
-    (gradient,) = torch.autograd.grad(found(x).sum(), x)
+    (gradient,) = torch.autograd.grad(found.logits(x).sum(), x)
     tensorflow = "tensorflow" in sys.modules
     return HANDLED if gradient.abs().sum() > 0 and not tensorflow else WRONG, "in torch, with gradients"
 

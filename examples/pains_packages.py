@@ -244,9 +244,13 @@ def _pyiqa(loss: bool = False, **settings: Any) -> Any:
     alexnet = towers.alexnet  # it asks for ImageNet's weights whatever pnet_rand says
     towers.alexnet = lambda **_: alexnet()
     try:
-        return pyiqa.create_metric("lpips", loss_reduction="none", **settings)
+        metric = pyiqa.create_metric("lpips", loss_reduction="none", **settings)
     finally:
         towers.alexnet = alexnet
+    with torch.no_grad():
+        for weight in metric.net.lins.parameters():
+            weight.abs_()  # as the released ones are
+    return metric
 
 
 def _pyiqa_read(path: Path) -> Tensor:
