@@ -545,8 +545,9 @@ torchmetrics and pyiqa have random trunks, DreamSim a random CLIP ViT-B/32 in th
 `tiny`. So whether a layer that is silent somewhere makes a NaN is shown with such a layer, and not counted on
 photographs. The packages are made for different things, and several of these are decisions and no faults: torchmetrics
 takes tensors only, pyiqa wants `as_loss=True` for gradients and then leaves out the check of the range that it has
-otherwise. The NaN gradients that threads tell of LPIPS were looked for and not met in float32. Where a weight file that would run code is refused by
-lpips and torchmetrics, it is by `torch.load` of torch 2.6 and newer. Python {python}, torch {torch}, {system}, no CUDA.
+otherwise. The NaN gradients that threads tell of LPIPS were looked for and not met in float32. It is `torch.load` of
+torch 2.6 and newer by which lpips refuses a weight file that would run code.
+Python {python}, torch {torch}, {system}, no CUDA.
 """
 
 
