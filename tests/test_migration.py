@@ -130,7 +130,8 @@ def test_torchmetrics_own_cell(torchmetrics: Any) -> None:
     assert running.compute().shape == ()
 
 
-def test_pyiqa_s_own_cell() -> None:
+def test_pyiqa_s_own_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     [cell] = readme_cells("pyiqa")
     pyiqa = needs("pyiqa")
     from pains_packages import PYIQA  # type: ignore[import-not-found]  # beside the scripts of examples/
