@@ -179,14 +179,16 @@ def draw(panels: Sequence[Panel], title: str, top: float | None = None) -> Any:
     Args:
         panels: one or more.
         title: of the figure.
-        top: the end of the axis; None for where the last but one certifies nothing any more.
+        top: the end of the axis; None for the largest radius under attack, or twice what half of the metrics certify
+            something up to, if that is more: a few that reach far would leave the others no room.
 
     Returns:
         The figure, of matplotlib.
     """
     if top is None:
-        ends = sorted(panel.reach for panel in panels if panel.reach > 0)
-        top = (ends[-2] if len(ends) > 1 else ends[-1] if ends else 1.0) * 1.05
+        ends = [panel.reach for panel in panels if panel.reach > 0]
+        attacked = max((eps for panel in panels for eps in panel.attacks), default=0.0)
+        top = 1.05 * (max(attacked, min(max(ends), 2 * median(ends)) if ends else 0.0) or 1.0)
     across = min(COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(PANEL[0] * across, PANEL[1] * down + 1.0, "constrained")

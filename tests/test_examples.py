@@ -245,7 +245,7 @@ def test_the_figure_of_proof(tmp_path, capsys):
     panels = figure.panels_of(figure.load_results([tmp_path]))
     drawn = figure.draw(panels, "title")
     assert [axes.get_title() for axes in drawn.axes] == ["six", "five", "four", "three", "two", "one"]
-    assert all(axes.get_xlim() == pytest.approx((0, 4.0 * 1.05)) for axes in drawn.axes)
+    assert all(axes.get_xlim() == pytest.approx((0, 4.8 * 1.05)) for axes in drawn.axes)
     assert [line.get_linestyle() for line in drawn.axes[0].lines] == ["-", "--", ":"]
 
 
