@@ -453,8 +453,7 @@ class RobustPerceptualDistance(nn.Module):
         so that the graph holds nothing of the others.
         """
         together = [batch for batch in batches if not _differentiated(batch)]
-        most = self._most_in_one_pass()
-        if len(together) < 2 or sum(map(len, together)) > most or _is_traced(*batches):
+        if _is_traced(*batches) or not self._in_one_pass(*together):
             return [self._unit(batch) for batch in batches]
         if any(batch.shape[2:] != together[0].shape[2:] for batch in together):
             preprocessing, resize = self._encoder.preprocessing, self._encoder.resize
@@ -464,12 +463,14 @@ class RobustPerceptualDistance(nn.Module):
         units = iter(self._unit(joined).split([len(batch) for batch in together]))
         return [self._unit(batch) if _differentiated(batch) else next(units) for batch in batches]
 
-    def _most_in_one_pass(self) -> int:
-        return min(self._encoder.chunk_size or 0, _MOST_IN_ONE_PASS)
+    def _in_one_pass(self, *batches: Tensor) -> bool:
+        """Tell whether batches are small enough to go through the encoder together, before any size is traced."""
+        most = min(self._encoder.chunk_size or 0, _MOST_IN_ONE_PASS)
+        return len(batches) > 1 and not _is_traced(*batches) and sum(map(len, batches)) <= most
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
         # One pass has them in one order, whichever is given first, so that the distance is symmetric to the last bit.
-        if len(x) + len(y) <= self._most_in_one_pass() and _comes_first(y, x):
+        if self._in_one_pass(x, y) and _comes_first(y, x):
             x, y = y, x
         return length(self._difference(x, y, *self._units(x, y)), squared)
 

@@ -195,7 +195,7 @@ def test_rank_and_search_in_bfloat16_have_the_order_of_float32(gallery, capsys):
     for command in (["rank", reference, gallery], ["search", gallery, reference, "-k", 5]):
         expected, _ = ranked(capsys, *command)
         plain, said = ranked(capsys, *command, "--dtype", "bfloat16", "--no-second-look")
-        assert plain != expected and not said
+        assert plain != expected and "in float32" not in said
         found, said = ranked(capsys, *command, "--dtype", "bfloat16")
         assert found == expected and "images again in float32" in said
 
