@@ -315,7 +315,7 @@ def _add_searching(
     )
     searched.add_argument("index", help="an index, or a folder of images, which is embedded for this once")
     searched.add_argument("queries", nargs="+", metavar="QUERY", help="an image")
-    searched.add_argument("-k", type=_positive, default=10, metavar="N", help="how many (default: %(default)s)")
+    searched.add_argument("-k", type=_positive, metavar="N", help="how many (default: 10, or all if there are fewer)")
     searched.add_argument(
         "--approximate", action="store_true", help="look where the nearest are likely to be (see `index approximate`)"
     )

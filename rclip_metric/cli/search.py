@@ -121,7 +121,8 @@ def search(args: argparse.Namespace) -> int:
         units = [(query, u) for query in queries if (u := embeddings[query]) is not None]
     hits: Any = []
     if units:
-        hits = index.search(torch.stack([u for _, u in units]).float(), k=args.k, approximate=args.approximate)
+        k = args.k or min(10, max(1, len(index)))  # of an empty one the index itself says so
+        hits = index.search(torch.stack([u for _, u in units]).float(), k=k, approximate=args.approximate)
         how: dict[str, Any] = {"approximate": args.approximate, "batch_size": run.batch_size, "on_skip": run.skip}
         with run.working():
             again = [search_again(index, *unit, one, **how) for unit, one in zip(units, hits, strict=True)]

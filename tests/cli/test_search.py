@@ -50,6 +50,9 @@ def test_from_a_folder_to_the_nearest_images(folder, model, run, tmp_path):
     assert lines[1].endswith(f"{query}  (class1)")
     assert {line.split("  ")[2] for line in lines[4:]} == {str(folder / "copy.png"), str(folder / "class0" / "0.png")}
 
+    code, out, _ = run("search", index, query)  # without -k the nearest ten, here all five
+    assert code == 0 and len(out.splitlines()) == 6
+
     code, out, _ = run("search", index, query, "-k", 2, "--json")
     record = json.loads(out)
     assert record["query"] == str(query) and [hit["rank"] for hit in record["hits"]] == [1, 2]
