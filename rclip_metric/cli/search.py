@@ -239,7 +239,9 @@ def _print_hits(args: argparse.Namespace, found: Sequence[tuple[str, Hits]], run
         say(f"nearest to {query}  {run.label}")
         for hit in _hits(hits):
             label = f"  ({hit['label']})" if hit["label"] else ""
-            say(f"{hit['rank']:{len(str(args.k))}}  {number(hit['distance'])}  {hit['path'] or hit['id']}{label}")
+            say(
+                f"{hit['rank']:{len(str(len(hits.ids)))}}  {number(hit['distance'])}  {hit['path'] or hit['id']}{label}"
+            )
 
 
 def _write_page(path: str, found: Sequence[tuple[str, Hits]], run: Run, maps: bool) -> None:
