@@ -23,8 +23,9 @@ from rclip_metric.train.evaluation.certificates import (
 )
 from rclip_metric.train.evaluation.results.curves import figure
 from rclip_metric.train.evaluation.results.leaderboard import table
-from rclip_metric.train.evaluation.results.outcome import unpack
-from rclip_metric.train.evaluation.results.record import load_results
+from rclip_metric.train.evaluation.results.outcome import Outcome, unpack
+from rclip_metric.train.evaluation.results.record import Effort, load_results
+from rclip_metric.train.evaluation.results.record import record as result
 from rclip_metric.train.evaluation.session import Session
 from rclip_metric.train.evaluation.smoothing import GROUP, Smoothing, _noise, smooth, smoothed_radii
 from rclip_metric.train.evaluation.tasks import nights_data
@@ -522,3 +523,12 @@ def test_decisions_are_those_of_the_rule():
     )
     slope = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).norm().item()
     assert 0.75 * (0.3 - 0.2 / slope) < found.radius.item() < 0.3 - 0.2 / slope
+
+
+def test_of_a_decision_against_the_majority_nothing_is_certified_by_a_soft_protocol_either():
+    # 80 % of people chose what the metric did, or 20 %, and then what is certified is a wrong answer.
+    rows = [Outcome("1", "all", 0.8, False, 0.2, 0.8, 0.25), Outcome("2", "all", 0.2, False, -0.2, 0.0, -0.75)]
+    rows += [Outcome("3", "all", 0.2, False, -0.2, 0.2, 0.25), Outcome("4", "all", 0.5, True, 0.0, 0.5, -0.5)]
+    about = {"task": "2afc", "model": {"name": "m"}, "data": {"name": "d", "protocol": "soft"}, "effort": Effort(1.0)}
+    proven = result(rows, threat=Certificate(LpBall("l2", 0.5)).describe(), **about)
+    assert certified_radii(proven) == [0.75, 0.0, 0.0, 0.0]

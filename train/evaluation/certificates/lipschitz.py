@@ -111,7 +111,7 @@ def certified_radii(record: Mapping[str, Any]) -> list[float]:
     nothing = float(f"{-eps:.6g}")  # the margin of a radius of 0, in the digits that a record has
     radii = []
     for row in unpack(record):
-        known = row.robust_margin is not None and row.robust_margin != nothing and (smoothed or row.clean > 0)
+        known = row.robust_margin is not None and row.robust_margin != nothing and (smoothed or row.margin > 0)
         radii.append(max(0.0, row.robust_margin + eps) if known and row.robust_margin is not None else 0.0)
     return radii
 
