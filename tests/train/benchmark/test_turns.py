@@ -60,7 +60,9 @@ def test_pressure_is_the_share_of_time_that_tasks_waited(tmp_path, monkeypatch):
         time.sleep(0.1)
         write(1_050_000)
 
-    assert 0.05 < take_turns({"a": run}, 1, warm_up=0).pressure <= 0.5  # 50 ms of 100 or more
+    begun = time.perf_counter()
+    pressure = take_turns({"a": run}, 1, warm_up=0).pressure
+    assert 0.05 / (time.perf_counter() - begun) <= pressure <= 0.5  # 50 ms, of 100 and what else it takes
 
 
 def test_the_machine_is_named():
