@@ -294,13 +294,16 @@ def test_the_growth_of_time_is_fitted_above_start_up(tmp_path):
 def test_the_quick_benchmark_fails_where_a_ratio_has_fallen(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    quick, file, name = load_example("benchmark_quick"), tmp_path / "quick.json", "search, over numpy"
+    quick, file, name = load_example("benchmark_quick"), tmp_path / "quick.json", "sums"
+    case = quick.Case(lambda: sum(range(100_000)), lambda: sum(range(300_000)))
+    monkeypatch.setattr(quick, "CASES", {name: (lambda: case, 3)})
     threads = torch.get_num_threads()
     command = ["--only", name, "--check", str(file)]
     try:
         assert quick.main(["--only", name, "--out", str(file)]) == 0
         [(kind, found)] = json.loads(file.read_text()).items()
         measured = found["ratios"][name]["ratio"]
+        assert 2 < measured < 4.5
         for factor, code in ((0.01, 0), (100.0, 1)):
             found["ratios"][name]["ratio"] = factor * measured
             file.write_text(json.dumps({kind: found}))

@@ -121,7 +121,7 @@ def test_the_bound_would_not_hold_at_a_lower_confidence():
 
 def test_ten_thousand_draws_are_tight():
     metric, at = plane()
-    distances = torch.linspace(0.16, 0.5, 8)
+    distances = torch.linspace(0.16, 0.5, 5)
     smoothing = Smoothing(BALL, SIGMA, n=10_000)
     found = certified(metric, torch.stack([at(d) for d in distances.tolist()]), smoothing)
     # As many votes as the binomial distribution has, and so the radii: within 5 % of the distance on average.
@@ -129,8 +129,8 @@ def test_ten_thousand_draws_are_tight():
     expected = [sum(binom.pmf(k, 10_000, p) * smoothing.radius(k) for k in likely(10_000, p)) for p in share.tolist()]
     assert found.radius.numpy() == pytest.approx(expected, rel=0.06)
     assert 0.95 < (found.radius / distances).mean() < 1 and (found.radius > distances).sum() <= 1
-    assert found.radius.mean().item() == pytest.approx(sum(expected) / 8, rel=0.01)
-    assert found.draws == 8 * 10_100 + 2 * 8
+    assert found.radius.mean().item() == pytest.approx(sum(expected) / 5, rel=0.015)
+    assert found.draws == 5 * 10_100 + 2 * 8
 
 
 def likely(n, p):
