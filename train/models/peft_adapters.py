@@ -82,9 +82,9 @@ def read_adapter(folder: Path, tensors: Mapping[str, Tensor]) -> Adapter:
     config = read_json(path)
 
     def refuse(name: str, expected: str) -> CheckpointError:
-        return CheckpointError(
-            f"{path} says {ascii(name)[1:-1]} {shown(config.get(name))}, and only {expected} can be converted."
-        )
+        said = ascii(name)[1:-1]  # a damaged file may have any name, of any length
+        said = said if len(said) <= 80 else f"{said[:77]}..."
+        return CheckpointError(f"{path} says {said} {shown(config.get(name))}, and only {expected} can be converted.")
 
     if config.get("peft_type") != "LORA":
         raise refuse("peft_type", "'LORA'")
