@@ -26,6 +26,7 @@ from rclip_metric.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.train.commands.train import convert as command
 from rclip_metric.train.models import peft_adapters as adapters
 from rclip_metric.train.models.convert import conversion, convert, save_conversion, tuned
+from rclip_metric.train.models.peft_adapters import read_adapter
 from rclip_metric.weights import get_spec, load_encoder, load_manifest, locate, save_encoder
 
 from support.encoders import randomised
@@ -739,3 +740,11 @@ class TestCommand:
             self.run(tmp_path / "none.pt", "--base", vit_base, "--out", tmp_path / "out")
         with pytest.raises(SystemExit):
             self.run(tmp_path / "none.pt", "--out", tmp_path / "out")
+
+
+def test_a_long_name_in_an_adapter_s_configuration_is_cut_in_the_sentence(tmp_path):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "[" * 5000: 1}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        read_adapter(tmp_path, {})
+    assert len(str(caught.value)) < 250 + len(str(tmp_path)) and "[[[... 1, and only" in str(caught.value)
