@@ -111,7 +111,8 @@ def main() -> None:
         models = {model: of_model(model, files, args.repeats) for model in args.models}
         print(json.dumps({"machine": machine, "models": models}))
         return
-    pressure = Path("/proc/pressure/cpu")
+    from rclip_metric.train.benchmark.turns import pressure
+
     runs: dict[str, list[Any]] = {policy: [] for policy in args.policies}
     with tempfile.TemporaryDirectory() as folder:
         files = draw_jpegs(Path(folder) / "jpegs", args.images)
@@ -121,9 +122,8 @@ def main() -> None:
                 clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
                 command = [sys.executable, __file__, *options]
                 said = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=clean | POLICIES[policy])
-                load = pressure.read_text().splitlines()[0] if pressure.exists() else None
                 found = json.loads(said.stdout)
-                runs[policy].append({"load": load, "ms an image": found.pop("models")})
+                runs[policy].append({"load": pressure(), "ms an image": found.pop("models")})
                 print(policy, json.dumps(runs[policy][-1]), flush=True)
                 settings = {"images": args.images, "repeats": args.repeats, **found}
                 if args.out:  # what is measured is kept

@@ -153,8 +153,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*ON_IMAGES, *ON_EMBEDDINGS], default=[*ON_IMAGES, *ON_EMBEDDINGS])
     parser.add_argument("--folder", type=Path, help="an existing folder to draw the scenes in, once for several runs")
     args = parser.parse_args()
-    pressure = Path("/proc/pressure/cpu")
-    loads = [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+    from rclip_metric.train.benchmark.turns import pressure
+
+    loads = [pressure()]
     kept = json.loads(args.out.with_suffix(".json").read_text()) if args.out.with_suffix(".json").exists() else {}
     points = {name: dict(kept.get("points", {}).get(name, {})) for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
     sizes = {name: [START, *args.sizes] for name in ON_IMAGES}
@@ -164,9 +165,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             measure(points, wanted, (args.folder or Path(folder)) / "scenes", Path(folder))
     finally:  # an interrupt keeps what has been measured
-        loads += [pressure.read_text().splitlines()[0]] if pressure.exists() else []
+        loads.append(pressure())
         points = {name: dict(sorted(found.items(), key=lambda point: int(point[0]))) for name, found in points.items()}
-        report(points, kept.get("machine", {}).get("load", []) + loads, args.out)
+        report(points, kept.get("machine", {}).get("load", []) + [load for load in loads if load], args.out)
 
 
 def report(points: dict[str, dict[str, Point]], loads: list[str], out: Path) -> None:

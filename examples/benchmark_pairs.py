@@ -85,12 +85,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
     arguments = parser.parse_args(argv)
 
-    from rclip_metric.train.benchmark.turns import machine_record
+    from rclip_metric.train.benchmark.turns import machine_record, pressure
 
-    pressure = Path("/proc/pressure/cpu")
     report: dict[str, Any] = {
         "machine": machine_record(),
-        "load": pressure.read_text().splitlines()[0] if pressure.exists() else None,
+        "load": pressure(),
         "settings": {"model": MODEL, "files": arguments.count, "repeats": arguments.repeats},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
+from rclip_metric.train.benchmark.turns import pressure
 from rclip_metric.train.runs.machine import device_record
 
 SLACKS = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
@@ -97,12 +98,6 @@ def measure(model: str, files: Sequence[tuple[Path, Path, Path]], batch_size: in
         "processor seconds": sums,
         "bfloat16's time over": {name: ratio(name) for name in ("float32", "second look")},
     }
-
-
-def pressure() -> str | None:
-    """How busy the processors are, where the system says."""
-    path = Path("/proc/pressure/cpu")
-    return path.read_text().splitlines()[0] if path.exists() else None
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

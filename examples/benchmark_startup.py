@@ -42,12 +42,13 @@ OPEN_MP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 def cost(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, float]:
     """Run a process to its end: its seconds of processor time, user's and system's, and of wall time."""
-    before, start = os.times(), time.perf_counter()
+    from rclip_metric.train.benchmark.turns import processor_seconds
+
+    before, start = processor_seconds(), time.perf_counter()
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
-    wall, after = time.perf_counter() - start, os.times()
+    wall, used = time.perf_counter() - start, processor_seconds() - before
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    used = after.children_user - before.children_user + after.children_system - before.children_system
     return {"processor": used, "wall": wall}
 
 
@@ -79,12 +80,6 @@ def measure(names: Sequence[str], repeats: int) -> dict[str, Any]:
     }
 
 
-def pressure() -> str | None:
-    """The share of time in which somebody waited for a processor, as the system states it."""
-    stated = Path("/proc/pressure/cpu")
-    return stated.read_text().splitlines()[0] if stated.exists() else None
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table and return the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
     arguments = parser.parse_args(argv)
     names = [name for name in COMMANDS if name in {BASE, *arguments.only}]
+    from rclip_metric.train.benchmark.turns import pressure
+
     before = pressure()
     results = measure(names, arguments.repeats)
     width = max(map(len, names))

@@ -470,7 +470,7 @@ class RobustPerceptualDistance(nn.Module):
 
     def _distance(self, x: Tensor, y: Tensor, squared: bool) -> Tensor:
         # One pass has them in one order, whichever is given first, so that the distance is symmetric to the last bit.
-        if self._in_one_pass(x, y) and _comes_first(y, x):
+        if self._in_one_pass(x, y) and not _differentiated(x, y) and _comes_first(y, x):
             x, y = y, x
         return length(self._difference(x, y, *self._units(x, y)), squared)
 
@@ -626,8 +626,6 @@ def _is_traced(*batches: Tensor) -> bool:
 
 def _comes_first(one: Tensor, other: Tensor) -> bool:
     """Order batches that may go through one pass: by shape, then by the first pixel that differs."""
-    if _is_traced(one, other) or _differentiated(one, other):
-        return False
     if one.shape != other.shape or not one.numel():
         return tuple(one.shape) < tuple(other.shape)
     at = (one != other).flatten().byte().argmax()

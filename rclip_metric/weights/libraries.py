@@ -181,11 +181,29 @@ def _first_preprocessing(model: str) -> Mapping[str, Any]:
 
 
 def _open_clip_preprocessing(name: str, stated: Mapping[str, Any], architecture: Architecture) -> Preprocessing:
+    found = open_clip_preprocessing(name, stated, architecture.image_size)
+    _require_bicubic(name, stated.get("interpolation") or "bicubic")
+    return found
+
+
+def open_clip_preprocessing(name: str, stated: Mapping[str, Any], size: int) -> Preprocessing:
+    """Return how OpenCLIP prepares images of a model, by bicubic interpolation whatever it says of that.
+
+    Args:
+        name: Of the model, for messages.
+        stated: OpenCLIP's `preprocess_cfg`.
+        size: Side of the model's images in pixels.
+
+    Raises:
+        ValueError: It resizes in a way that an encoder does not have.
+
+    Example:
+        >>> open_clip_preprocessing("mine", {"resize_mode": "squash"}, 32).mode
+        'squash'
+    """
     mode = stated.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
         raise ValueError(f"{name} resizes images by {mode!r}, and an encoder by the shorter side or as a squash.")
-    _require_bicubic(name, stated.get("interpolation") or "bicubic")
-    size = architecture.image_size
     statistics = {key: tuple(map(float, stated[key])) for key in ("mean", "std") if stated.get(key)}
     return Preprocessing("squash" if mode == "squash" else "crop", size, size, **statistics)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from rclip_metric.encoder.module_tower import ModuleTower
 from rclip_metric.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.weights.digest import tensors_digest
 from rclip_metric.weights.identity import short_digest
+from rclip_metric.weights.libraries import open_clip_preprocessing
 
 _TORCHVISION_SIDE, _TORCHVISION_RESIZE = 224, 256
 
@@ -62,7 +63,7 @@ def module_encoder(module: nn.Module) -> Encoder:
     tower: nn.Module
     if hasattr(visual, "preprocess_cfg") and hasattr(visual, "image_size"):
         label, tower = f"open_clip:{type(visual).__name__}", visual
-        preprocessing = _open_clip_preprocessing(visual.preprocess_cfg, _side(visual.image_size, label), label)
+        preprocessing = open_clip_preprocessing(label, visual.preprocess_cfg, _side(visual.image_size, label))
     elif hasattr(module, "forward_features") and isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
         label, tower = f"timm:{config.get('architecture') or kind}", _BeforeClassifier(module)
@@ -112,14 +113,6 @@ def _statistics(mean: Any, std: Any, label: str) -> dict[str, Any]:
             raise ValueError(f"the {name} of {label} is {values}, expected three numbers")
         found[name] = tuple(numbers)
     return found
-
-
-def _open_clip_preprocessing(stated: Mapping[str, Any], side: int, label: str) -> Preprocessing:
-    mode = stated.get("resize_mode") or "shortest"
-    if mode not in ("shortest", "squash"):
-        raise ValueError(f"{label} resizes images by {mode!r}, and an encoder by the shorter side or as a squash.")
-    statistics = _statistics(stated["mean"], stated["std"], label)
-    return Preprocessing("squash" if mode == "squash" else "crop", side, side, **statistics)
 
 
 def _timm_preprocessing(module: nn.Module, config: Mapping[str, Any], label: str) -> Preprocessing:

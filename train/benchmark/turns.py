@@ -202,13 +202,23 @@ def machine_record(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
-def _waited() -> float | None:
-    """Read for how many seconds so far some task has waited for a core; None where the system does not say."""
+def pressure() -> str | None:
+    """Return Linux's line of how long some task has waited for a core; None where the system does not say.
+
+    Example:
+        >>> (pressure() or "some avg10=0.00").startswith("some avg10=")
+        True
+    """
     try:
-        some = PRESSURE.read_text().splitlines()[0]
+        return PRESSURE.read_text().splitlines()[0]
     except (OSError, IndexError):  # an older kernel, another system, or switched off
         return None
-    return float(some.rpartition("total=")[2]) / 1e6
+
+
+def _waited() -> float | None:
+    """Read for how many seconds so far some task has waited for a core."""
+    stated = pressure()
+    return None if stated is None else float(stated.rpartition("total=")[2]) / 1e6
 
 
 def synchronize(device: torch.device | str) -> None:
