@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rclip_metric.train.attacks.threat import NORMS, LpBall
-from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
+from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, default_batch_size
 from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
 from rclip_metric.train.evaluation.smoothing import Smoothing
 from rclip_metric.train.metrics.paper import BAPPS_ATTACKED, TWO_AFC_RADII
@@ -57,7 +57,7 @@ class BenchmarkSettings:
         limit: only the first samples of each set.
         image_size: side that images are squashed to, for metrics that leave it open.
         seed: of random starts, and of the options that are drawn for cue conflicts.
-        batch_size: samples in a block, the unit of work.
+        batch_size: samples in a block, the unit of work; None: by what a pass holds (`default_batch_size`).
         chunk_size: images per pass; None: by device and size.
         precision: of the attacks' own passes; successes are confirmed in float32.
         resample: what intervals are about, see `RunSettings`.
@@ -97,7 +97,7 @@ class BenchmarkSettings:
     limit: int | None = None
     image_size: int = 224
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     chunk_size: int | None = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     resample: Literal["samples", "images"] = "samples"
@@ -138,7 +138,9 @@ class BenchmarkSettings:
 
     def run(self, chunk_size: int) -> RunSettings:
         """Choose the settings of the evaluations; `chunk_size` holds where none was asked for."""
-        return RunSettings(self.seed, self.batch_size, self.chunk_size or chunk_size, self.precision, self.resample)
+        chunk_size = self.chunk_size or chunk_size
+        batch_size = self.batch_size or default_batch_size(chunk_size)
+        return RunSettings(self.seed, batch_size, chunk_size, self.precision, self.resample)
 
     def as_json(self) -> dict[str, Any]:
         """Describe the benchmark in its record."""

@@ -116,9 +116,8 @@ def _add_how(add: Callable[..., Any]) -> None:
     add(
         "--batch-size",
         type=positive,
-        default=64,
         metavar="N",
-        help="samples in a block, the unit of work (default: %(default)s)",
+        help="samples in a block, the unit of work (default: two passes, at least 64)",
     )
     add("--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)")
     add(

@@ -78,8 +78,7 @@ class RunSettings:
 
     Attributes:
         seed: with the sample's own name it makes the sample's random start.
-        batch_size: samples in a block, the unit of work that is shared out and resumed. Those that are not fooled pass
-            together: of a model that is fooled on most at once, blocks of 192 take 1.4 times less than blocks of 64.
+        batch_size: samples in a block, the unit of work that is shared out and resumed (`default_batch_size`).
         chunk_size: images per forward and backward pass (None: a whole block).
         precision: of the attack's own passes; successes are always confirmed in float32. "auto" is bfloat16 where the
             device is fast at it.
@@ -109,6 +108,18 @@ DEFAULTS = RunSettings()
 def default_chunk_size(device: torch.device, image_size: int) -> int:
     """Choose images per pass: about eight of 224x224 on a CPU, whose caches and page faults punish more, else 64."""
     return max(8, 8 * 224**2 // image_size**2) if device.type == "cpu" else 64
+
+
+def default_batch_size(chunk_size: int) -> int:
+    """Choose samples in a block: 64, or two passes full where a pass holds many small images.
+
+    Those that are not fooled pass together, and of a model that is fooled on most at once few are left of a block.
+
+    Example:
+        >>> default_batch_size(chunk_size=8), default_batch_size(chunk_size=98)
+        (64, 196)
+    """
+    return max(64, 2 * chunk_size)
 
 
 def chunk_size_of(metric: Metric) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist, median
 
@@ -352,6 +353,13 @@ def test_lists_on_the_command_line(tmp_path):
     assert balls_from("none", radius) == ()
     [part] = data_of(f"nights:{tmp_path}")
     assert (part.format, part.folder) == ("nights", tmp_path)
+
+
+def test_blocks_hold_two_passes_and_at_least_64_samples(tmp_path):
+    settings = BenchmarkSettings(("l2",), (), tmp_path)
+    assert settings.run(8).batch_size == 64 and settings.run(98).batch_size == 196
+    assert replace(settings, chunk_size=50).run(98).batch_size == 100
+    assert replace(settings, batch_size=5).run(98).batch_size == 5
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rclip_metric.printing import complain, printable, say, show
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.commands.evaluate.options import BATCH_SIZE, balls_of, build_parser, certificates_of
+from rclip_metric.train.commands.evaluate.options import balls_of, build_parser, certificates_of
 
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
@@ -49,14 +49,16 @@ def _attacks(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_settings(options: argparse.Namespace, metric: Any, team: Any) -> Any:
-    from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of
+    from rclip_metric.train.evaluation.attack import RunSettings, chunk_size_of, default_batch_size
     from rclip_metric.train.metrics.base import metric_precision
 
     chunk_size = options.chunk_size or chunk_size_of(metric)
     resample: Literal["samples", "images"] = getattr(options, "resample", "samples")
     asked = getattr(options, "precision", "float32")
     precision = team.first(metric_precision(asked, metric))  # where it is measured they may not agree
-    return RunSettings(options.seed, options.batch_size or BATCH_SIZE, chunk_size, precision, resample)
+    return RunSettings(
+        options.seed, options.batch_size or default_batch_size(chunk_size), chunk_size, precision, resample
+    )
 
 
 def _proof_run(options: argparse.Namespace, run: Any, proofs: Sequence[Any]) -> Any:

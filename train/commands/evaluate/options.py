@@ -12,7 +12,6 @@ from rclip_metric.train.attacks.threat import NORMS, LpBall
 from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 from rclip_metric.train.runs.config import count, positive, radius
 
-BATCH_SIZE = 64
 _ABOUT = "How well a metric agrees with people, clean and under attack."
 _EPILOG = """\
 Any other metric: --model MODULE:FUNCTION calls the function with the device and expects an object as described in
@@ -283,8 +282,9 @@ def _run_options() -> argparse.ArgumentParser:
         "--batch-size",
         type=positive,
         metavar="N",
-        help=f"samples in a block, the unit of work and of what is resumed: where most are fooled at once, larger ones "
-        f"keep the passes of the others fuller (default: {BATCH_SIZE}; of --certify smoothing 1, for its many draws)",
+        help="samples in a block, the unit of work and of what is resumed: where most are fooled at once, larger ones "
+        "keep the passes of the others fuller (default: two passes, at least 64; of --certify smoothing, which makes "
+        "many draws, 1)",
     )
     options.add_argument(
         "--chunk-size", type=positive, metavar="N", help="images per pass (default: by device and size)"
