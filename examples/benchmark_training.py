@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import itertools
 import json
 import math
 import resource
@@ -44,7 +45,7 @@ from rclip_metric.encoder import NAMED, ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.losses import fare
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.benchmark.turns import machine_record, synchronize
+from rclip_metric.train.benchmark.turns import machine_record, processor_seconds, synchronize, take_turns
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
@@ -167,14 +168,6 @@ def adamw(encoder: Encoder, config: FinetuneConfig, fused: bool | None = None) -
     return torch.optim.AdamW(encoder.parameters(), lr=rate, weight_decay=decay, fused=fused)
 
 
-def timed(work: Callable[[], object], device: str) -> float:
-    synchronize(device)
-    begun = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - begun
-
-
 def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Both steps in turns, our parts, and the floor."""
     device = options.device
@@ -188,48 +181,57 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
     ours = our_step(
         ours_encoder, copy.deepcopy(base), adamw(ours_encoder, config, True), config, device, compiled=options.compile
     )
-    seconds: dict[str, list[float]] = {"published": [], "ours": []}
     peaks: dict[str, float] = {}
     parts: dict[str, list[float]] = {"original": [], "attack": [], "update": []}
+    numbers = {"published": itertools.count(), "ours": itertools.count()}
     mark = [0.0]
 
     def clock(part: str) -> None:
         synchronize(device)
-        now = time.perf_counter()
-        spent[part] = spent.get(part, 0.0) + now - mark[0]
+        now = clock_of(device)
+        parts[part].append(now - mark[0])
         mark[0] = now
 
+    def step(kind: str) -> None:
+        number = next(numbers[kind])
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        mark[0] = clock_of(device)
+        if kind == "published":
+            theirs(images, keys, number)
+        else:  # one of our steps in ten measures the clean cosine, as in a run
+            ours(images, keys, None, number, measure=number % 10 == 9)
+        if device.startswith("cuda"):
+            peaks[kind] = torch.cuda.max_memory_allocated() / 1e9
+
     ours.clock = clock
-    for turn in range(options.repeats + 1):
-        spent: dict[str, float] = {}
-        for kind in ("published", "ours"):
-            if device.startswith("cuda"):
-                torch.cuda.reset_peak_memory_stats()
-            mark[0] = time.perf_counter()
-            # One of our steps in ten measures the clean cosine, as in a run.
-            step = partial(ours, images, keys, None, turn, measure=turn % 10 == 9)
-            taken = timed(step if kind == "ours" else partial(theirs, images, keys, turn), device)
-            if device.startswith("cuda"):
-                peaks[kind] = torch.cuda.max_memory_allocated() / 1e9
-            if turn:  # the first of each warms up
-                seconds[kind].append(taken)
-        if turn:
-            for part in parts:
-                parts[part].append(spent[part])
-    found = {kind: statistics.median(values) for kind, values in seconds.items()}
+    turns = take_turns(
+        {kind: partial(step, kind) for kind in numbers}, options.repeats, device=device, long=options.long
+    )
+    measure = "wall" if device.startswith("cuda") else "processor"
+    found = turns.seconds if measure == "wall" else turns.processor
     floor = floor_of(ours, images, config, options)
+    counted = {part: values[-len(turns.times["ours"].wall) :] for part, values in parts.items()}
     return {
         "model": name, "batch": batch, "inner_steps": config.inner_steps, "bfloat16": ours.bfloat16,
+        "measure": measure, **turns.to_dict(),
         "published_seconds": found["published"], "our_seconds": found["ours"],
-        "ratio": found["published"] / found["ours"], "images_per_second": batch / found["ours"],
-        "ratios": [a / b for a, b in zip(seconds["published"], seconds["ours"], strict=True)],
-        "parts": {part: statistics.median(values) for part, values in parts.items()},
-        "floor_seconds": floor, "over_floor": found["ours"] / floor, "peak_gb": peaks or None,
+        "ratio": turns.ratio("published", "ours", measure), "images_per_second": batch / found["ours"],
+        "parts": {part: statistics.median(values) for part, values in counted.items()},
+        "floor": floor, "floor_seconds": floor["seconds"], "over_floor": found["ours"] / floor["seconds"],
+        "peak_gb": peaks or None,
     }  # fmt: skip
 
 
-def floor_of(step: AdversarialStep, images: Tensor, config: FinetuneConfig, options: argparse.Namespace) -> float:
-    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes."""
+def clock_of(device: str) -> float:
+    """Wall time of a GPU, whose host waits; processor time otherwise."""
+    return time.perf_counter() if device.startswith("cuda") else processor_seconds()
+
+
+def floor_of(
+    step: AdversarialStep, images: Tensor, config: FinetuneConfig, options: argparse.Namespace
+) -> dict[str, Any]:
+    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes: seconds, of each too."""
     device, size = options.device, step.chunk_size or len(images)
     target = torch.cat([step.original(part).detach() for part in images.split(size)])
 
@@ -251,24 +253,16 @@ def floor_of(step: AdversarialStep, images: Tensor, config: FinetuneConfig, opti
             loss.backward()
         step.optimizer.zero_grad(set_to_none=True)
 
-    to_pixels()
-    update()
-    pixels = statistics.median(timed(to_pixels, device) for _ in range(options.repeats))
-    both = statistics.median(timed(update, device) for _ in range(options.repeats))
-    forward = statistics.median(timed(forward_of_update, device) for _ in range(options.repeats))
-    return (config.inner_steps + 1) * pixels + max(0.0, both - forward)
+    works: dict[str, Callable[[], object]] = {"to pixels": to_pixels, "update": update, "forward": forward_of_update}
+    turns = take_turns(works, options.repeats, device=device, long=options.long)
+    found = turns.seconds if device.startswith("cuda") else turns.processor
+    full = max(0.0, found["update"] - found["forward"])
+    return {"seconds": (config.inner_steps + 1) * found["to pixels"] + full, "passes": found, **turns.to_dict()}
 
 
 def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median processor milliseconds of each, one after another, after a pass that warms up."""
-    spent: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            begun = time.process_time()
-            work()
-            if turn:
-                spent[name].append(1e3 * (time.process_time() - begun))
-    return {name: statistics.median(values) for name, values in spent.items()}
+    return {name: 1e3 * seconds for name, seconds in take_turns(works, repeats).processor.items()}
 
 
 def update_part(options: argparse.Namespace) -> dict[str, Any]:
@@ -432,6 +426,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--side", type=int, help="pixels, for the update (default: the model's)")
     parser.add_argument("--inner-steps", type=int, default=10, help="of PGD (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each that count (default %(default)s)")
+    parser.add_argument(
+        "--long", type=float, default=float("inf"), metavar="S", help="what takes more seconds runs once, unwarmed"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="our passes through torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, a process per figure on a CPU")
