@@ -231,7 +231,7 @@ def clock_of(device: str) -> float:
 def floor_of(
     step: AdversarialStep, images: Tensor, config: FinetuneConfig, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes: seconds, of each too."""
+    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes: seconds."""
     device, size = options.device, step.chunk_size or len(images)
     target = torch.cat([step.original(part).detach() for part in images.split(size)])
 
