@@ -27,7 +27,8 @@ from rclip_metric.retrieval.embeddings import (
     pair_by_name,
     significant,
 )
-from rclip_metric.retrieval.pairs import chosen_pairs
+from rclip_metric.retrieval.second_look import believed_pairs
+from rclip_metric.second_look import undecided
 
 if TYPE_CHECKING:
     from rclip_metric.images.reading import ImageSource
@@ -219,11 +220,66 @@ def score_all(
             on_skip=lambda file, reason: _skip(on_skip, str(file), reason),
         ) as embeddings:
             names, units = embedded(embeddings, files)
-        for i, others, distances in chosen_pairs(units, metric.squared, top=top, below=below):
+        chosen = believed_pairs(
+            metric,
+            [files[name] for name in names],
+            units,
+            top=top,
+            below=below,
+            batch_size=batch_size,
+            on_skip=lambda file, reason: _skip(on_skip, str(file), reason),
+        )
+        for i, others, distances in chosen:
             for j, distance in zip(others, distances.tolist(), strict=True):
                 yield ScoredPair(names[i], names[j], distance)
 
     return rows()
+
+
+def pairs_nearer(
+    rows: Iterable[ScoredPair],
+    below: float,
+    metric: RobustPerceptualDistance,
+    *,
+    batch_size: int = 8,
+    on_skip: OnSkip | None = None,
+    on_look: Callable[[int], object] = lambda count: None,
+) -> Iterator[ScoredPair]:
+    """Yield the pairs that are nearer than a limit, in their order: where half precision cannot tell, float32 does.
+
+    Args:
+        rows: Pairs of paths, as the metric scored them.
+        below: The limit, squared if the metric's distances are.
+        metric: Whose slack says what half precision cannot tell; in float32 or with `second_look=False` nothing is
+            scored again.
+        batch_size, on_skip: As for `score_pairs`. A pair that can no longer be read keeps its distance.
+        on_look: Called with the number of pairs that are scored again.
+
+    Example:
+        >>> rows = [ScoredPair("a.png", "b.png", 0.25), ScoredPair("a.png", "c.png", 0.75)]
+        >>> [row.b for row in pairs_nearer(rows, 0.5, RobustPerceptualDistance("tiny"))]
+        ['b.png']
+    """
+    slack = metric.slack if metric.second_look else 0.0
+
+    def apart(distance: float) -> float:
+        return float(distance**0.5 if metric.squared else distance)
+
+    rows = iter(rows)
+    while window := list(islice(rows, batch_size if slack else 1)):
+        margins = torch.tensor([apart(row.distance) - apart(below) for row in window])
+        again = [
+            (row.a, row.b) for row, unsure in zip(window, undecided(margins, slack).tolist(), strict=True) if unsure
+        ]
+        exact: dict[tuple[str, str], ScoredPair] = {}
+        if slack and again:
+            on_look(len(again))
+            looked = score_pairs(again, metric.in_float32(), batch_size=batch_size, on_skip=on_skip)
+            exact = {(row.a, row.b): row for row in looked}
+        for row in window:
+            believed = exact.get((row.a, row.b), row)
+            if believed.distance < below:
+                yield believed
 
 
 def embedded(embeddings: FileEmbeddings, files: dict[str, Path]) -> tuple[list[str], Tensor]:

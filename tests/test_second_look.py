@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rclip_metric import Encoder, RobustPerceptualDistance
+from rclip_metric import Encoder, RobustPerceptualDistance, score_all
 from rclip_metric.cli.main import main
 from rclip_metric.retrieval import ImageIndex, search_again
 from rclip_metric.second_look import crowded, slack_of, undecided
@@ -216,3 +216,70 @@ def test_a_file_that_has_gone_or_is_another_image_keeps_its_distance(gallery, tm
     assert looked == 2 and before.keys() == after.keys()
     assert all((after[f"{number}.png"] == before[f"{number}.png"]) == (number < 2) for number in files)
     assert found.distances.tolist() == sorted(after.values())
+
+
+Rows = dict[tuple[str, str], float]
+
+
+def scored(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Rows, str]:
+    assert main(["score", *map(str, arguments), "--model", "tiny", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    names = [record["header"].get("images", []) for record in rows if "header" in record]
+    assert len(names) <= 1
+    return {(Path(row["a"]).name, Path(row["b"]).name): row["distance"] for row in rows if "a" in row}, captured.err
+
+
+def contested(full: Rows, half: Rows) -> float:
+    """A limit that one pair is below in one precision, and above in the other, of images that differ."""
+    pair = max((pair for pair in full if full[pair] > 0.05), key=lambda pair: abs(half[pair] - full[pair]))
+    assert half[pair] != full[pair]
+    return (half[pair] + full[pair]) / 2
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_score_in_bfloat16_finds_the_pairs_below_a_limit_that_float32_finds(gallery, capsys, squared):
+    options = ["--all-pairs", gallery, *(["--squared"] if squared else [])]
+    full, _ = scored(capsys, *options)
+    half, said = scored(capsys, *options, "--dtype", "bfloat16")
+    assert "in float32" not in said  # nothing is decided
+    limit = contested(full, half)
+    expected = {pair for pair, distance in full.items() if distance < limit}
+    asked = [*options, "--below", limit, "--dtype", "bfloat16"]
+    plain, _ = scored(capsys, *asked, "--no-second-look")
+    assert plain.keys() != expected
+    found, said = scored(capsys, *asked)
+    assert found.keys() == expected and "images again in float32" in said
+    slack = RobustPerceptualDistance("tiny").to(torch.bfloat16).slack
+    for pair, distance in found.items():
+        apart, edge = (value**0.5 if squared else value for value in (half[pair], limit))
+        close = abs(apart - edge) < slack
+        assert distance == pytest.approx(full[pair] if close else half[pair], rel=1e-4, abs=1e-7)
+
+
+def test_score_in_bfloat16_finds_the_nearest_that_float32_finds(gallery, capsys):
+    options = ["--all-pairs", gallery, "--top", 3]
+    expected, _ = scored(capsys, *options)
+    plain, _ = scored(capsys, *options, "--dtype", "bfloat16", "--no-second-look")
+    found, said = scored(capsys, *options, "--dtype", "bfloat16")
+    assert list(found) == list(expected) != list(plain) and "images again in float32" in said
+    half = RobustPerceptualDistance("tiny").to(torch.bfloat16)
+    rows = list(score_all(gallery, half, top=3))
+    assert [(row.a, row.b) for row in rows] == list(expected)
+    limit = contested(expected, {pair: distance * 0.999 for pair, distance in expected.items()})
+    both = [(row.a, row.b) for row in score_all(gallery, half, top=3, below=limit)]
+    assert both == [pair for pair, distance in expected.items() if distance < limit]
+
+
+def test_score_of_two_folders_in_bfloat16_decides_like_float32(gallery, tmp_path, capsys):
+    reference = (gallery / "reference.png").read_bytes()
+    for file in gallery.iterdir():
+        (tmp_path / file.name).write_bytes(reference)
+    full, _ = scored(capsys, gallery, tmp_path)
+    half, _ = scored(capsys, gallery, tmp_path, "--dtype", "bfloat16")
+    limit = contested(full, half)
+    expected = [pair for pair, distance in full.items() if distance < limit]
+    asked = [gallery, tmp_path, "--below", limit, "--dtype", "bfloat16", "--batch-size", "4"]
+    plain, _ = scored(capsys, *asked, "--no-second-look")
+    found, said = scored(capsys, *asked)
+    assert list(found) == expected != list(plain) and "pairs again in float32" in said

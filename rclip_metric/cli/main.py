@@ -231,6 +231,7 @@ def _add_scoring(commands: Any, parents: list[argparse.ArgumentParser], raw: dic
     scored.add_argument("--all-pairs", action="store_true", help="every pair of images in one folder")
     tables.add_options(scored, _positive, _distance)
     scored.add_argument("--html", metavar="FILE", help="write a page: pairs, the largest distance first, with maps")
+    _add_second_look(scored)
     scored.set_defaults(command=score)
 
     ranked = commands.add_parser(
@@ -274,7 +275,7 @@ def _add_second_look(parser: argparse.ArgumentParser) -> None:
         "--no-second-look",
         action="store_false",
         dest="second_look",
-        help="with --dtype bfloat16: order images by it too where only float32 can tell which is nearer",
+        help="with --dtype bfloat16: let it decide too where only float32 can tell which image is nearer",
     )
 
 

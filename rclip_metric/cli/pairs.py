@@ -38,7 +38,7 @@ def score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
     with written(target, names) as table:
         if target.kind == "jsonl":
             table.put(f"{json.dumps({'header': {**about, 'images': len(names)}})}\n")
-        for i, others, distances in _rows(args, units, whole):
+        for i, others, distances in _rows(run, args, [images[name] for name in names], units, whole):
             table.write(i, others, distances)
             after = slice(i + 1, None) if whole else slice(None)  # a matrix has each pair twice
             summary.add_row(names[i], [names[j] for j in others[after]], distances[after])
@@ -47,11 +47,24 @@ def score_all_pairs(args: argparse.Namespace, folder: Path) -> int:
     return run.finish(summary, None if target.is_text_alone else record)
 
 
-def _rows(args: argparse.Namespace, units: Tensor, whole: bool) -> Iterator[tuple[int, Sequence[int], Distances]]:
-    from rclip_metric.retrieval import all_pairs, chosen_pairs
+def _rows(
+    run: Run, args: argparse.Namespace, files: Sequence[Path], units: Tensor, whole: bool
+) -> Iterator[tuple[int, Sequence[int], Distances]]:
+    from rclip_metric.retrieval import all_pairs, believed_pairs
 
     if not whole:
-        yield from chosen_pairs(units, args.squared, top=args.top, below=args.below)
+        with run.working():
+            chosen = believed_pairs(
+                run.metric,
+                files,
+                units,
+                top=args.top,
+                below=args.below,
+                batch_size=run.batch_size,
+                on_skip=run.skip,
+            )
+        run.remark_second_look(chosen.looked_again)
+        yield from chosen
         return
     for i, row in all_pairs(units, args.squared, whole=True):
         yield i, range(len(units)), row.numpy()

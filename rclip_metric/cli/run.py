@@ -213,10 +213,10 @@ class Run:
             self.remark(f"{folder}: left out {number_of_files(count)} whose names are not those of images")
         return count
 
-    def remark_second_look(self, images: int) -> None:
+    def remark_second_look(self, count: int, what: str = "images") -> None:
         """Say how many images bfloat16 could not tell apart."""
-        if images:
-            self.remark(f"looked at {images} images again in float32, too close for {self.settings['dtype']} to tell")
+        if count:
+            self.remark(f"looked at {count} {what} again in float32, too close for {self.settings['dtype']} to tell")
 
     def record(self, summary: Summary, **facts: Any) -> dict[str, Any]:
         """Return the summary as it is kept, with what was skipped, the model and its settings."""

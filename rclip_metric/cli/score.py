@@ -64,6 +64,7 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
     import numpy as np
 
     from rclip_metric.retrieval import Summary, images_of, pair_by_name
+    from rclip_metric.scoring import pairs_nearer
 
     pairing = pair_by_name(a, b, args.recursive)
     if not pairing.pairs:
@@ -80,14 +81,19 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
     names = [str(file) for file in files]
     places = {name: place for place, name in enumerate(names)}
     scored: list[ScoredPair] = []
+    looked: list[int] = []
 
     def counted() -> Iterator[ScoredPair]:
         # On a terminal, lines are all the progress that it takes.
         bar = bool(args.top or target.output) or not sys.stdout.isatty()
-        for row in _scored(run, pairing.pairs, progress=bar):
-            if not args.below or row.distance < args.below:
-                summary.add(row.distance, row.a, row.b)
-                yield row
+        rows: Iterable[ScoredPair] = _scored(run, pairing.pairs, progress=bar)
+        if args.below:
+            rows = pairs_nearer(
+                rows, args.below, run.metric, batch_size=run.batch_size, on_skip=run.skip, on_look=looked.append
+            )
+        for row in rows:
+            summary.add(row.distance, row.a, row.b)
+            yield row
 
     about = {"folders": [str(a), str(b)], "below": args.below, "top": args.top}
     with written(target, names, f", {json.dumps(run.identity)[1:]}") as table:
@@ -98,6 +104,7 @@ def _score_folders(args: argparse.Namespace, a: Path, b: Path) -> int:
             table.write(places[row.a], [places[row.b]], np.array([row.distance], dtype=np.float32))
             if args.html:
                 scored.append(row)
+        run.remark_second_look(sum(looked), "pairs")
         record = run.record(summary, unpaired=[str(path) for path in pairing.unpaired], left_out=left_out)
         table.finish(about, record)
     code = run.finish(summary, None if target.is_text_alone else record)

@@ -25,12 +25,13 @@ from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
 from rclip_metric.retrieval.pairs import all_pairs, chosen_pairs, nearest_others, pairs_below
 from rclip_metric.retrieval.rows import Hits, Update
-from rclip_metric.retrieval.second_look import Order, believed_order, search_again
+from rclip_metric.retrieval.second_look import BelievedPairs, Order, believed_order, believed_pairs, search_again
 from rclip_metric.retrieval.storage import Approximation, Row, SearchableStorage, is_index, open_storage
 
 __all__ = [
     "AnyOf",
     "Approximation",
+    "BelievedPairs",
     "ContentFilter",
     "Decision",
     "DuplicateGroup",
@@ -48,6 +49,7 @@ __all__ = [
     "Verdict",
     "all_pairs",
     "believed_order",
+    "believed_pairs",
     "chosen_pairs",
     "decoders",
     "digest_of",
