@@ -342,11 +342,24 @@ def _timm_preprocessing(
     stated = _timm_data_config(config)
     if not random:  # random weights were trained with none
         _require_bicubic(name, stated["interpolation"])
-    crop = architecture.image_size
-    resize, mode = math.floor(crop / stated["crop_pct"]), stated["crop_mode"]
+    return timm_preprocessing(name, stated, architecture.image_size, squash=squash)
+
+
+def timm_preprocessing(name: str, stated: Mapping[str, Any], size: int, *, squash: bool = False) -> Preprocessing:
+    """Translate how timm prepares images (`timm.data.resolve_data_config`) for an encoder of this size.
+
+    Raises:
+        ValueError: An encoder cannot prepare images so.
+
+    Example:
+        >>> stated = {"crop_pct": 0.875, "crop_mode": "center", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        >>> timm_preprocessing("mine", stated, 224).resize
+        256
+    """
+    resize, mode = math.floor(size / stated["crop_pct"]), stated["crop_mode"]
     if squash:
-        resize, mode = crop, "squash"
-    if mode not in ("center", "squash") or (mode == "squash" and resize != crop):
+        resize, mode = size, "squash"
+    if mode not in ("center", "squash") or (mode == "squash" and resize != size):
         raise ValueError(
             f"{name} prepares images by {mode!r} with a share of {stated['crop_pct']}, which the preprocessing of an "
             "encoder cannot express."
@@ -355,7 +368,7 @@ def _timm_preprocessing(
     return Preprocessing(
         mode="squash" if mode == "squash" else "crop",
         resize=resize,
-        crop=crop,
+        crop=size,
         mean=mean,  # type: ignore[arg-type]
         std=std,  # type: ignore[arg-type]
     )

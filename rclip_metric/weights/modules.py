@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from rclip_metric.encoder.module_tower import ModuleTower
 from rclip_metric.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from rclip_metric.weights.digest import tensors_digest
 from rclip_metric.weights.identity import short_digest
-from rclip_metric.weights.libraries import open_clip_preprocessing
+from rclip_metric.weights.libraries import open_clip_preprocessing, timm_preprocessing
 
 _TORCHVISION_SIDE, _TORCHVISION_RESIZE = 224, 256
 
@@ -122,10 +121,7 @@ def _timm_preprocessing(module: nn.Module, config: Mapping[str, Any], label: str
     channels, height, width = stated["input_size"]
     if channels != 3 or height != width:
         raise ValueError(f"{label} takes {channels} x {height} x {width}, expected square RGB images")
-    statistics = _statistics(stated["mean"], stated["std"], label)
-    if stated["crop_mode"] == "squash":
-        return Preprocessing("squash", height, height, **statistics)
-    return Preprocessing("crop", math.floor(height / stated["crop_pct"]), height, **statistics)
+    return timm_preprocessing(label, stated, height)
 
 
 def _without_classifier(module: nn.Module) -> nn.Module:

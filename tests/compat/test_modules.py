@@ -85,6 +85,13 @@ def test_a_timm_model_with_and_without_classifier(classes: int) -> None:
     assert metric.encoder.preprocessing.resize == int(160 / config["crop_pct"])
 
 
+def test_a_timm_model_whose_images_are_padded_is_refused() -> None:
+    model = timm.create_model("test_resnet")
+    model.pretrained_cfg = dict(model.pretrained_cfg, crop_mode="border")
+    with pytest.raises(ValueError, match="prepares images by 'border' with a share of"):
+        RobustPerceptualDistance(model)
+
+
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_torchvision_model_embeds_as_what_its_last_linear_layer_sees(name: str) -> None:
