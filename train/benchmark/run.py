@@ -225,10 +225,13 @@ class _Run:
         built = [entry for entry in entries if entry.facts is not None]
         if self.team.rank == 0 and built:
             names = [entry.name for entry in built]
-            sizes = TimingSettings(str(self.team.device), image_size=self.settings.image_size)
-            precisions = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
+            sizes = TimingSettings(
+                str(self.team.device), self.settings.timing_batch_sizes, image_size=self.settings.image_size
+            )
+            fast = ["float32", *(["bfloat16"] if bfloat16_is_fast(self.team.device) else [])]
+            precisions = list(self.settings.timing_dtypes) or fast
             about: dict[str, Any] = {"device": sizes.device, "image_size": sizes.image_size, "precisions": precisions}
-            about |= {"metrics": names, "versions": versions()}
+            about |= {"batch_sizes": list(sizes.batch_sizes), "metrics": names, "versions": versions()}
             measure = partial(time_metrics, names, sizes, precisions=precisions, quiet=self.settings.quiet)
             # One run for all of them, or ratios would compare different hours of the machine.
             path = self.settings.out / "timing.json"

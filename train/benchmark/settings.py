@@ -44,6 +44,8 @@ class BenchmarkSettings:
         smoothing: also certified accuracy under noise of these standard deviations, for any metric.
         smoothing_draws: that estimate, for each sample and standard deviation.
         timing: also what a score costs.
+        timing_batch_sizes: pairs at once.
+        timing_dtypes: float32, bfloat16 or both; empty for both where the device multiplies bfloat16, else float32.
         page: also the HTML page.
         direct: reference images under the direct attack; 0 leaves it out.
         examples: triplets that are shown; 0 leaves them out.
@@ -85,6 +87,8 @@ class BenchmarkSettings:
     smoothing: tuple[float, ...] = ()
     smoothing_draws: int = 1000
     timing: bool = False
+    timing_batch_sizes: tuple[int, ...] = (1, 8)
+    timing_dtypes: tuple[str, ...] = ()
     page: bool = False
     direct: int = 0
     examples: int = 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from rclip_metric.printing import printable
 from rclip_metric.train.benchmark.page.proof import ProofTable, proof_table
-from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
+from rclip_metric.train.benchmark.page.reading import Board, JsonObject, at, compared, interval
 from rclip_metric.train.benchmark.page.searches import SearchTable, search_tables
 from rclip_metric.train.benchmark.page.table import (
     Column,
@@ -23,7 +23,7 @@ from rclip_metric.train.benchmark.page.table import (
     smoothed_columns,
     speed_columns,
 )
-from rclip_metric.train.benchmark.page.words import DASH
+from rclip_metric.train.benchmark.page.words import DASH, figure
 from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 from rclip_metric.train.runs.files import write_json, write_text
 
@@ -33,11 +33,17 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "accuracy": attrgetter("text"),
     "accuracy alone": attrgetter("accuracy"),
     "certified": attrgetter("text"),
-    "speed": lambda cell: f"{rate:,.0f}" if (rate := cell["pairs_per_second"]) >= 100 else f"{rate:.3g}",
+    "speed": lambda cell: _rate(cell),
     "memory": lambda found: f"{found['float32']:.0f}" if "float32" in found else _NOTHING,
     "count": lambda number: f"{number / 1e6:.3g} M" if number else "0",
     "words": str,
 }
+
+
+def _rate(cell: JsonObject) -> str:
+    """Write pairs per second, and in brackets the ratio to the reference."""
+    rate, times = cell["pairs_per_second"], at(cell, "ratio", "times")
+    return (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}") + (f" ({figure(times)})" if times is not None else "")
 
 
 def write_board(board: JsonObject, out: Path, *, page: bool) -> None:
@@ -126,6 +132,7 @@ def _drawn(rows: Sequence[JsonObject], columns: Sequence[Column], caption: str) 
     cells = {title: texts for title, texts in cells.items() if set(texts) - {_NOTHING}}
     names = [metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "") for metric in rows]
     lines = [["metric", *cells], *map(list, zip(names, *cells.values(), strict=True))]
+    caption += "".join(f" {sentence}" for sentence in compared(rows, "In brackets"))
     head, *drawn = ["| " + " | ".join(map(plain_markdown, line)) + " |" for line in lines]
     return "\n".join([head, "|---|" + "---:|" * len(cells), *drawn, "", plain_markdown(caption)])
 

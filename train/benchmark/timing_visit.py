@@ -1,7 +1,7 @@
 """One metric's cost, measured in this process: what `timing` runs in a process of its own.
 
 A pair is the similarity of two images, both of which go through the metric. A measurement is as many passes as fill a
-twentieth of a second, at least one.
+twentieth of a second, at least one, in wall time and in processor time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rclip_metric.json_files import parse_json
+from rclip_metric.train.benchmark.turns import Taken, Waiting, machine_record, timed
 from rclip_metric.train.metrics.base import Metric
 from rclip_metric.train.runs.machine import device_record
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 
 SHORTEST = 0.05  # seconds of a measurement
 LOADER = "rclip_metric.train.metrics:load_metric"
+_OF_THE_MACHINE = ("kind", "cores", "threads", "load", "waiting", "torch")
 # What our own metrics import when they are built.
 LIBRARIES = ("huggingface_hub", "open_clip", "safetensors.torch", "timm.models", "torchvision.models")
 
@@ -81,8 +83,11 @@ class Visit(TypedDict):
     Attributes:
         model: as the metric describes itself.
         image_size: side of its images.
-        machine: device, cores, threads, load, torch.
+        machine: device, kind, cores, threads, load, waiting, torch.
+        pressure: the share of the visit in which some task of the machine waited for a core; None where the system does
+            not say.
         rates: {batch size: pairs per second of each measurement}.
+        processor: {batch size: seconds of processor time per pair of each measurement}.
         bytes: {batch size: peak memory during its passes, above the level before the metric was built}.
         peak: of building and all passes, in bytes above that level.
         left_out: {batch size: a sentence}.
@@ -91,7 +96,9 @@ class Visit(TypedDict):
     model: dict[str, Any]
     image_size: int
     machine: dict[str, Any]
+    pressure: float | None
     rates: dict[str, list[float]]
+    processor: dict[str, list[float]]
     bytes: dict[str, float]
     peak: float
     left_out: dict[str, str]
@@ -119,21 +126,28 @@ def visit(name: str, precision: str, settings: TimingSettings) -> Visit:
     highest = peak.above()
     x, y = _images(metric, max(settings.batch_sizes), settings.image_size)
     rates: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     left_out: dict[str, str] = {}
+    waiting = Waiting()
     for size in settings.batch_sizes:
         peak.forget()
         try:
-            rates[str(size)] = _rates(metric, x[:size], y[:size], settings)
+            count, runs = _measured(metric, x[:size], y[:size], settings)
+            rates[str(size)] = [size * count / run.wall for run in runs]
+            processor[str(size)] = [run.processor / (size * count) for run in runs]
             memory[str(size)] = peak.above()
         except Exception as error:
             left_out[str(size)] = _sentence(error)
         highest = max(highest, peak.above())
+    machine = machine_record(device)
     return {
         "model": metric.describe(),
         "image_size": x.shape[-1],
-        "machine": _machine(device),
+        "machine": {"device": device_record(device), **{key: machine[key] for key in _OF_THE_MACHINE}},
+        "pressure": waiting.share(),
         "rates": rates,
+        "processor": processor,
         "bytes": memory,
         "peak": highest,
         "left_out": left_out,
@@ -154,27 +168,25 @@ def _images(metric: Metric, count: int, size: int) -> tuple[Tensor, Tensor]:
     return images[:count], images[count:]
 
 
-def _rates(metric: Metric, x: Tensor, y: Tensor, settings: TimingSettings) -> list[float]:
-    """Measure pairs per second, repeatedly, float32 in full precision."""
+def _measured(metric: Metric, x: Tensor, y: Tensor, settings: TimingSettings) -> tuple[int, list[Taken]]:
+    """Time so many passes at once, repeatedly, float32 in full precision."""
 
-    def passes(count: int) -> float:
-        """Make so many passes, and give their seconds."""
-        begun = time.perf_counter()
-        for _ in range(count):
-            metric.similarities(x, metric.fix(y)[:, None])
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - begun
+    def passes(count: int) -> Taken:
+        def run() -> None:
+            for _ in range(count):
+                metric.similarities(x, metric.fix(y)[:, None])
+
+        return timed(run, x.device)
 
     begun = time.perf_counter()
-    rates: list[float] = []
+    runs: list[Taken] = []
     with full_float32(), torch.inference_mode():
         count = 1
         for _ in range(settings.warmup):
-            count = max(1, math.ceil(SHORTEST / max(passes(1), 1e-6)))
-        while len(rates) < settings.repeats and (not rates or time.perf_counter() - begun < settings.seconds):
-            rates.append(len(x) * count / passes(count))
-    return rates
+            count = max(1, math.ceil(SHORTEST / max(passes(1).wall, 1e-6)))
+        while len(runs) < settings.repeats and (not runs or time.perf_counter() - begun < settings.seconds):
+            runs.append(passes(count))
+    return count, runs
 
 
 class Peak:
@@ -212,16 +224,6 @@ class Peak:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "device": device_record(device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-    }
 
 
 def _sentence(error: Exception) -> str:

@@ -12,16 +12,24 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rclip_metric.train.runs.machine import device_record
 
 PRESSURE = Path("/proc/pressure/cpu")
+
+
+class Taken(NamedTuple):
+    """What `timed` measured of one run: seconds, and what the run returned."""
+
+    wall: float
+    processor: float
+    result: Any
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,16 @@ class Times:
 
     wall: tuple[float, ...]
     processor: tuple[float, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Taken]) -> Times:
+        """Collect what `timed` measured, a run per round.
+
+        Example:
+            >>> Times.of([Taken(2.0, 1.0, None), Taken(4.0, 3.0, None)])
+            Times(wall=(2.0, 4.0), processor=(1.0, 3.0))
+        """
+        return cls(tuple(run.wall for run in runs), tuple(run.processor for run in runs))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON: `wall_s` and `processor_s`, each {"median", "low", "high"} in seconds, and `rounds`."""
@@ -86,11 +104,21 @@ class Turns:
             >>> Turns(times, {}, None).ratio("a", "b")
             2.0
         """
+        return statistics.median(self.ratios(name, to, kind))
+
+    def ratios(self, name: str, to: str, kind: str = "processor") -> list[float]:
+        """Return what `ratio` is the median of: a figure per round.
+
+        Example:
+            >>> times = {"a": Times((2.0, 9.0), (2.0, 9.0)), "b": Times((1.0, 4.5), (1.0, 3.0))}
+            >>> Turns(times, {}, None).ratios("a", "b")
+            [2.0, 3.0]
+        """
         pairs = zip(getattr(self.times[name], kind), getattr(self.times[to], kind), strict=False)
         ratios = [one / other for one, other in pairs]
         if not ratios:
             raise ValueError(f"{name} and {to} have no round in common")
-        return statistics.median(ratios)
+        return ratios
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON: `times` by contestant, and `pressure`."""
@@ -104,6 +132,7 @@ def take_turns(
     device: torch.device | str = "cpu",
     warm_up: int = 1,
     long: float = float("inf"),
+    prepare: Callable[[int], object] = lambda number: None,
     told: Callable[[str, float], object] = lambda name, seconds: None,
 ) -> Turns:
     """Time contestants in turn: A B, B A, A B, ...
@@ -114,6 +143,8 @@ def take_turns(
         device: Where they compute; a GPU is waited for.
         warm_up: Runs of each beforehand that do not count: the first pays for pages, primitives and lazy imports.
         long: A contestant whose warm-up takes more seconds than this is not run again: that run counts.
+        prepare: Called with the number of each round before it, and with 0 before the warm-up, not timed: for rounds
+            that are each about other data.
         told: Called after each run with the contestant's name and its wall time in seconds, for progress.
 
     Raises:
@@ -126,39 +157,67 @@ def take_turns(
     """
     if rounds < 1:
         raise ValueError(f"a comparison needs at least 1 round, and has {rounds}")
-    device = torch.device(device)
-    wall: dict[str, list[float]] = {name: [] for name in contestants}
-    processor: dict[str, list[float]] = {name: [] for name in contestants}
+    taken: dict[str, list[Taken]] = {name: [] for name in contestants}
     results: dict[str, Any] = {}
-    begun, waited = time.perf_counter(), _waited()
+    waiting = Waiting()
 
-    def run(name: str) -> tuple[float, float]:
-        gc.collect()
-        synchronize(device)
-        start, spent = time.perf_counter(), processor_seconds()
-        results[name] = contestants[name]()
-        synchronize(device)
-        taken = time.perf_counter() - start, processor_seconds() - spent
-        told(name, taken[0])
-        return taken
-
-    def keep(name: str, taken: tuple[float, float]) -> None:
-        wall[name].append(taken[0])
-        processor[name].append(taken[1])
+    def run(name: str) -> Taken:
+        found = timed(contestants[name], device)
+        results[name] = found.result
+        told(name, found.wall)
+        return found._replace(result=None)
 
     once = set()
+    prepare(0)
     for name in contestants:
         for _ in range(warm_up):
-            if name not in once and (taken := run(name))[0] > long:
+            if name not in once and (found := run(name)).wall > long:
                 once.add(name)
-                keep(name, taken)
+                taken[name].append(found)
     order = [name for name in contestants if name not in once]
     for number in range(rounds):
+        if number or warm_up:
+            prepare(number)
         for name in reversed(order) if number % 2 else order:
-            keep(name, run(name))
-    share = None if waited is None else ((_waited() or 0.0) - waited) / (time.perf_counter() - begun)
-    times = {name: Times(tuple(wall[name]), tuple(processor[name])) for name in contestants}
-    return Turns(times, results, share)
+            taken[name].append(run(name))
+    return Turns({name: Times.of(found) for name, found in taken.items()}, results, waiting.share())
+
+
+def timed(work: Callable[[], object], device: torch.device | str = "cpu") -> Taken:
+    """Time one run, of which there is a garbage collection before the clock starts.
+
+    Example:
+        >>> found = timed(lambda: sum(range(1_000_000)))
+        >>> found.result, found.wall > 0
+        (499999500000, True)
+    """
+    gc.collect()
+    synchronize(device)
+    start, spent = time.perf_counter(), processor_seconds()
+    result = work()
+    synchronize(device)
+    return Taken(time.perf_counter() - start, processor_seconds() - spent, result)
+
+
+class Waiting:
+    """The share of the time since this was made, in [0, 1], in which some task of the machine waited for a core.
+
+    Example:
+        >>> waiting = Waiting()
+        >>> 0 <= (waiting.share() or 0.0) <= 1
+        True
+    """
+
+    def __init__(self) -> None:
+        """Begin here."""
+        self._begun, self._waited = time.perf_counter(), _waited()
+
+    def share(self) -> float | None:
+        """Return the share; None where the system does not say."""
+        if self._waited is None or (waited := _waited()) is None:
+            return None
+        # The kernel's clock is read a little later than ours.
+        return min(1.0, (waited - self._waited) / max(time.perf_counter() - self._begun, 1e-9))
 
 
 def processor_seconds() -> float:
@@ -189,17 +248,32 @@ def machine_record(device: torch.device | str = "cpu") -> dict[str, Any]:
         True
     """
     found = device_record(torch.device(device))
-    capability = found.get("capability", "").replace("AVX512", "AVX-512")
-    kind = capability or {"cuda": "GPU"}.get(found["type"], found["type"])
     return {
         **found,
-        "kind": "AMX" if "amx_bf16" in found.get("bfloat16", []) else kind,
-        "cores": os.cpu_count(),
+        "kind": kind_of(found),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "waiting": os.environ.get("OMP_WAIT_POLICY"),
         "torch": torch.__version__,
     }
+
+
+def kind_of(device: Mapping[str, Any]) -> str | None:
+    """Tell the kind of a machine by what `device_record` says; None for a record of before it said what decides that.
+
+    Example:
+        >>> kind_of({"type": "cpu", "capability": "AVX512", "bfloat16": ["avx512_bf16"]})
+        'AVX-512'
+        >>> kind_of({"type": "cuda", "name": "H100"}), kind_of({"type": "cpu", "name": "a processor"})
+        ('GPU', None)
+    """
+    if "amx_bf16" in device.get("bfloat16", []):
+        return "AMX"
+    if capability := device.get("capability"):
+        return str(capability).replace("AVX512", "AVX-512")
+    kind = device.get("type")
+    return None if kind in (None, "cpu") else {"cuda": "GPU"}.get(kind, str(kind))
 
 
 def pressure() -> str | None:

@@ -68,7 +68,28 @@ def _add_what(add: Callable[..., Any]) -> None:
         metavar="N",
         help="of noise, that each sample is judged under, beside 100 that choose (default: %(default)s)",
     )
-    add("--timing", action="store_true", help="pairs per second and memory, each metric in a process of its own")
+    add(
+        "--timing",
+        action="store_true",
+        help="pairs per second, processor time over that of the first metric, and memory, each metric in processes of "
+        "its own that take turns",
+    )
+    add(
+        "--timing-batch-sizes",
+        type=positive,
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="pairs at once (default: 1 8)",
+    )
+    add(
+        "--timing-dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=[],
+        metavar="DTYPE",
+        help="float32, bfloat16 or both, each timed by itself (default: both where the device multiplies bfloat16)",
+    )
     add("--page", action="store_true", help="write benchmark.html: one file that needs nothing else")
     add("--direct", type=count, metavar="N", help="images under the direct attack on d(x, x + delta); 64 with --page")
     add("--examples", type=count, metavar="N", help="triplets to show; 4 with --page")
@@ -173,7 +194,8 @@ def _settings(options: argparse.Namespace) -> Any:
 
     values = vars(options)
     values |= {"metrics": metrics_of(options.metrics), "data": data_of(options.data)}
-    values["smoothing"] = tuple(options.smoothing)
+    for name in ("smoothing", "timing_batch_sizes", "timing_dtypes"):
+        values[name] = tuple(values[name])
     values["balls"] = balls_from(values.pop("norms"), eps)
     for name, usual in (("direct", 64), ("examples", 4)):
         if values[name] is None:

@@ -16,7 +16,7 @@ from rclip_metric.train.benchmark.page.panels import (
 )
 from rclip_metric.train.benchmark.page.papers import paper_section
 from rclip_metric.train.benchmark.page.picture import SHAPES
-from rclip_metric.train.benchmark.page.reading import Board, JsonObject, interval
+from rclip_metric.train.benchmark.page.reading import Board, JsonObject, compared, interval
 from rclip_metric.train.benchmark.page.searches import search_tables
 from rclip_metric.train.benchmark.page.summary import summary
 from rclip_metric.train.benchmark.page.table import glance, table
@@ -59,6 +59,7 @@ def page(board: JsonObject) -> str:
         shapes=SHAPES,
         chance=CHANCE,
         interval=interval,
+        compared=compared,
         is_coarse=is_coarse,
         words=words,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
@@ -162,6 +162,19 @@ def numbers(values: Any) -> list[float]:
 def rows(table: Any, width: int) -> list[list[float]]:
     """Keep the rows of numbers, rising."""
     return sorted(row for row in map(numbers, table or ()) if len(row) == width)
+
+
+def compared(metrics: Iterable[JsonObject], where: str) -> list[str]:
+    """Say what the ratios beside pairs per second are of, a sentence for each metric that others are compared with."""
+    cells = (cell for metric in metrics for kind in metric["timing"].values() for cell in kind.values())
+    ratios = [cell["ratio"] for cell in cells if isinstance(cell, dict) and cell["ratio"]]
+    words = {"wall": "how long a pair takes", "processor": "the processor time that a pair takes, of all threads"}
+    labels = {metric["id"]: metric["label"] for metric in metrics}
+    told = dict.fromkeys((ratio["of"], ratio["reference"]) for ratio in ratios)
+    return [
+        f"{where}: {words.get(of, of)}, over that of {labels.get(reference, reference)} in the same type of number."
+        for of, reference in told
+    ]
 
 
 def interval(summary: JsonObject) -> tuple[float, float] | None:
