@@ -23,12 +23,10 @@ import argparse
 import copy
 import gc
 import json
-import os
 import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,7 +40,8 @@ from rclip_metric import Encoder, RobustPerceptualDistance, __version__
 from rclip_metric.encoder import NAMED
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.benchmark.turns import machine_record, synchronize, take_turns
+from rclip_metric.train.benchmark.report import Report, outlined
+from rclip_metric.train.benchmark.turns import synchronize, take_turns
 from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import (
@@ -54,7 +53,6 @@ from rclip_metric.train.evaluation.attack import (
 )
 from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics.base import EncoderMetric, Metric
-from rclip_metric.train.runs.files import write_json
 from rclip_metric.train.runs.precision import bfloat16_is_fast, full_float32
 from rclip_metric.train.runs.seeds import sample_seed
 
@@ -540,16 +538,14 @@ def agreement(norm: str, metric: EncoderMetric, triplets: Triplets, options: arg
     chunk = options.chunk_size or default_chunk_size(metric.device, size)
     half = metric.in_bfloat16()
     blocks = range(0, len(triplets.keys), 64)
-    full_robust: list[Tensor] = []
-    half_robust: list[Tensor] = []
-    seconds = {"float32": 0.0, "bfloat16": 0.0}
-    for first in blocks:
-        block = some_of(triplets, list(range(len(triplets.keys))[first : first + 64]))
-        for name, other, robust in (("float32", None, full_robust), ("bfloat16", half, half_robust)):
-            begun = time.perf_counter()
-            robust.append(our_evaluation(metric, block, ball, options.steps, chunk, other).robust)
-            seconds[name] += time.perf_counter() - begun
-    full, approximate = torch.cat(full_robust), torch.cat(half_robust)
+
+    def attacked(other: EncoderMetric | None) -> Tensor:
+        parts = [some_of(triplets, list(range(len(triplets.keys))[first : first + 64])) for first in blocks]
+        return torch.cat([our_evaluation(metric, part, ball, options.steps, chunk, other).robust for part in parts])
+
+    runs = {"float32": partial(attacked, None), "bfloat16": partial(attacked, half)}
+    turns = take_turns(runs, options.repeats, device=options.device, warm_up=0)
+    full, approximate = turns.results.values()
     return {
         "ball": str(ball),
         "samples": len(full),
@@ -557,7 +553,8 @@ def agreement(norm: str, metric: EncoderMetric, triplets: Triplets, options: arg
         "points of difference": abs(percent(full) - percent(approximate)),
         "fooled in bfloat16 alone": int((full & ~approximate).sum()),
         "fooled in float32 alone": int((~full & approximate).sum()),
-        "seconds": seconds,
+        "seconds": turns.seconds,
+        "processor seconds": turns.processor,
     }
 
 
@@ -593,30 +590,6 @@ def in_blocks(
     }
 
 
-# The report
-
-
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def table(name: str, value: Any, depth: int = 0) -> None:
-    """Print a nested result: a row per record of plain figures."""
-    indent = "  " * depth
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        print(f"{indent}{name}")
-        for row in value:
-            print(f"{indent}  " + "  ".join(f"{shown(entry):<34}" for entry in row.values()).rstrip())
-    elif not isinstance(value, dict):
-        print(f"{indent}{name:<38} {shown(value)}")
-    elif depth and value and not any(isinstance(entry, dict | list) for entry in value.values()):
-        print(f"{indent}{name:<38} " + "  ".join(f"{key} {shown(entry)}" for key, entry in value.items()))
-    else:
-        print(f"{indent}{name}")
-        for key, entry in value.items():
-            table(key, entry, depth + 1)
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables and return the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -635,7 +608,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--blocks", action="store_true", help="only compare blocks of 64 with one of all --samples")
     parser.add_argument("--scenes", type=Path, default=SCENES, help="triplets, as `train scenes` writes them")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="a .json, or a folder for one of this kind of machine")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
@@ -644,15 +617,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return figures
 
     names = ("models", "norms", "samples", "steps", "random_samples", "random_steps", "repeats", "device")
-    report: dict[str, Any] = {
-        "machine": machine_record(options.device),
-        "settings": {**{name: getattr(options, name) for name in names}, "seed": 0, "tf32": False},
-        "versions": {"rclip-metric": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "expected": AIMS,
-        "results": {},
-    }
+    settings = {**{name: getattr(options, name) for name in names}, "seed": 0, "tf32": False}
+    report = Report("benchmark_attack", options.out, settings, device=options.device)
+    report.record["versions"] = {"rclip-metric": __version__, "python": platform.python_version()}
+    report.record["expected"] = AIMS
     for part in ("machine", "settings", "versions", "expected"):
-        table(part, report[part])
+        print(outlined(part, report.record[part]))
     with full_float32():
         for model in ["tiny"] if options.bfloat16_agreement else options.models:
             metric = load_metric(model, options.device)
@@ -667,12 +637,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     name, found = f"{model} {norm}, blocks", in_blocks(norm, model, metric, triplets, options)
                 else:
                     name, found = f"{model} {norm}", case(model, norm, metric, triplets, options)
-                report["results"][name] = found
-                table(name, found)
-    report["machine"]["load afterwards"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    if options.out:
-        write_json(options.out, report)
-    return report
+                report.add(name, found)
+                print(outlined(name, found), flush=True)
+    return report.record
 
 
 if __name__ == "__main__":

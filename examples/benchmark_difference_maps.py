@@ -1,6 +1,6 @@
 """How well difference maps find an edit of known place, clean and where the rest of the image is disturbed as well.
 
-    python examples/benchmark_difference_maps.py PHOTOGRAPHS --out results/difference_maps.json
+    python examples/benchmark_difference_maps.py PHOTOGRAPHS --out results/
 
 A photograph is changed in one ellipse (something pasted, erased, recoloured or blurred in turn), and then disturbed all
 over or not: signs of 4/255 at random, 4/255 from ten steps of APGD that raise the metric's own distance to the edited
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,8 @@ from rclip_metric import RobustPerceptualDistance, load_image
 from rclip_metric.difference_map import METHODS
 from rclip_metric.images.reading import list_images_below
 from rclip_metric.train.attacks import LpBall, apgd
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import take_turns
 from rclip_metric.train.evaluation.results.bootstrap import summary
 from rclip_metric.train.evaluation.results.record import library_versions
 
@@ -160,23 +161,35 @@ def others() -> dict[str, Map]:
     return {"LPIPS (random trunk)": by_lpips, "SSIM": by_ssim, "|x - y|": lambda x, y: (x - y).abs().mean(0)}
 
 
+def drawn(
+    found: dict[str, Map], chosen: list[Pair], how: str, metric: RobustPerceptualDistance | None
+) -> tuple[dict[str, dict[int, Tensor]], dict[str, float]]:
+    """Draw the map of every method and pair, a round for each pair; and the median processor time of each in ms."""
+    made: dict[str, dict[int, Tensor]] = {method: {} for method in found}
+    now: tuple[int, Pair, Tensor]
+
+    def prepare(number: int) -> None:
+        nonlocal now
+        now = number, chosen[number], disturbed(chosen[number], how, number, metric)
+
+    def draw(method: str) -> None:
+        number, pair, y = now
+        made[method][number] = found[method](pair.x, y)
+
+    turns = take_turns({method: partial(draw, method) for method in found}, len(chosen), prepare=prepare)
+    return made, {method: 1000 * seconds for method, seconds in turns.processor.items()}
+
+
 def judged(name: str, found: dict[str, Map], chosen: list[Pair], metric: Any, quiet: bool) -> list[dict[str, Any]]:
     """Judge several maps of one model on all pairs, under every disturbance."""
     rows = []
     for how in DISTURBED:
         if how == "attack 4/255" and metric is None:
             continue
-        scores: dict[str, list[tuple[float, float, float]]] = {method: [] for method in found}
-        for number, pair in enumerate(chosen):
-            y = disturbed(pair, how, number, metric)
-            for method, make in found.items():
-                begun = time.process_time()
-                values = make(pair.x, y)
-                spent = time.process_time() - begun
-                hit = float(pair.mask.flatten()[values.flatten().argmax()])
-                scores[method].append((area_under_curve(values, pair.mask), hit, spent))
-        for method, of in scores.items():
-            areas, hits, times = (list(column) for column in zip(*of, strict=True))
+        made, milliseconds = drawn(found, chosen, how, metric)
+        for method, maps in made.items():
+            areas = [area_under_curve(maps[number], pair.mask) for number, pair in enumerate(chosen)]
+            hits = [float(pair.mask.flatten()[maps[number].argmax()]) for number, pair in enumerate(chosen)]
             parts = [pair.edit for pair in chosen]
             row: dict[str, Any] = {"model": name, "method": method, "disturbed": how, "pairs": len(chosen)}
             row["area"] = {key: value / 100 for key, value in _mean(areas).items()}
@@ -186,7 +199,7 @@ def judged(name: str, found: dict[str, Map], chosen: list[Pair], metric: Any, qu
                 for edit in EDITS
                 if edit in parts
             }
-            row["processor_ms"] = round(1000 * statistics.median(times), 2)
+            row["processor_ms"] = round(milliseconds[method], 2)
             rows.append(row)
             if not quiet:
                 print(f"{name:22} {method:12} {how:14} {row['area']['mean']:.4f} {row['pointing']['mean']:.3f}")
@@ -207,11 +220,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--slow-pairs", type=int, default=100, help="for the methods of many passes")
     parser.add_argument("--models", nargs="+", default=["r-lite-f", "lite", "tiny", "tiny-clean"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a .json, or a folder")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
     chosen = list(pairs(args.photographs, args.pairs))
-    rows: list[dict[str, Any]] = []
+    settings = {"pairs": args.pairs, "slow_pairs": args.slow_pairs, "side": SIDE, "steps": 8, "edits": EDITS}
+    settings |= {"images": args.photographs.name, "versions": library_versions()}
+    report = Report("benchmark_difference_maps", args.out, settings)
     for model in args.models:
         metric = RobustPerceptualDistance(model, squared=True, resize="squash")
         maps: dict[str, Map] = {
@@ -222,16 +237,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         }
         quick = {method: maps[method] for method in ("features", "gradient")}
         slow = {method: maps[method] for method in ("smoothed", "integrated")}
-        rows += judged(model, quick, chosen, metric, args.quiet)
+        rows = judged(model, quick, chosen, metric, args.quiet)
         if args.slow_pairs:
             rows += judged(model, slow, chosen[: args.slow_pairs], metric, args.quiet)
+        report.add(model, rows)
     for name, make in others().items():
-        rows += judged(name, {"its own": make}, chosen, None, args.quiet)
-    settings = {"pairs": args.pairs, "slow_pairs": args.slow_pairs, "side": SIDE, "steps": 8, "edits": EDITS}
-    record = {"settings": settings, "images": args.photographs.name, "versions": library_versions(), "maps": rows}
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+        report.add(name, judged(name, {"its own": make}, chosen, None, args.quiet))
+    return report.record
 
 
 if __name__ == "__main__":

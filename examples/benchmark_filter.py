@@ -1,6 +1,6 @@
 """How fast images are filtered, beside the bare model; how memory and time grow; and what decoding costs.
 
-    python examples/benchmark_filter.py --out results/benchmark_filter.json
+    python examples/benchmark_filter.py --out results/
 
 Rates: JPEGs of 500 pixels, drawn here, are decided on by `Worker.rows`, which is what both engines run, and pixels that
 are decoded already are embedded in batches of the same size, in turn; the ratio of the two is what the filter keeps
@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,8 @@ from rclip_metric.filtering.pools import embed_pools
 from rclip_metric.images import open_image
 from rclip_metric.images.preprocessing import preprocess_pil
 from rclip_metric.retrieval import ModelSource
-from rclip_metric.train.benchmark.turns import machine_record, take_turns
+from rclip_metric.train.benchmark.report import Report, outlined
+from rclip_metric.train.benchmark.turns import take_turns, timed
 
 CLASSES = {"safe": 32, "buffer": 32, "unsafe": 32}
 
@@ -126,13 +125,13 @@ def grown(count: int, batch_size: int) -> dict[str, Any]:
         work = work_on(write_shards(folder / "tars", images, count), "tiny", batch_size, folder)
         peaks: list[float] = []
         with Worker(work) as worker:
-            wall, processor = time.perf_counter(), time.process_time()
-            run_local(worker, lambda report: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        begun = time.process_time()
-        decided = Job(folder).finish(work.parts, len(work.shards)).images
-        finishing = time.process_time() - begun
-    assert decided == count
+            wall, processor, _ = timed(
+                lambda: run_local(
+                    worker, lambda report: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                )
+            )
+        _, finishing, finished = timed(lambda: Job(folder).finish(work.parts, len(work.shards)))
+    assert finished.images == count
     per_image = processor / count * 1000
     return {
         "images": count,
@@ -154,26 +153,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--only-size", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a .json, or a folder")
     args = parser.parse_args()
     if args.only_size:
         print(json.dumps(grown(args.only_size, args.batch_size)))
         return
-    record: dict[str, Any] = {
-        "machine": machine_record(),
-        "rates": [],
-        "growth": [],
-    }
+    settings = {"images": args.images, "batch_size": args.batch_size, "repeats": args.repeats}
+    report = Report("benchmark_filter", args.out, settings)
     for model in args.models:
-        record["rates"].append(rates(model, args.batch_size, args.images, args.repeats))
-        print(json.dumps(record["rates"][-1]), flush=True)
+        report.add(f"rates, {model}", rates(model, args.batch_size, args.images, args.repeats))
     for size in args.sizes:
         command = [sys.executable, __file__, "--only-size", str(size), "--batch-size", str(args.batch_size)]
-        record["growth"].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-        print(json.dumps(record["growth"][-1]), flush=True)
-    record["load_at_the_end"] = os.getloadavg()[0]
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        done = subprocess.run(command, check=True, capture_output=True)
+        report.add(f"growth, {size} images", json.loads(done.stdout))
+    print(outlined("results", report.record["results"]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """How processor time and peak memory grow with the number of images: all pairs, rank, index, evaluation and search.
 
-    python examples/benchmark_growth.py --out results/growth          # growth.json and growth.png
-    python examples/benchmark_growth.py --out growth --sizes 100 1000
+    python examples/benchmark_growth.py --out results/                # a .json and a .png of this kind of machine
+    python examples/benchmark_growth.py --out growth.json --sizes 100 1000 --repeats 3
 
-Every point is a command in a process of its own, on drawn scenes, with the model `tiny`; search and `index, embeddings`
-work on random unit embeddings of 512 numbers, of which there can be more. Time is that of all threads. What a command
-takes for two images (start-up) is taken off before the slope is fitted: the exponent p in time ~ n^p.
+Every point is a command in a process of its own, and the commands of a size take turns, on drawn scenes, with the model
+`tiny`; search and `index, embeddings` work on random unit embeddings of 512 numbers, of which there can be more. Time
+is that of all threads. What a command takes for two images (start-up) is taken off before the slope is fitted: the
+exponent p in time ~ n^p.
 """
 
 from __future__ import annotations
@@ -18,15 +19,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# torch is imported late: a process begins with the peak of the one that started it.
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import take_turns
 
 START, QUERIES, DIMENSION = 2, 64, 512
 ON_IMAGES = ("score --all-pairs", "rank", "index build", "eval nights")
 ON_EMBEDDINGS = ("index, embeddings", "search, 64 queries")
+# A process begins with the peak of the one that started it: this one is small, and has no torch.
+PEAK = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(used.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 Point = dict[str, float]
 
 
@@ -45,16 +56,12 @@ def command(name: str, scenes: Path, images: Path, out: Path, count: int) -> lis
     }[name]
 
 
-def in_a_process(arguments: list[str]) -> Point:
-    """Run a command; return processor and wall seconds, and the peak of resident memory in MB."""
-    begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}")
-    seconds = used.ru_utime + used.ru_stime
-    return {"processor": seconds, "wall": time.perf_counter() - begin, "megabytes": used.ru_maxrss / 1024}
+def in_a_process(arguments: list[str]) -> float:
+    """Run a command; return the peak of its resident memory in MB."""
+    done = subprocess.run([sys.executable, "-c", PEAK, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}")
+    return float(done.stdout)
 
 
 def on_embeddings(name: str, count: int, folder: str) -> None:
@@ -74,35 +81,48 @@ def on_embeddings(name: str, count: int, folder: str) -> None:
         ImageIndex.open(place, metric).search(torch.randn(QUERIES, DIMENSION, generator=generator), k=10)
 
 
-def measure(points: dict[str, dict[str, Point]], wanted: list[tuple[str, int]], scenes: Path, folder: Path) -> None:
-    """Add the points that are wanted and not there, one by one."""
-    largest = max((count for name, count in wanted if name in ON_IMAGES), default=0)
+def measure(report: Report, wanted: dict[int, list[str]], repeats: int, scenes: Path, folder: Path) -> None:
+    """Add the points that are wanted and not there, size by size."""
+    points = report.record["results"]
+    largest = max((count for count, names in wanted.items() if {*names} & {*ON_IMAGES}), default=0)
     drawn = sorted((scenes / "nights").rglob("*.png"))
     if len(drawn) < largest:
         counts = ["--images", "0", "--pool", "0", "--queries", "0", "--triplets", f"0,0,{math.ceil(largest / 3)}"]
         in_a_process(["-m", "rclip_metric", "train", "scenes", "--quiet", "--out", str(scenes), *counts])
         drawn = sorted((scenes / "nights").rglob("*.png"))
-    for name, count in wanted:
-        if str(count) in points[name]:
-            continue
-        if name in ON_EMBEDDINGS:
-            point = in_a_process([__file__, "--measure", name, str(count), str(folder)])
-        else:
-            images = folder / f"{count}"
-            if not images.exists():
-                images.mkdir()
-                for place, path in enumerate(drawn[:count]):
-                    os.link(path, images / f"{place:06d}.png")
-            with tempfile.TemporaryDirectory(dir=folder) as out:
-                arguments = command(name, scenes, images, Path(out), count)
-                point = in_a_process(["-m", "rclip_metric", *arguments])
-                if name.startswith("score"):
-                    point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
-        points[name][str(count)] = point
-        print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
+    for count, names in sorted(wanted.items()):
+        images = folder / f"{count}"
+        if not images.exists():
+            images.mkdir()
+            for place, path in enumerate(drawn[:count]):
+                os.link(path, images / f"{place:06d}.png")
+        missing = [name for name in names if str(count) not in points.get(name, {})]
+        runs: dict[str, Callable[[], Point]] = {
+            name: partial(run, name, count, scenes, images, folder) for name in missing
+        }
+        turns = take_turns(runs, repeats, warm_up=0)
+        for name in missing:
+            times = turns.times[name].to_dict()
+            medians = {"processor": times["processor_s"]["median"], "wall": times["wall_s"]["median"]}
+            point = {**medians, **turns.results[name], **times, "pressure": turns.pressure}
+            found = points.get(name, {}) | {str(count): point}
+            report.add(name, dict(sorted(found.items(), key=lambda point: int(point[0]))))
+            print(f"{name:20} {count:7}  {point['processor']:7.1f} s  {point['megabytes']:6.0f} MB", flush=True)
 
 
-def slope(points: dict[str, Point]) -> float | None:
+def run(name: str, count: int, scenes: Path, images: Path, folder: Path) -> Point:
+    """Run a command once; return its peak in MB, and bytes a pair of what is written by pairs."""
+    if name in ON_EMBEDDINGS:
+        return {"megabytes": in_a_process([__file__, "--measure", name, str(count), str(folder)])}
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        arguments = command(name, scenes, images, Path(out), count)
+        point = {"megabytes": in_a_process(["-m", "rclip_metric", *arguments])}
+        if name.startswith("score"):
+            point["bytes a pair"] = os.path.getsize(f"{out}/pairs.jsonl") / (count * (count - 1) / 2)
+        return point
+
+
+def slope(points: dict[str, Any]) -> float | None:
     """Fit p in seconds ~ n^p by least squares, start-up taken off, where what is left is more than a fifth of it."""
     if not points:
         return None
@@ -122,7 +142,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import ticker
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for colour, (name, points) in enumerate(report["points"].items()):
+    for colour, (name, points) in enumerate(report["results"].items()):
         counts = [int(count) for count in points][1:]
         power = report["slopes"][name]
         told = f"{name}  (mostly start-up)" if power is None else f"{name}  (n^{power:.2f})"
@@ -147,42 +167,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000], help="of images")
     parser.add_argument("--embeddings", type=int, nargs="+", default=[10_000, 100_000], help="of embeddings")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="where to write .json and .png; what is there already is kept"
-    )
+    parser.add_argument("--repeats", type=int, default=1, help="of each point (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="a .json, or a folder; what is there already is kept")
     parser.add_argument("--only", nargs="+", choices=[*ON_IMAGES, *ON_EMBEDDINGS], default=[*ON_IMAGES, *ON_EMBEDDINGS])
     parser.add_argument("--folder", type=Path, help="an existing folder to draw the scenes in, once for several runs")
     args = parser.parse_args()
-    from rclip_metric.train.benchmark.turns import pressure
-
-    loads = [pressure()]
-    kept = json.loads(args.out.with_suffix(".json").read_text()) if args.out.with_suffix(".json").exists() else {}
-    points = {name: dict(kept.get("points", {}).get(name, {})) for name in (*ON_IMAGES, *ON_EMBEDDINGS)}
-    sizes = {name: [START, *args.sizes] for name in ON_IMAGES}
-    sizes |= {name: [10 * START, *args.embeddings] for name in ON_EMBEDDINGS}
-    wanted = sorted(((name, count) for name in args.only for count in sizes[name]), key=lambda point: point[1])
-    try:
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            measure(points, wanted, (args.folder or Path(folder)) / "scenes", Path(folder))
-    finally:  # an interrupt keeps what has been measured
-        loads.append(pressure())
-        points = {name: dict(sorted(found.items(), key=lambda point: int(point[0]))) for name, found in points.items()}
-        report(points, kept.get("machine", {}).get("load", []) + [load for load in loads if load], args.out)
-
-
-def report(points: dict[str, dict[str, Point]], loads: list[str], out: Path) -> None:
-    """Print the slopes, and write the figures and their picture."""
-    import torch
-
-    from rclip_metric.train.runs.machine import device_record
-
-    machine: dict[str, Any] = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "load": loads}
-    machine["OMP"] = {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
-    slopes = {name: slope(found) for name, found in points.items()}
-    print(json.dumps(slopes, indent=2))
-    figures = {"machine": machine, "model": "tiny", "slopes": slopes, "points": points}
-    out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
-    draw(figures, out.with_suffix(".png"))
+    report = Report("benchmark_growth", args.out, {"model": "tiny", "repeats": args.repeats})
+    wanted: dict[int, list[str]] = {}
+    for name in args.only:
+        for count in [START, *args.sizes] if name in ON_IMAGES else [10 * START, *args.embeddings]:
+            wanted.setdefault(count, []).append(name)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        measure(report, wanted, args.repeats, (args.folder or Path(folder)) / "scenes", Path(folder))
+    report.record["slopes"] = {name: slope(found) for name, found in report.record["results"].items()}
+    print(json.dumps(report.record["slopes"], indent=2))
+    report.write()
+    assert report.path is not None
+    draw(report.record, report.path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

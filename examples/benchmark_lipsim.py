@@ -1,7 +1,7 @@
 """What LipSim costs as published and as built here, and which ways to run its convolutions were tried.
 
     python examples/benchmark_lipsim.py
-    python examples/benchmark_lipsim.py --batch-sizes 1 --repeats 9 --out benchmark.json
+    python examples/benchmark_lipsim.py --batch-sizes 1 --repeats 9 --out results/
 
 Weights are random (seeded) and the same for all; nothing is downloaded. Contestants take turns within one run, and the
 figures are medians: only their ratios mean anything on another machine. Where others compute as well, threads that spin
@@ -13,9 +13,7 @@ while they wait hurt whoever has many short steps, which is ours: set OMP_WAIT_P
 """
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rclip_metric.train.benchmark.turns import machine_record, take_turns
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import take_turns, timed
 from rclip_metric.train.metrics.lipsim import sll
 from rclip_metric.train.metrics.lipsim.model import LipSim
 from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, folded, random_tensors
@@ -205,27 +204,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--out", type=Path, help="also write the report to this .json, or to one in this folder")
     parser.add_argument("--toy", action="store_true", help="a network of a few thousand parameters, to try it out")
     arguments = parser.parse_args(argv)
 
     sizes = TOY if arguments.toy else LipSimArchitecture()
     state = random_tensors(sizes)
-    start = time.perf_counter()
-    tensors = folded(sizes, state)
-    folding = time.perf_counter() - start
+    folding, _, tensors = timed(lambda: folded(sizes, state))
     network = LipSim(sizes, tensors)
-    report: dict[str, Any] = {
-        "machine": machine_record(),
-        "settings": {
-            "batch sizes": arguments.batch_sizes,
-            "repeats": arguments.repeats,
-            "image size": sizes.image_size,
-            "toy": arguments.toy,
-        },
-        "folding seconds": folding,
-        "results": {},
-    }
+    settings = {"batch sizes": arguments.batch_sizes, "repeats": arguments.repeats, "image size": sizes.image_size}
+    report = Report("benchmark_lipsim", arguments.out, settings | {"toy": arguments.toy})
+    report.add("folding seconds", folding)
     print(f"folding the constraint into the weights, once: {folding:.2f} s")
     for count in arguments.batch_sizes:
         x = images(count, sizes.image_size)
@@ -241,11 +230,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         for part, runs in parts.items():
             title = f"{part}, batch {count}"
-            report["results"][title] = compare(runs, count, arguments.repeats)
-            table(title, report["results"][title])
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+            report.add(title, compare(runs, count, arguments.repeats))
+            table(title, report.record["results"][title])
+    return report.record
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python examples/benchmark_metrics.py --device cuda --batch-sizes 1 8 64     # a GPU
 
 Weights are random (seeded), nothing is downloaded. Every metric gets a process of its own, all of them visited forwards
-and then backwards, so that a machine that slows down shows; figures are medians, and only their ratios mean anything on
-another machine. Two rows are others' own code, for comparison: DreamSim's package (pip install dreamsim), with its
-adapters beside the layers as it runs them, and LipSim's published formulas, whose constraint is computed in every pass.
+and then backwards, so that a machine that slows down shows; figures are medians, and only their ratios, in processor
+time within a round, mean anything on another machine. Two rows are others' own code, for comparison: DreamSim's
+package (pip install dreamsim), with its adapters beside the layers as it runs them, and LipSim's published formulas,
+whose constraint is computed in every pass.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 
 from rclip_metric.train.benchmark import TimingSettings, time_metrics
+from rclip_metric.train.benchmark.report import Report
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
-from rclip_metric.train.runs.files import write_json, write_text
+from rclip_metric.train.runs.files import write_text
 from rclip_metric.train.runs.precision import bfloat16_is_fast
 
 DREAMSIM, LIPSIM = "benchmark_metrics:dreamsim_package", "benchmark_metrics:lipsim_published"
@@ -70,7 +72,10 @@ def lipsim_published(device: str) -> EmbeddingMetric:
 
 
 def markdown(found: dict[str, Any], batch_sizes: list[int], precisions: list[str]) -> str:
-    """A row per metric; in brackets, how many times the pairs of DreamSim's package, in float32, at that batch size."""
+    """A row per metric; in brackets, how many times the processor time of DreamSim's package is its own.
+
+    That is of the same type of number and batch size; a file of before it was measured has the ratio of pairs.
+    """
     slow = (found.get(DREAMSIM) or {}).get("timing") or {}
     columns = [(precision, size) for precision in precisions for size in batch_sizes]
     heads = [f"{precision}, batch {size}" for precision, size in columns]
@@ -79,8 +84,11 @@ def markdown(found: dict[str, Any], batch_sizes: list[int], precisions: list[str
         timing = entry.get("timing") or {}
         cells = []
         for precision, size in columns:
-            cell, against = timing.get(precision, {}).get(str(size)), slow.get("float32", {}).get(str(size))
-            ratio = f" ({cell['pairs_per_second'] / against['pairs_per_second']:.2g})" if cell and against else ""
+            cell, against = (cells_of.get(precision, {}).get(str(size)) for cells_of in (timing, slow))
+            ratio = ""
+            if cell and against:
+                wall = cell["pairs_per_second"] / against["pairs_per_second"]
+                ratio = f" ({1 / cell['ratio']['times'] if 'ratio' in cell else wall:.2g})"
             cells.append(f"{cell['pairs_per_second']:.3g}{ratio}" if cell else "-")
         memory = timing.get("float32", {}).get("memory_mb")
         label = {DREAMSIM: "DreamSim, its package", LIPSIM: "LipSim, as published"}.get(name, name.partition("@")[0])
@@ -96,19 +104,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=3, help="per round (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="per metric and batch size (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmark_metrics.json"))
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="default: those that are fast here"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="a .json, or a folder; a .md beside it")
     options = parser.parse_args(argv)
-    precisions = ["float32", *(["bfloat16"] if bfloat16_is_fast(torch.device(options.device)) else [])]
+    precisions = options.dtypes or [
+        "float32",
+        *(["bfloat16"] if bfloat16_is_fast(torch.device(options.device)) else []),
+    ]
     here = str(Path(__file__).parent)
     if here not in sys.path:
         sys.path.insert(0, here)  # for the processes that are timed
     settings = {"device": options.device, "batch_sizes": options.batch_sizes, "repeats": options.repeats}
     settings |= {"rounds": options.rounds, "seconds": options.seconds, "precisions": precisions}
     visit = TimingSettings(options.device, tuple(options.batch_sizes), options.repeats, seconds=options.seconds)
-    found = time_metrics(options.metrics, visit, precisions=precisions, rounds=options.rounds)
-    write_json(options.out, {"script": Path(__file__).name, "settings": settings, "metrics": found})
+    reference = DREAMSIM if DREAMSIM in options.metrics else None
+    report = Report("benchmark_metrics", options.out, settings, device=options.device)
+    found = time_metrics(options.metrics, visit, precisions=precisions, rounds=options.rounds, reference=reference)
+    for name, entry in found.items():
+        report.add(name, entry)
+    assert report.path is not None
     text = markdown(found, options.batch_sizes, precisions)
-    write_text(options.out.with_suffix(".md"), text)
+    write_text(report.path.with_suffix(".md"), text)
     print(text)
     for name, entry in found.items():
         if "failed" in entry:

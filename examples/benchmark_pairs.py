@@ -1,6 +1,6 @@
 """Many pairs from Python: processor time against `score` in a loop, and the peak of memory as the pairs become more.
 
-    python examples/benchmark_pairs.py --out results/benchmark_pairs.json
+    python examples/benchmark_pairs.py --out results/
 
 Contestants take turns within one run, with the model `tiny` and noise of 160 x 120 pixels; the figures are medians.
 Memory is read from /proc (Linux).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import subprocess
 import sys
 import tempfile
@@ -82,23 +81,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=33, help="files to compare (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--out", type=Path, help="also write the report to this .json, or to one in this folder")
     arguments = parser.parse_args(argv)
 
-    from rclip_metric.train.benchmark.turns import machine_record, pressure
+    from rclip_metric.train.benchmark.report import Report, outlined
 
-    report: dict[str, Any] = {
-        "machine": machine_record(),
-        "load": pressure(),
-        "settings": {"model": MODEL, "files": arguments.count, "repeats": arguments.repeats},
-    }
+    settings = {"model": MODEL, "files": arguments.count, "repeats": arguments.repeats}
+    report = Report("benchmark_pairs", arguments.out, settings)
     with tempfile.TemporaryDirectory() as folder:
-        report["processor seconds"] = times(draw(Path(folder), arguments.count), arguments.repeats)
-    report["peak"] = growth()
-    print(json.dumps(report, indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+        report.add("processor seconds", times(draw(Path(folder), arguments.count), arguments.repeats))
+    report.add("peak", growth())
+    print(outlined("results", report.record["results"]))
+    return report.record
 
 
 if __name__ == "__main__":

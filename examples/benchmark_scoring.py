@@ -1,15 +1,15 @@
 """What scoring and the loss cost, against the original OpenCLIP towers used as people use them.
 
     python examples/benchmark_scoring.py
-    python examples/benchmark_scoring.py --only loss throughput --models r-clip-f --out benchmark.json
+    python examples/benchmark_scoring.py --only loss throughput --models r-clip-f --batch-sizes 1 8 32 --out results/
 
 Weights are random (seeded): speed and memory do not depend on them, and nothing is downloaded. Only what bfloat16
 changes is measured on the trained weights that ship; `benchmark_second_look.py` does so on triplets. All contestants
-of a table hold the same weights and take turns within one run (A B C A B C ...); the figures are medians, and only
+of a table hold the same weights and take turns within one run (A B C, C B A, ...); the figures are medians, and only
 their ratios mean anything on another machine. `bfloat16` is fast where the processor multiplies it (AMX, AVX512-BF16,
 a GPU's tensor cores) and slow elsewhere: the header says what this machine has.
 
-    import        `import rclip_metric` against `import torch`
+    import        a process with `import rclip_metric` against one with `import torch`
     construction  r-clip-f from a warm cache: seconds after the imports, peak memory against the vision weights
     loss          forward + backward to the images against the raw tower with gradients everywhere: time and memory
     overhead      metric(x, y), small pairs in one pass, against our own raw tower called twice
@@ -28,18 +28,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rclip_metric.train.benchmark.report import Report, outlined
+from rclip_metric.train.benchmark.turns import Turns, take_turns
 
 PARTS = ("import", "construction", "loss", "overhead", "throughput")
 MODELS = ("r-clip-f", "r-clip-f-vit-b-16")
 DTYPES = ("float32", "bfloat16")
 TRAINED = ("tiny", "r-lite-f")
 """What bfloat16 changes is asked of these: at its start the layer scale of a ConvNeXt switches its blocks off."""
-BATCH_SIZES = (1, 8)
 LOSS_BATCH_SIZE = 8
 
 # What the published checkpoints were made with; ours is built from the same entry.
@@ -49,6 +51,15 @@ TOY = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
 }
+
+
+class Settings(NamedTuple):
+    """What is measured, and how often."""
+
+    repeats: int
+    models: Sequence[str]
+    dtypes: Sequence[str]
+    batch_sizes: Sequence[int]
 
 
 # The contestants
@@ -114,16 +125,6 @@ def naive_distance(tower: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 # Measuring
 
 
-def both_times(
-    contestants: Mapping[str, Callable[[], object]], rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median wall and processor seconds of each, in turn."""
-    from rclip_metric.train.benchmark.turns import take_turns
-
-    turns = take_turns(contestants, rounds)
-    return turns.seconds, turns.processor
-
-
 def in_a_fresh_process(measurement: str, **settings: Any) -> dict[str, Any]:
     """Run one of MEASUREMENTS in its own interpreter."""
     command = [sys.executable, __file__, "--measure", measurement, json.dumps(settings)]
@@ -154,11 +155,6 @@ def peak_since(before: Mapping[str, float]) -> float | None:
 
 def share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def measure_import(module: str) -> dict[str, Any]:
-    code = f"import time; a = time.perf_counter(); import {module}; print(time.perf_counter() - a)"
-    return {"seconds": float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)}
 
 
 def measure_construction(model: str, cache_dir: str | None, size: int) -> dict[str, Any]:
@@ -232,7 +228,6 @@ def measure_loss_memory(name: str, model: str) -> dict[str, Any]:
 
 
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "import": measure_import,
     "construction": measure_construction,
     "loss memory": measure_loss_memory,
 }
@@ -241,20 +236,17 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
 # The parts
 
 
-def import_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+def import_part(settings: Settings) -> dict[str, Any]:
     modules = ("torch", "rclip_metric")
-    seconds: dict[str, list[float]] = {module: [] for module in modules}
-    for _ in range(repeats + 1):
-        for module in modules:
-            seconds[module].append(measure_import(module)["seconds"])
-    median = {module: statistics.median(values[1:]) for module, values in seconds.items()}  # first: disk cache
-    return {"seconds": median, "ratio": median["rclip_metric"] / median["torch"]}
+    imports = {name: partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True) for name in modules}
+    turns = take_turns(imports, settings.repeats)
+    return {"ratio": turns.ratio("rclip_metric", "torch"), **turns.to_dict()}
 
 
-def construction_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+def construction_part(settings: Settings) -> dict[str, Any]:
     from safetensors.torch import save_file
 
-    model = models[0]
+    model = settings.models[0]
     with tempfile.TemporaryDirectory(prefix="rclip-metric-benchmark-") as folder:
         clip = original(model, text=True)
         vision = sum(p.numel() * p.element_size() for p in clip.get_submodule("visual").parameters())
@@ -265,11 +257,11 @@ def construction_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]
         file_size = weights.stat().st_size
         if model == "toy":
             (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": TOY}))
-            settings: dict[str, Any] = {"model": folder, "cache_dir": None}
+            source: dict[str, Any] = {"model": folder, "cache_dir": None}
         else:
-            settings = {"model": model, "cache_dir": hub_cache(weights, model)}
+            source = {"model": model, "cache_dir": hub_cache(weights, model)}
         # Once for the disk and for the digest, which is then remembered: a warm cache.
-        first, *warm = [in_a_fresh_process("construction", size=size, **settings) for _ in range(repeats + 1)]
+        first, *warm = [in_a_fresh_process("construction", size=size, **source) for _ in range(settings.repeats + 1)]
     median = {name: statistics.median(run[name] for run in warm) if first[name] is not None else None for name in first}
     peaks = {name: share(median[name], vision) for name in ("peak", "peak with first score")}
     return {
@@ -302,34 +294,33 @@ def hub_cache(weights: Path, model: str) -> str:
     return str(cache)
 
 
-def loss_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+def loss_part(settings: Settings) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    contestants = [name for name in LOSSES if "bfloat16" in dtypes or "bfloat16" not in name]
-    for model in models:
+    contestants = [name for name in LOSSES if "bfloat16" in settings.dtypes or "bfloat16" not in name]
+    for model in settings.models:
         tower = original(model)
         steps = {name: loss_step(name, tower, model) for name in contestants}
-        seconds, processor = both_times(steps, repeats)
+        turns = take_turns(steps, settings.repeats)
         del tower, steps
         peaks = {name: in_a_fresh_process("loss memory", name=name, model=model)["peak"] for name in contestants}
         results[model] = {
             name: {
-                "seconds": seconds[name],
-                "times faster": seconds["naive float32"] / seconds[name],
-                "times less processor time": processor["naive float32"] / processor[name],
+                "seconds": turns.seconds[name],
+                **faster(turns, "naive float32", name),
                 "peak bytes": peaks[name],
                 "share of memory": share(peaks[name], peaks["naive float32"]),
             }
             for name in contestants
-        }
+        } | turns.to_dict()
     return results
 
 
-def overhead_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+def overhead_part(settings: Settings) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    for model in models:
+    for model in settings.models:
         metric = ours(model, original(model))
         tower, mean, std = metric.encoder.tower, metric.encoder.mean, metric.encoder.std
-        for count in BATCH_SIZES:
+        for count in settings.batch_sizes:
             x, y = images(model, count, seed=1), images(model, count, seed=2)
             pixels = [(image - mean) / std for image in (x, y)]
 
@@ -338,57 +329,49 @@ def overhead_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) ->
                     for batch in pixels:
                         tower(batch)
 
-            score = partial(metric, x, y)
-            # Turns in both orders: whoever comes second finds the caches warm.
-            turns: dict[str, Callable[[], object]] = {
-                "towers": towers,
-                "metric": score,
-                "metric again": score,
-                "towers again": towers,
-            }
-            found = {"wall": (times := both_times(turns, 2 * repeats))[0], "processor": times[1]}
-            raw = {kind: one["towers"] + one["towers again"] for kind, one in found.items()}
-            over = {kind: (one["metric"] + one["metric again"]) / raw[kind] - 1 for kind, one in found.items()}
+            turns = take_turns({"towers": towers, "metric": partial(metric, x, y)}, 2 * settings.repeats)
             results[f"{model}, batch {count}"] = {
-                "towers seconds": raw["wall"] / 2,
-                "overhead": over["wall"],
-                "overhead, processor": over["processor"],
+                "towers seconds": turns.seconds["towers"],
+                "overhead": turns.ratio("metric", "towers", "wall") - 1,
+                "overhead, processor": turns.ratio("metric", "towers") - 1,
+                **turns.to_dict(),
             }
     return results
 
 
-def throughput_part(repeats: int, models: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+def throughput_part(settings: Settings) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    for model in models:
+    for model in settings.models:
         tower = original(model)
         metric = ours(model, tower)
-        half = ours(model, tower).to(torch.bfloat16) if "bfloat16" in dtypes else None
+        half = ours(model, tower).to(torch.bfloat16) if "bfloat16" in settings.dtypes else None
         tower.requires_grad_(False)  # the original at its best
-        for count in BATCH_SIZES:
+        for count in settings.batch_sizes:
             x, y = images(model, count, seed=1), images(model, count, seed=2)
 
             def original_pair(tower: nn.Module = tower, x: Tensor = x, y: Tensor = y) -> None:
                 with torch.inference_mode():
                     naive_distance(tower, x, y)
 
-            turns: dict[str, Callable[[], object]] = {
-                "original float32": original_pair,
-                "float32": partial(metric, x, y),
-            }
+            contestants: dict[str, Callable[[], object]] = {"original float32": original_pair}
+            if "float32" in settings.dtypes:
+                contestants["float32"] = partial(metric, x, y)
             if half is not None:
-                turns["bfloat16"] = partial(half, x, y)
-            seconds, processor = both_times(turns, repeats)
+                contestants["bfloat16"] = partial(half, x, y)
+            turns = take_turns(contestants, settings.repeats)
             results[f"{model}, batch {count}"] = {
-                name: {
-                    "pairs per second": count / s,
-                    "times faster": seconds["original float32"] / s,
-                    "times less processor time": processor["original float32"] / processor[name],
-                }
-                for name, s in seconds.items()
-            }
-    for model in TRAINED if "bfloat16" in dtypes else ():
+                name: {"pairs per second": count / turns.seconds[name], **faster(turns, "original float32", name)}
+                for name in contestants
+            } | turns.to_dict()
+    for model in TRAINED if "bfloat16" in settings.dtypes else ():
         results[f"{model}, change by bfloat16"] = change_of_distances(model)
     return results
+
+
+def faster(turns: Turns, base: str, name: str) -> dict[str, float]:
+    """How many times as long the base takes: medians of the ratios within a round, of wall and of processor time."""
+    kinds = {"times faster": "wall", "times less processor time": "processor"}
+    return {words: turns.ratio(base, name, kind) for words, kind in kinds.items()}
 
 
 def change_of_distances(model: str) -> dict[str, float]:
@@ -412,34 +395,13 @@ def change_of_distances(model: str) -> dict[str, float]:
     }
 
 
-RUN: dict[str, Callable[[int, Sequence[str], Sequence[str]], dict[str, Any]]] = {
+RUN: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "import": import_part,
     "construction": construction_part,
     "loss": loss_part,
     "overhead": overhead_part,
     "throughput": throughput_part,
 }
-
-
-# The report
-
-
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def table(name: str, value: Any, depth: int = 0) -> None:
-    """Print a nested result: a row per record of plain figures."""
-    indent = "  " * depth
-    if not isinstance(value, dict):
-        print(f"{indent}{name:<28} {shown(value)}")
-        return
-    if depth and not any(isinstance(entry, dict) for entry in value.values()):
-        print(f"{indent}{name:<28} " + "  ".join(f"{key} {shown(entry)}" for key, entry in value.items()))
-        return
-    print(f"{indent}{name}")
-    for key, entry in value.items():
-        table(key, entry, depth + 1)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -455,8 +417,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         metavar="DTYPE",
         help="leave bfloat16 out where the processor does not multiply it: a step then takes minutes",
     )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="pairs (default: 1 8)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the report to this JSON file")
+    parser.add_argument("--out", type=Path, help="also write the report to this .json, or to one in this folder")
     parser.add_argument("--toy", action="store_true", help="a tower of a few thousand parameters, to try it out")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -466,23 +429,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(json.dumps(figures))
         return figures
 
-    from rclip_metric.train.benchmark.turns import machine_record
-
     models = ["toy"] if arguments.toy else list(arguments.models)
-    report: dict[str, Any] = {
-        "machine": machine_record(),
-        "settings": {"repeats": arguments.repeats, "models": models, "dtypes": list(arguments.dtypes)},
-        "results": {},
-    }
-    table("machine", report["machine"])
+    settings = Settings(arguments.repeats, models, list(arguments.dtypes), arguments.batch_sizes)
+    report = Report("benchmark_scoring", arguments.out, settings._asdict())
+    print(outlined("machine", report.record["machine"]))
     for part in PARTS:
         if part in arguments.only:
-            report["results"][part] = RUN[part](arguments.repeats, models, arguments.dtypes)
-            table(part, report["results"][part])
-    print(json.dumps(report))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+            report.add(part, RUN[part](settings))
+            print(outlined(part, report.record["results"][part], without="times"), flush=True)
+    return report.record
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long exact search takes, beside numpy, FAISS and LanceDB, and beside reading the memory once.
 
-    python examples/benchmark_search.py --rows 1000000 --out results/benchmark_search.json
+    python examples/benchmark_search.py --rows 1000000 --out results/
 
 All search the same unit embeddings for the same batch of queries, in turn; FAISS and LanceDB are left out where they
 are not installed. The embeddings vary in 64 directions and little in the others: like those of photographs, and unlike
@@ -12,10 +12,8 @@ What takes longer than half a minute is timed once.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -28,7 +26,8 @@ import torch
 
 from rclip_metric.distance import normalize
 from rclip_metric.retrieval import Row, nearest
-from rclip_metric.train.benchmark.turns import machine_record, take_turns
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import take_turns, timed
 
 _LONG = 30.0
 Search = Callable[[], np.ndarray[Any, Any]]
@@ -90,9 +89,8 @@ def contestants(embeddings: torch.Tensor, queries: torch.Tensor, k: int, folder:
             rows, _ = table.nearest(queries, k, probes=probes)
             return np.array([[row.id for row in found] for found in rows], dtype=np.int64)
 
-        before = time.process_time()
-        parts = table.prepare()
-        print(f"prepared for approximate search in {time.process_time() - before:.0f} s processor", flush=True)
+        _, spent, parts = timed(table.prepare)
+        print(f"prepared for approximate search in {spent:.0f} s processor", flush=True)
         found["LanceDB, flat scan"] = by_lance
         found["ours, on disk"] = lambda: on_disk(None)
         for share in (16, 4):
@@ -116,7 +114,7 @@ def main() -> dict[str, Any]:
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a .json, or a folder")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, args.dtype)
@@ -127,7 +125,6 @@ def main() -> dict[str, Any]:
     queries = draw(args.queries, args.dimension, basis, generator).to(dtype).float()
     with tempfile.TemporaryDirectory() as folder:
         searches = contestants(embeddings, queries, args.k, Path(folder))
-        machine = machine_record()
         turns = take_turns(
             searches,
             args.repeats,
@@ -148,12 +145,11 @@ def main() -> dict[str, Any]:
         for kind in ("processor_s", "wall_s"):
             entry[f"{kind}_over_reading"] = entry[kind] / measured["read once"][kind]  # type: ignore[operator]
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    record = {"settings": settings, "machine": machine, "pressure": turns.pressure, "results": measured}
+    report = Report("benchmark_search_million" if args.rows >= 1_000_000 else "benchmark_search", args.out, settings)
     for name, entry in measured.items():
         print(f"{name:20} {entry['processor_s']:8.3f} s processor {entry['wall_s']:8.3f} s wall")
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+        report.add(name, entry)
+    return report.record
 
 
 if __name__ == "__main__":

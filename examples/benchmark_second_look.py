@@ -4,7 +4,7 @@
     python examples/benchmark_second_look.py --data data/scenes/nights --models tiny tiny-clean r-lite-f
 
 The data are triplets in the format of NIGHTS; their test split if they have one. Float32, bfloat16 and bfloat16 with
-the second look of `two_afc` judge the same batches and take turns, each beginning as often; times are of the processor,
+the second look of `two_afc` judge the same batches and take turns, forwards and backwards; times are of the processor,
 and only their ratios mean anything elsewhere. What is printed, by model and data:
 
     change            of a distance, and of the difference of the two distances of a triplet
@@ -17,9 +17,8 @@ and only their ratios mean anything elsewhere. What is printed, by model and dat
 import argparse
 import csv
 import json
-import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ import torch
 from torch import Tensor
 
 from rclip_metric import RobustPerceptualDistance
-from rclip_metric.train.benchmark.turns import pressure
-from rclip_metric.train.runs.machine import device_record
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import take_turns
 
 SLACKS = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
 CONTESTANTS = ("float32", "bfloat16", "second look")
@@ -52,37 +51,39 @@ def triplets(folder: Path, limit: int) -> list[tuple[Path, Path, Path]]:
 
 def measure(model: str, files: Sequence[tuple[Path, Path, Path]], batch_size: int) -> dict[str, Any]:
     metrics = {name: contestant(model, name) for name in CONTESTANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    found: dict[str, list[Tensor]] = {name: [] for name in CONTESTANTS}
-    for number, start in enumerate(range(0, len(files), batch_size)):
-        part = files[start : start + batch_size]
-        images = [
-            torch.stack([metrics["float32"].preprocess(file) for file in column]) for column in zip(*part, strict=True)
-        ]
-        if number == 0:
-            for metric in metrics.values():  # the first call pays for pages, primitives and lazy imports
-                metric.two_afc(*images)
-        turn = number % len(CONTESTANTS)
-        for name in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
-            before = time.process_time()
-            with torch.inference_mode():
-                judged = metrics[name].two_afc(*images)
-            seconds[name].append(time.process_time() - before)
-            distances = (1 - torch.stack([judged.left_similarity, judged.right_similarity])).clamp(min=0).sqrt()
-            found[name].append(torch.cat([distances, judged.choice[None]]).double())  # (3, n)
-    full, half, again = (torch.cat(found[name], dim=1) for name in CONTESTANTS)
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    found: dict[str, dict[int, Any]] = {name: {} for name in CONTESTANTS}
+    now: tuple[int, list[Tensor]]
+
+    def prepare(number: int) -> None:
+        nonlocal now
+        columns = zip(*batches[number], strict=True)
+        now = number, [torch.stack([metrics["float32"].preprocess(file) for file in column]) for column in columns]
+
+    @torch.inference_mode()
+    def judge(name: str) -> None:
+        number, images = now
+        found[name][number] = metrics[name].two_afc(*images)
+
+    def outcome(name: str) -> Tensor:
+        judged = found[name].values()
+        similarities = [torch.cat([getattr(one, f"{side}_similarity") for one in judged]) for side in ("left", "right")]
+        distances = (1 - torch.stack(similarities)).clamp(min=0).sqrt()
+        return torch.cat([distances, torch.cat([one.choice for one in judged])[None]]).double()  # (3, n)
+
+    turns = take_turns({name: partial(judge, name) for name in CONTESTANTS}, len(batches), prepare=prepare)
+    full, half, again = map(outcome, CONTESTANTS)
     differ, changed = half[2] != full[2], (half[:2] - full[:2]).abs()
     apart = (half[0] - half[1]).abs()
     margins = (half[0] - half[1]) - (full[0] - full[1])
     slack = metrics["second look"].slack
-    sums = {name: sum(values) for name, values in seconds.items()}
+    sums = {name: sum(times.processor) for name, times in turns.times.items()}
 
     def percent(which: Tensor) -> float:
         return 100 * which.double().mean().item()
 
     def ratio(name: str) -> dict[str, float]:
-        by_batch = [half / other for half, other in zip(seconds["bfloat16"], seconds[name], strict=True)]
-        return {"sums": sums["bfloat16"] / sums[name], "median": statistics.median(by_batch)}
+        return {"sums": sums["bfloat16"] / sums[name], "median": turns.ratio("bfloat16", name)}
 
     return {
         "triplets": len(files),
@@ -97,6 +98,7 @@ def measure(model: str, files: Sequence[tuple[Path, Path, Path]], batch_size: in
         ],
         "processor seconds": sums,
         "bfloat16's time over": {name: ratio(name) for name in ("float32", "second look")},
+        "pressure": turns.pressure,
     }
 
 
@@ -108,20 +110,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--models", nargs="+", default=["tiny"], help="default: tiny")
     parser.add_argument("--limit", type=int, default=1150, help="triplets of each (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="triplets at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the report to this JSON file, into what it holds already")
+    parser.add_argument("--out", type=Path, help="also write the report to this .json, or to one in this folder")
     arguments = parser.parse_args(argv)
     names = arguments.names or [str(folder) for folder in arguments.data]
-    report: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    report = Report("benchmark_second_look", arguments.out, {"batch size": arguments.batch_size})
     for model in arguments.models:
         for name, folder in zip(names, arguments.data, strict=True):
-            about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch size": arguments.batch_size}
-            about |= {"device": device_record(torch.device("cpu")), "load before": pressure()}
             found = measure(model, triplets(folder, arguments.limit), arguments.batch_size)
-            report[f"{model}, {name}"] = {**found, "machine": about | {"load after": pressure()}}
-            print(json.dumps({f"{model}, {name}": report[f"{model}, {name}"]}), flush=True)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+            report.add(f"{model}, {name}", found)
+            print(json.dumps({f"{model}, {name}": found}), flush=True)
+    return report.record
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import copy
 import gc
-import itertools
 import json
 import math
 import resource
@@ -45,7 +44,8 @@ from rclip_metric.encoder import NAMED, ConvNeXtArchitecture
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.attacks.losses import fare
 from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.benchmark.turns import machine_record, processor_seconds, synchronize, take_turns
+from rclip_metric.train.benchmark.report import Report
+from rclip_metric.train.benchmark.turns import machine_record, synchronize, take_turns
 from rclip_metric.train.data.stream import open_stream
 from rclip_metric.train.data.triplets import read_nights
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings
@@ -182,56 +182,54 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
         ours_encoder, copy.deepcopy(base), adamw(ours_encoder, config, True), config, device, compiled=options.compile
     )
     peaks: dict[str, float] = {}
-    parts: dict[str, list[float]] = {"original": [], "attack": [], "update": []}
-    numbers = {"published": itertools.count(), "ours": itertools.count()}
-    mark = [0.0]
+    parts: list[dict[str, float]] = []
+    turn, mark = 0, 0.0
+
+    def prepare(number: int) -> None:
+        nonlocal turn
+        turn = number
 
     def clock(part: str) -> None:
+        nonlocal mark
         synchronize(device)
-        now = clock_of(device)
-        parts[part].append(now - mark[0])
-        mark[0] = now
+        now = time.perf_counter()
+        parts[-1][part] = parts[-1].get(part, 0.0) + now - mark
+        mark = now
 
     def step(kind: str) -> None:
-        number = next(numbers[kind])
+        nonlocal mark
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
-        mark[0] = clock_of(device)
-        if kind == "published":
-            theirs(images, keys, number)
-        else:  # one of our steps in ten measures the clean cosine, as in a run
-            ours(images, keys, None, number, measure=number % 10 == 9)
+        if kind == "ours":
+            parts.append({})
+            mark = time.perf_counter()
+            ours(images, keys, None, turn, measure=turn % 10 == 9)  # the clean cosine in one step of ten, as in a run
+        else:
+            theirs(images, keys, turn)
         if device.startswith("cuda"):
             peaks[kind] = torch.cuda.max_memory_allocated() / 1e9
 
     ours.clock = clock
-    turns = take_turns(
-        {kind: partial(step, kind) for kind in numbers}, options.repeats, device=device, long=options.long
-    )
-    measure = "wall" if device.startswith("cuda") else "processor"
-    found = turns.seconds if measure == "wall" else turns.processor
-    floor = floor_of(ours, images, config, options)
-    counted = {part: values[-len(turns.times["ours"].wall) :] for part, values in parts.items()}
+    steps = {kind: partial(step, kind) for kind in ("published", "ours")}
+    turns = take_turns(steps, options.repeats, device=device, prepare=prepare)
+    ours.clock = None
+    found, floor = turns.seconds, floor_of(ours, images, config, options)
     return {
         "model": name, "batch": batch, "inner_steps": config.inner_steps, "bfloat16": ours.bfloat16,
-        "measure": measure, **turns.to_dict(),
         "published_seconds": found["published"], "our_seconds": found["ours"],
-        "ratio": turns.ratio("published", "ours", measure), "images_per_second": batch / found["ours"],
-        "parts": {part: statistics.median(values) for part, values in counted.items()},
-        "floor": floor, "floor_seconds": floor["seconds"], "over_floor": found["ours"] / floor["seconds"],
-        "peak_gb": peaks or None,
+        "ratio": turns.ratio("published", "ours", "wall"), "images_per_second": batch / found["ours"],
+        "ratio_processor": turns.ratio("published", "ours"), "ratios": turns.ratios("published", "ours", "wall"),
+        "parts": {part: statistics.median(one[part] for one in parts[1:]) for part in parts[0]},  # the first warms up
+        "floor_seconds": floor["wall"], "over_floor": found["ours"] / floor["wall"],
+        "over_floor_processor": turns.processor["ours"] / floor["processor"], "peak_gb": peaks or None,
+        **turns.to_dict(),
     }  # fmt: skip
-
-
-def clock_of(device: str) -> float:
-    """Wall time of a GPU, whose host waits; processor time otherwise."""
-    return time.perf_counter() if device.startswith("cuda") else processor_seconds()
 
 
 def floor_of(
     step: AdversarialStep, images: Tensor, config: FinetuneConfig, options: argparse.Namespace
-) -> dict[str, Any]:
-    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes: seconds."""
+) -> dict[str, float]:
+    """(n + 1) forward + (n + 1) backward to pixels + 1 full backward, in our step's own passes, in seconds."""
     device, size = options.device, step.chunk_size or len(images)
     target = torch.cat([step.original(part).detach() for part in images.split(size)])
 
@@ -253,16 +251,19 @@ def floor_of(
             loss.backward()
         step.optimizer.zero_grad(set_to_none=True)
 
-    works: dict[str, Callable[[], object]] = {"to pixels": to_pixels, "update": update, "forward": forward_of_update}
-    turns = take_turns(works, options.repeats, device=device, long=options.long)
-    found = turns.seconds if device.startswith("cuda") else turns.processor
-    full = max(0.0, found["update"] - found["forward"])
-    return {"seconds": (config.inner_steps + 1) * found["to pixels"] + full, "passes": found, **turns.to_dict()}
+    passes: dict[str, Callable[[], object]] = {"pixels": to_pixels, "update": update, "forward": forward_of_update}
+    turns = take_turns(passes, options.repeats, device=device)
+    return {
+        kind: (config.inner_steps + 1) * found["pixels"] + max(0.0, found["update"] - found["forward"])
+        for kind, found in (("wall", turns.seconds), ("processor", turns.processor))
+    }
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median processor milliseconds of each, one after another, after a pass that warms up."""
-    return {name: 1e3 * seconds for name, seconds in take_turns(works, repeats).processor.items()}
+def milliseconds(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median processor milliseconds of each, in turn, and how many times the first's the second takes."""
+    turns = take_turns(works, repeats)
+    first, second, *_ = works
+    return {name: 1e3 * s for name, s in turns.processor.items()} | {"ratio": turns.ratio(first, second)}
 
 
 def update_part(options: argparse.Namespace) -> dict[str, Any]:
@@ -289,23 +290,21 @@ def update_part(options: argparse.Namespace) -> dict[str, Any]:
                 pixels = torch.rand(count, width, across, across).contiguous(memory_format=torch.channels_last)
                 pixels.requires_grad_()
                 works = {kind: partial(backward, layer, pixels, half, context) for kind, context in kinds.items()}
-                row = {"width": width, "side": across, "bfloat16": half, **in_turns(works, options.repeats)}
-                found["layers"].append({"model": name, "batch": count, **row, "ratio": row["library"] / row["fast"]})
+                row = {"width": width, "side": across, "bfloat16": half, **milliseconds(works, options.repeats)}
+                found["layers"].append({"model": name, "batch": count, **row})
             images = torch.rand(count, 3, side, side)
             works = {kind: partial(backward, encoder, images, half, context) for kind, context in kinds.items()}
             frozen = copy.deepcopy(encoder).requires_grad_(False)
             points = images.clone().requires_grad_()
             works["to pixels"] = partial(backward, frozen, points, half, nothing)
-            milliseconds = in_turns(works, options.repeats)
-            ratio = milliseconds["library"] / milliseconds["fast"]
-            row = {"model": name, "batch": count, "side": side, "bfloat16": half, **milliseconds, "ratio": ratio}
-            found.setdefault("forward and backward", []).append(row)
+            row = {"model": name, "batch": count, "side": side, "bfloat16": half}
+            found.setdefault("forward and backward", []).append(row | milliseconds(works, options.repeats))
         parameters = list(encoder.parameters())
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 1e-3)
         optimizers = {kind: adamw(encoder, FinetuneConfig(), kind == "fused" or None) for kind in ("foreach", "fused")}
         steps = {kind: optimizer.step for kind, optimizer in optimizers.items()}
-        found.setdefault("AdamW", []).append({"model": name, **in_turns(steps, options.repeats)})
+        found.setdefault("AdamW", []).append({"model": name, **milliseconds(steps, options.repeats)})
         for rows in found.values():
             for row in (row for row in rows if row["model"] == name):
                 print(json.dumps(row), flush=True)
@@ -374,9 +373,8 @@ def learning_run(kind: str, seed: int, options: argparse.Namespace) -> dict[str,
     }  # fmt: skip
 
 
-def learning(options: argparse.Namespace) -> dict[str, Any]:
-    """All runs, those that are on disk already left out, and their comparison."""
-    folder = options.out.with_suffix("")
+def learning(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All runs, those that are in the folder already left out, and their comparison."""
     runs = []
     for seed in options.seeds:
         for kind in ("published", "fast"):
@@ -411,11 +409,6 @@ def compared(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[st
     }  # fmt: skip
 
 
-def machine(device: str) -> dict[str, Any]:
-    record = {"bfloat16_is_fast": bfloat16_is_fast(torch.device(device)), "rclip_metric": __version__}
-    return machine_record(device) | record
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("steps", "update", "learning"), default=["steps"])
@@ -426,9 +419,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--side", type=int, help="pixels, for the update (default: the model's)")
     parser.add_argument("--inner-steps", type=int, default=10, help="of PGD (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each that count (default %(default)s)")
-    parser.add_argument(
-        "--long", type=float, default=float("inf"), metavar="S", help="what takes more seconds runs once, unwarmed"
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="our passes through torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, a process per figure on a CPU")
@@ -436,14 +426,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=200, help="of a learning run (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--triplets", type=int, default=300, help="judged at the end (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmark_training.json"))
+    parser.add_argument("--out", type=Path, default=Path("results"), help="a .json, or a folder")
     parser.add_argument("--peak", nargs=4, metavar=("MODEL", "KIND", "BATCH", "STEPS"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.peak:
         name, kind, batch, steps = options.peak
         print(json.dumps(peak_of(name, kind, int(batch), int(steps))))
         return {}
-    record = json.loads(options.out.read_text()) if options.out.exists() else {}
+    settings = {name: getattr(options, name) for name in ("inner_steps", "repeats", "steps", "seeds", "triplets")}
+    settings |= {"rclip_metric": __version__, "aims": AIMS}
+    report = Report("benchmark_training", options.out, settings, device=options.device)
+    report.record["machine"]["bfloat16_is_fast"] = bfloat16_is_fast(torch.device(options.device))
     if "steps" in options.parts:
         cases = []
         for case in options.cases:
@@ -453,18 +446,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if options.device == "cpu" and not options.no_memory:
                 cases[-1]["peak_gb"] = {kind: measured(name, kind, batch) for kind in ("published", "ours")}
             print(shown(cases[-1]), flush=True)
-            record["steps"] = {"machine": machine(options.device), "aims": AIMS, "cases": cases}
-            write_json(options.out, record)
+            report.add("steps", {"cases": cases})
     if "update" in options.parts:
-        record["update"] = {"machine": machine("cpu"), **update_part(options)}
-        write_json(options.out, record)
+        report.add("update", {"machine": machine_record(), **update_part(options)})  # on the processor
     if "learning" in options.parts:
-        record["learning"] = {"machine": machine(options.device), **learning(options)}
-        write_json(options.out, record)
-        found = record["learning"]
+        assert report.path is not None
+        found = learning(options, report.path.with_suffix(""))
+        report.add("learning", found)
         print(f"log loss apart {found['log_loss_apart']}, over seeds {found['log_loss_spread_over_seeds']}")
         print(f"robust 2AFC {found['robust']}, clean {found['clean']}")
-    return record
+    return report.record
 
 
 def measured(name: str, kind: str, batch: str) -> float:

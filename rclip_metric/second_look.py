@@ -8,7 +8,7 @@ from torch import Tensor
 HALVES = (torch.bfloat16, torch.float16)
 _MEASURED = {"tiny": 0.0018, "tiny-clean": 0.0026, "r-lite-f": 0.0049}
 """1.5 times the root mean square by which bfloat16 moves the difference of two distances, on drawn scenes or
-photographs, whichever is more: `python examples/benchmark_second_look.py`, `results/second_look.json`."""
+photographs, whichever is more: `examples/benchmark_second_look.py`, `results/benchmark_second_look_avx512.json`."""
 
 
 def slack_of(model: str | None, dtype: torch.dtype) -> float:

@@ -89,8 +89,8 @@ def test_the_script_measures_both_and_the_floor(benchmark, tmp_path):
     out = tmp_path / "b.json"
     arguments = ["--cases", "tiny:4", "--inner-steps", "1", "--repeats", "1", "--no-memory", "--device", "cpu"]
     record = benchmark.main([*arguments, "--out", f"{out}"])
-    (case,) = record["steps"]["cases"]
+    (case,) = record["results"]["steps"]["cases"]
     assert case["ratio"] == pytest.approx(case["published_seconds"] / case["our_seconds"])
     assert case["floor_seconds"] > 0 and set(case["parts"]) == {"original", "attack", "update"}
     assert out.exists()
-    assert not case["bfloat16"] or record["steps"]["machine"]["bfloat16_is_fast"]
+    assert not case["bfloat16"] or record["machine"]["bfloat16_is_fast"]

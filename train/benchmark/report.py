@@ -95,8 +95,8 @@ class Report:
             write_json(self.path, self.record)
 
 
-def outlined(name: str, value: Any) -> str:
-    """Write a nested result as lines of text: a line for each record of plain figures.
+def outlined(name: str, value: Any, without: str = "") -> str:
+    """Write a nested result as lines of text, a line for each record of plain figures; keys `without` are left out.
 
     Example:
         >>> print(outlined("loss", {"naive": {"seconds": 2.0, "ratio": 1.0}, "ours": {"seconds": 0.51234}}))
@@ -107,18 +107,22 @@ def outlined(name: str, value: Any) -> str:
         top
           conv                                0.5
     """
-    return "\n".join(_lines(name, value, ""))
+    return "\n".join(_lines(name, value, "", without))
 
 
-def _lines(name: str, value: Any, indent: str) -> list[str]:
+def _lines(name: str, value: Any, indent: str, without: str) -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         rows = ["  ".join(f"{_figure(entry):<34}" for entry in row.values()).rstrip() for row in value]
         return [f"{indent}{name}", *(f"{indent}  {row}" for row in rows)]
     if not isinstance(value, dict):
         return [f"{indent}{name:<38} {_figure(value)}"]
+    value = {key: entry for key, entry in value.items() if key != without}
     if indent and value and not any(isinstance(entry, dict | list) for entry in value.values()):
         return [f"{indent}{name:<38} " + "  ".join(f"{key} {_figure(entry)}" for key, entry in value.items())]
-    return [f"{indent}{name}", *(line for key, entry in value.items() for line in _lines(key, entry, indent + "  "))]
+    return [
+        f"{indent}{name}",
+        *(line for key, entry in value.items() for line in _lines(key, entry, indent + "  ", without)),
+    ]
 
 
 def _figure(value: Any) -> str:

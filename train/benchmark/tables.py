@@ -132,7 +132,7 @@ def _drawn(rows: Sequence[JsonObject], columns: Sequence[Column], caption: str) 
     cells = {title: texts for title, texts in cells.items() if set(texts) - {_NOTHING}}
     names = [metric["label"] + (f" @ {metric['revision']}" if metric["revision"] else "") for metric in rows]
     lines = [["metric", *cells], *map(list, zip(names, *cells.values(), strict=True))]
-    caption += "".join(f" {sentence}" for sentence in compared(rows, "In brackets"))
+    caption += "".join(f" {sentence}" for sentence in compared(rows, "In brackets beside pairs per second"))
     head, *drawn = ["| " + " | ".join(map(plain_markdown, line)) + " |" for line in lines]
     return "\n".join([head, "|---|" + "---:|" * len(cells), *drawn, "", plain_markdown(caption)])
 
