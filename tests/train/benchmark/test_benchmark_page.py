@@ -28,6 +28,7 @@ from rclip_metric.train.benchmark.page.proof import SIGMA
 from rclip_metric.train.benchmark.page.proof_charts import Proof, alone, together, top_radius
 from rclip_metric.train.benchmark.page.reading import COLOURS, Look
 from rclip_metric.train.benchmark.tables import as_csv, markdown
+from rclip_metric.train.evaluation.results.leaderboard import plain_markdown
 
 from support.programs import load_example
 
@@ -622,6 +623,27 @@ def test_the_summary_is_computed() -> None:
     assert said(board).endswith(f"{people} (97.0 %).")
     board["data"][0]["judges"] = "the scenes' own rule"
     assert "On clean images people" not in said(board)
+
+
+def test_ratios_of_processor_time_are_beside_pairs_per_second_and_old_boards_have_none() -> None:
+    times, board = "\N{MULTIPLICATION SIGN}", make_board(3, 1, 0)
+    old = page(board), markdown(board)
+    assert times not in old[0] and "In brackets" not in old[1] and "over that of" not in "".join(old)
+    for n, metric in enumerate(board["metrics"], 1):
+        for size in "18":
+            ratio = {"times": 1.25 * n, "low": 1.0 * n, "high": 1.5 * n, "of": "processor"}
+            metric["timing"]["float32"][size]["ratio"] = ratio | {"reference": board["metrics"][0]["id"]}
+    parsed, label = Parsed(page(board)), board["metrics"][0]["label"]
+    cells = column(parsed, "float32batch 8")
+    rates = [metric["timing"]["float32"]["8"]["pairs_per_second"] for metric in board["metrics"]]
+    assert sorted(value(cell) or 0 for cell in cells) == pytest.approx(sorted(rates), rel=1e-5)
+    for n, rate in enumerate(rates, 1):  # the rate, its spread, and how many times the first's processor time
+        [cell] = [cell for cell in cells if value(cell) == pytest.approx(rate, rel=1e-5)]
+        assert cell["text"].removesuffix(" best").endswith(f"{1.25 * n:.2f} {times}")
+    said = f"the processor time that a pair takes, of all threads, over that of {label} in the same type of number."
+    assert any(f"Below them, {times}: {said}" in one["text"] for one in parsed.every("li"))
+    drawn = markdown(board)
+    assert f"In brackets beside pairs per second: {plain_markdown(said)}" in drawn and "(2.50) |" in drawn
 
 
 SECTIONS = {"sweep": "radius", "direct": "distances", "examples": "examples", "paper": "papers", "threats": "clean"}

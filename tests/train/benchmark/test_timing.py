@@ -11,6 +11,7 @@ import torch
 from rclip_metric.train.benchmark import timing, timing_visit
 from rclip_metric.train.benchmark.timing import in_a_fresh_process, time_metrics
 from rclip_metric.train.benchmark.timing_visit import TimingSettings, visit
+from rclip_metric.train.benchmark.turns import machine_record
 from rclip_metric.train.runs.machine import device_record
 
 CPU = torch.device("cpu")
@@ -93,11 +94,20 @@ def test_metrics_take_turns_in_fresh_processes_and_failures_stop_nobody(visits):
         for size in ("1", "2"):
             assert cells[size]["low"] <= cells[size]["pairs_per_second"] <= cells[size]["high"]
             assert cells[size]["measurements"] == 6  # three in each of two rounds
+            processor, ratio = cells[size]["processor"], cells[size]["ratio"]
+            assert 0 < processor["low"] <= processor["ms_per_pair"] <= processor["high"]
+            assert 0 < ratio["low"] <= ratio["times"] <= ratio["high"]
+            assert (ratio["of"], ratio["reference"]) == ("processor", "timed:slow")
             assert 0 <= cells[size]["memory_mb"] <= cells["memory_mb"] < 500
         assert entry["machine"]["threads"] >= 1 and entry["machine"]["torch"] == torch.__version__
         assert entry["machine"]["device"].keys() == device_record(torch.device("cpu")).keys()
-        assert entry["machine"]["cores"] >= 1
+        assert entry["machine"]["cores"] >= 1 and entry["machine"]["kind"] == machine_record()["kind"]
+        shares = entry["pressure"]["float32"]
+        assert len(shares) == 2 and all(share is None or 0 <= share <= 1 for share in shares)
     assert quick["model"]["name"] == "quick"
+    for size in ("1", "2"):  # who sleeps takes time, and not the processor's: 0.1 s for each pass
+        cell = slow["timing"]["float32"][size]
+        assert cell["ratio"]["times"] == 1 and cell["processor"]["ms_per_pair"] < 0.6 * 1000 / cell["pairs_per_second"]
     for size in (1, 2):  # one sleep of 0.1 seconds per pass
         rates = [entry["timing"]["float32"][str(size)]["pairs_per_second"] for entry in (slow, quick)]
         assert 0 < rates[0] <= size / 0.1 < rates[1]
@@ -190,6 +200,29 @@ def test_a_precision_that_failed_is_left_out_beside_one_that_did_not(visits, mon
     }
 
 
+def made_up(rates, processor, kind="cpu"):
+    about = {"model": {}, "image_size": 32, "machine": {"device": {"type": kind}}, "pressure": None}
+    return {**about, "rates": rates, "processor": processor, "bytes": {}, "peak": 0.0, "left_out": {}}
+
+
+@pytest.mark.parametrize(("kind", "of", "expected"), [("cpu", "processor", [2, 2, 2]), ("cuda", "wall", [4, 3, 5])])
+def test_ratios_are_within_a_round_and_of_what_means_something_on_the_device(monkeypatch, kind, of, expected):
+    """The second round is ten times slower for all; a GPU is waited for by a processor that does nothing."""
+    answers = {
+        "a": [made_up({"1": [3.0, 1.0, 2.0]}, {"1": [0.5, 0.1, 0.2]}, kind), made_up({"1": [0.2]}, {"1": [2.0]}, kind)],
+        "b": [
+            made_up({"1": [2 / 3]}, {"1": [0.4]}, kind),
+            made_up({"1": [0.04], "2": [1.0]}, {"1": [4.0], "2": [1.0]}, kind),
+        ],
+    }
+    monkeypatch.setattr(timing, "in_a_fresh_process", lambda name, precision, settings: answers[name].pop(0))
+    found = time_metrics(["a", "b"], protocol(), quiet=True)
+    ratio = found["b"]["timing"]["float32"]["1"]["ratio"]
+    assert [ratio[key] for key in ("times", "low", "high")] == pytest.approx(expected, rel=1e-4)
+    assert (ratio["of"], ratio["reference"]) == (of, "a")
+    assert "ratio" not in found["b"]["timing"]["float32"]["2"]  # the reference has no figure of it
+
+
 @pytest.mark.parametrize(
     ("settings", "others", "sentence"),
     [
@@ -197,6 +230,7 @@ def test_a_precision_that_failed_is_left_out_beside_one_that_did_not(visits, mon
         ({"repeats": 0}, {}, "at least 1"),
         ({}, {"rounds": 0}, "at least 1 round"),
         ({}, {"precisions": ("float16",)}, "float32 and bfloat16"),
+        ({}, {"reference": "ssim"}, r"the reference must be one of the metrics \(tiny\), and is ssim"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(settings, others, sentence):
