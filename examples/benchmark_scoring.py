@@ -60,6 +60,7 @@ class Settings(NamedTuple):
     models: Sequence[str]
     dtypes: Sequence[str]
     batch_sizes: Sequence[int]
+    keep: Callable[[str, dict[str, Any]], object] = lambda part, found: None  # what a part has found so far
 
 
 # The contestants
@@ -312,6 +313,7 @@ def loss_part(settings: Settings) -> dict[str, Any]:
             }
             for name in contestants
         } | turns.to_dict()
+        settings.keep("loss", results)
     return results
 
 
@@ -336,6 +338,7 @@ def overhead_part(settings: Settings) -> dict[str, Any]:
                 "overhead, processor": turns.ratio("metric", "towers") - 1,
                 **turns.to_dict(),
             }
+            settings.keep("overhead", results)
     return results
 
 
@@ -363,6 +366,7 @@ def throughput_part(settings: Settings) -> dict[str, Any]:
                 name: {"pairs per second": count / turns.seconds[name], **faster(turns, "original float32", name)}
                 for name in contestants
             } | turns.to_dict()
+            settings.keep("throughput", results)
     for model in TRAINED if "bfloat16" in settings.dtypes else ():
         results[f"{model}, change by bfloat16"] = change_of_distances(model)
     return results
@@ -431,7 +435,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     models = ["toy"] if arguments.toy else list(arguments.models)
     settings = Settings(arguments.repeats, models, list(arguments.dtypes), arguments.batch_sizes)
-    report = Report("benchmark_scoring", arguments.out, settings._asdict())
+    about = {name: value for name, value in settings._asdict().items() if name != "keep"}
+    report = Report("benchmark_scoring", arguments.out, about)
+    settings = settings._replace(keep=report.add)
     print(outlined("machine", report.record["machine"]))
     for part in PARTS:
         if part in arguments.only:

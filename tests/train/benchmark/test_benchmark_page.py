@@ -641,7 +641,7 @@ def test_ratios_of_processor_time_are_beside_pairs_per_second_and_old_boards_hav
         [cell] = [cell for cell in cells if value(cell) == pytest.approx(rate, rel=1e-5)]
         assert cell["text"].removesuffix(" best").endswith(f"{1.25 * n:.2f} {times}")
     said = f"the processor time that a pair takes, of all threads, over that of {label} in the same type of number."
-    assert any(f"Below them, {times}: {said}" in one["text"] for one in parsed.every("li"))
+    assert any(f"Below pairs per second, {times}: {said}" in one["text"] for one in parsed.every("p"))
     drawn = markdown(board)
     assert f"In brackets beside pairs per second: {plain_markdown(said)}" in drawn and "(2.50) |" in drawn
 
