@@ -16,7 +16,7 @@ from rclip_metric.distance import distance_between, full_precision
 _ROWS, _GPU_ROWS = 2**12, 2**17
 _GROUP = 32
 """Rows of whose products only the largest is looked at, as long as it is not among the candidates."""
-_QUERIES = 256
+QUERIES = 256  # that are searched at a time
 _COARSE_ROWS, _COARSE_QUERIES = 2**14, 4
 """From how many on it pays to multiply bfloat16 first."""
 _TENSOR_FLOAT = 2**-10
@@ -61,7 +61,7 @@ def nearest(queries: Tensor, embeddings: Tensor, k: int, *, squared: bool = Fals
         raise ValueError(f"k must be at least 1, got {k}")
     rounded = queries.to(embeddings.dtype)
     with torch.inference_mode(), full_precision(queries.device):
-        parts = [_nearest(part, embeddings, min(k, len(embeddings)), squared) for part in rounded.split(_QUERIES)]
+        parts = [_nearest(part, embeddings, min(k, len(embeddings)), squared) for part in rounded.split(QUERIES)]
         return torch.cat([distances for distances, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
@@ -102,7 +102,7 @@ def near_pairs(embeddings: Tensor, below: float, *, squared: bool = False) -> It
     if not 0 < below < float("inf"):
         raise ValueError(f"the distance must be a positive number, got {below}")
     lowest = 1 - (below if squared else below**2) - _in_float32(embeddings[:1])[1]
-    for start in range(0, len(embeddings), _QUERIES):
+    for start in range(0, len(embeddings), QUERIES):
         with torch.inference_mode():
             found = _near_pairs(embeddings, start, lowest, below, squared)
         if found is not None:
@@ -112,10 +112,10 @@ def near_pairs(embeddings: Tensor, below: float, *, squared: bool = False) -> It
 def _near_pairs(
     embeddings: Tensor, start: int, lowest: float, below: float, squared: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Find the pairs of `_QUERIES` rows from `start` on; `lowest` is the least product that they may have."""
+    """Find the pairs of `QUERIES` rows from `start` on; `lowest` is the least product that they may have."""
     found, apart = [], []
     step = _rows_at_a_time(embeddings)
-    wide = embeddings[start : start + _QUERIES].float()
+    wide = embeddings[start : start + QUERIES].float()
     for first in range(start, len(embeddings), step):
         products = wide @ embeddings[first : first + step].float().T
         pairs = (products >= lowest).nonzero() + torch.tensor([start, first], device=products.device)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from rclip_metric.distance import distance_between
-from rclip_metric.retrieval.neighbours import near_pairs, nearest
+from rclip_metric.retrieval.neighbours import QUERIES, near_pairs, nearest
 
 _COLUMNS = 2**12  # embeddings that are widened to float64 at a time
 _MOST_ROWS, _ENTRIES = 256, 2**21  # distances in memory: 8 MB
 _CANCELLED = 1e-8
 """Half a squared difference below this has lost digits in products of float64: it is computed from the difference."""
-_QUERIES = 256
 
 
 def all_pairs(units: Tensor, squared: bool = False, *, whole: bool = False) -> Iterator[tuple[int, Tensor]]:
@@ -93,9 +92,9 @@ def nearest_others(units: Tensor, k: int, squared: bool = False) -> Iterator[tup
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    for start in range(0, len(units), _QUERIES):
+    for start in range(0, len(units), QUERIES):
         # One more, for itself, which is not always the first: copies of it come in the order of their rows.
-        found = nearest(units[start : start + _QUERIES], units, k + 1, squared=squared)
+        found = nearest(units[start : start + QUERIES], units, k + 1, squared=squared)
         for i, (distances, rows) in enumerate(zip(*(part.cpu() for part in found), strict=True), start):
             others = rows != i
             yield i, rows[others][:k], distances[others][:k]

@@ -122,7 +122,7 @@ def test_products_that_round_to_the_same_are_told_apart():
 @pytest.mark.parametrize("squared", [False, True])
 def test_pairs_are_numpys(dtype, squared, monkeypatch):
     monkeypatch.setattr(CHUNKS, 40)
-    monkeypatch.setattr("rclip_metric.retrieval.neighbours._QUERIES", 17)
+    monkeypatch.setattr("rclip_metric.retrieval.neighbours.QUERIES", 17)
     embeddings = units(120, size=6, dtype=dtype)
     wanted = by_numpy(embeddings, embeddings)
     below = 0.45
