@@ -261,14 +261,14 @@ def test_edits_of_known_place_are_found(example, tmp_path):
             "tiny",
             "--quiet",
             "--out",
-            str(tmp_path / "r"),
+            str(tmp_path / "r.json"),
         ]
     )
-    rows = {(row["model"], row["method"], row["disturbed"]): row for row in record["maps"]}
+    rows = {(row["model"], row["method"], row["disturbed"]): row for rows in record["results"].values() for row in rows}
     assert len(rows) == 4 * 4 + 3 * 3
     assert rows["|x - y|", "its own", "nothing"]["area"]["mean"] > 0.9
     assert rows["tiny", "features", "random 4/255"]["area"]["mean"] > 0.8
-    assert json.loads((tmp_path / "r").read_text()) == json.loads(json.dumps(record))
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(record))
 
 
 def test_the_figure_of_differences(example, tmp_path):
