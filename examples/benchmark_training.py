@@ -211,7 +211,7 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
 
     ours.clock = clock
     steps = {kind: partial(step, kind) for kind in ("published", "ours")}
-    turns = take_turns(steps, options.repeats, device=device, prepare=prepare)
+    turns = take_turns(steps, options.repeats, device=device, prepare=prepare, long=options.long)
     ours.clock = None
     found, floor = turns.seconds, floor_of(ours, images, config, options)
     return {
@@ -219,7 +219,8 @@ def steps_case(name: str, batch: int, options: argparse.Namespace) -> dict[str, 
         "published_seconds": found["published"], "our_seconds": found["ours"],
         "ratio": turns.ratio("published", "ours", "wall"), "images_per_second": batch / found["ours"],
         "ratio_processor": turns.ratio("published", "ours"), "ratios": turns.ratios("published", "ours", "wall"),
-        "parts": {part: statistics.median(one[part] for one in parts[1:]) for part in parts[0]},  # the first warms up
+        # the first warms up, unless it is the only one
+        "parts": {part: statistics.median(one[part] for one in parts[1:] or parts) for part in parts[0]},
         "floor_seconds": floor["wall"], "over_floor": found["ours"] / floor["wall"],
         "over_floor_processor": turns.processor["ours"] / floor["processor"], "peak_gb": peaks or None,
         **turns.to_dict(),
@@ -252,7 +253,7 @@ def floor_of(
         step.optimizer.zero_grad(set_to_none=True)
 
     passes: dict[str, Callable[[], object]] = {"pixels": to_pixels, "update": update, "forward": forward_of_update}
-    turns = take_turns(passes, options.repeats, device=device)
+    turns = take_turns(passes, options.repeats, device=device, long=options.long)
     return {
         kind: (config.inner_steps + 1) * found["pixels"] + max(0.0, found["update"] - found["forward"])
         for kind, found in (("wall", turns.seconds), ("processor", turns.processor))
@@ -419,6 +420,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--side", type=int, help="pixels, for the update (default: the model's)")
     parser.add_argument("--inner-steps", type=int, default=10, help="of PGD (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each that count (default %(default)s)")
+    parser.add_argument(
+        "--long", type=float, default=float("inf"), metavar="S", help="what takes more seconds runs once, unwarmed"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="our passes through torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, a process per figure on a CPU")
