@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.files import stamp
-from rclip_metric.images import Resize, load_image
+from rclip_metric.images import Reading, Resize, load_image
 from rclip_metric.images.ranges import OutOfRange
 from rclip_metric.metric import RobustPerceptualDistance
 
@@ -31,18 +31,20 @@ def score(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    reading: Reading | Literal["default"] = "default",
 ) -> float:
     """Compute the distance of two images, in one line.
 
-    Files, bytes, Pillow images and integer arrays are resized by Pillow, as the published numbers were; tensors and
-    float arrays in float32, which differs by rounding. The model last used stays in memory for the next call.
+    Files, bytes, Pillow images and integer arrays are resized by Pillow as the published numbers were, unless `reading`
+    is "fast"; tensors and float arrays in float32, which differs by rounding. The model last used stays in memory for
+    the next call.
 
     Args:
         a: Path, bytes, PIL image, ndarray (H, W, 3), or tensor (3, H, W) in [0, 1] or uint8.
         b: Likewise; it may have another size and be of another kind.
         model: As for `RobustPerceptualDistance`.
         device: Where to compute; if None, where a tensor among a and b is, else the CPU.
-        squared, resize, out_of_range: As for `RobustPerceptualDistance`.
+        squared, resize, reading, out_of_range: As for `RobustPerceptualDistance`.
         base, revision, cache_dir, token, local_files_only: Likewise.
 
     Returns:
@@ -61,7 +63,8 @@ def score(
     if device is None:
         device = next((image.device for image in (a, b) if isinstance(image, Tensor)), torch.device("cpu"))
     if isinstance(model, nn.Module):
-        metric = RobustPerceptualDistance(model, resize=resize, squared=squared, out_of_range=out_of_range).to(device)
+        settings: dict[str, Any] = {"squared": squared, "resize": resize, "out_of_range": out_of_range}
+        metric = RobustPerceptualDistance(model, reading=reading, **settings).to(device)
     else:
         metric = metric_named(
             model,
@@ -74,6 +77,7 @@ def score(
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
+            reading=reading,
         )
     with torch.inference_mode():
         x, y = (_pixels(image, metric).to(device) for image in (a, b))

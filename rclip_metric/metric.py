@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from rclip_metric.distance import distance_between, full_precision, length, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.errors import ImageError
-from rclip_metric.images import RESIZES, Resize, as_batch, load_image, resize_images
+from rclip_metric.images import RESIZES, Reading, Resize, as_batch, load_image, resize_images
 from rclip_metric.images.masks import masked
+from rclip_metric.images.pixels import check_reading
 from rclip_metric.images.ranges import OutOfRange, check_choice
 from rclip_metric.images.wrapped import is_batched, requires_grad, special_kind, values_of
 from rclip_metric.second_look import HALVES, slack_of, undecided
@@ -92,6 +93,9 @@ class RobustPerceptualDistance(nn.Module):
         token: Hub token.
         local_files_only: Never use the network.
         save_backbone: Put the encoder's weights into `state_dict`, under `encoder.`.
+        reading: How files are read: "published", as for the published numbers; "fast", several times faster and nearly
+            so (see `images.read_pixels` for how nearly); or "default": as the encoder came, which is "published" for
+            every named model. What is embedded by one is to be compared with what is embedded by the same.
         second_look: In half precision, let `two_afc` ask float32 (`in_float32`) where two candidates are too close.
 
     Raises:
@@ -128,6 +132,7 @@ class RobustPerceptualDistance(nn.Module):
         local_files_only: bool = False,
         save_backbone: bool = False,
         second_look: bool = True,
+        reading: Reading | Literal["default"] = "default",
     ) -> None:
         """Load, or share, the encoder and freeze it."""
         super().__init__()
@@ -136,6 +141,8 @@ class RobustPerceptualDistance(nn.Module):
             raise ValueError(f"value_range must be (low, high) with low < high, got {value_range}")
         if resize != "default" and resize not in RESIZES:
             raise ValueError(f'resize must be "published", "squash", None or "default", got {resize!r}')
+        if reading != "default":
+            check_reading(reading)
         check_choice(out_of_range)
         self._load: Callable[[], Encoder] | None = None
         self._loaded: Mapping[str, Tensor] | None = None  # float32 weights that cannot be loaded again
@@ -161,6 +168,8 @@ class RobustPerceptualDistance(nn.Module):
             self._load, encoder = load, load(token=token)
         if resize != "default":
             encoder.resize = resize
+        if reading != "default":
+            encoder.reading = reading
         # Past nn.Module.__setattr__, so that no parent sees its parameters.
         self.__dict__["_encoder"] = encoder.requires_grad_(False).eval()
         self.__dict__["_in_float32"] = None
@@ -360,6 +369,8 @@ class RobustPerceptualDistance(nn.Module):
 
     def preprocess(self, image: Any) -> Tensor:
         """Read an image as the published numbers did: Pillow's resize and crop, uint8 rounding included.
+
+        With `reading="fast"` nearly so.
 
         Args:
             image: Path, bytes, PIL image or ndarray (H, W, 3).

@@ -99,6 +99,7 @@ class Run:
             base=args.base,
             revision=args.revision,
             resize=args.resize,
+            reading=args.reading,
             cache_dir=args.cache_dir,
             squared=args.squared,
             dtype=args.dtype,
@@ -127,7 +128,8 @@ class Run:
         model = f"{self.identity['model']}@{_short(self.identity['revision'])}"
         measure = "1 - cos, 0 = identical, max 2" if self._args.squared else "sqrt(1 - cos), 0 = identical, max 1.414"
         precision = "" if self.settings["dtype"] == "float32" else f"; {self.settings['dtype']}"
-        return f"{model} (distance: {measure}; resize {self.identity['resize'] or 'none'}{precision})"
+        reading = f", {self.identity['reading']} reading" if "reading" in self.identity else ""
+        return f"{model} (distance: {measure}; resize {self.identity['resize'] or 'none'}{reading}{precision})"
 
     @contextmanager
     def working(self, progress: bool = True) -> Iterator[Progress]:

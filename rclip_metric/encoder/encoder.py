@@ -14,7 +14,8 @@ from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, Conv
 from rclip_metric.encoder.forked import survive_fork
 from rclip_metric.encoder.towers import Tower, build_tower, without_weights
 from rclip_metric.errors import CheckpointError
-from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, preprocess_pil, resize_images
+from rclip_metric.images.pixels import Reading, check_reading, read_pixels
+from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, resize_images
 from rclip_metric.images.wrapped import is_batched
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
         revision: Which weights of that name.
         domain: The only images that it knows, in words such as "drawn scenes"; None for photographs and anything else.
         tower: The module that computes the architecture, if it is there already.
+        reading: How files are read, "published" or "fast": see `images.read_pixels`.
 
     Attributes:
         tower: The vision tower; head: the residual MLP or None; mean, std: float32 (1, 3, 1, 1), whatever the
@@ -90,6 +92,7 @@ class Encoder(nn.Module):
         revision: str | None = None,
         domain: str | None = None,
         tower: Tower | None = None,
+        reading: Reading = "published",
     ) -> None:
         """Build with random weights, or with none under `with torch.device("meta")`."""
         super().__init__()
@@ -100,12 +103,14 @@ class Encoder(nn.Module):
             )
         if resize not in RESIZES:
             raise ValueError(f'resize must be "published", "squash" or None, got {resize!r}.')
+        check_reading(reading)
         if mlp_hidden is not None and (type(mlp_hidden) is not int or mlp_hidden < 1):
             raise ValueError(f"mlp_hidden must be a positive integer or None, got {mlp_hidden!r}.")
         self.architecture = architecture
         self.preprocessing = preprocessing
         self.mlp_hidden = mlp_hidden
         self.resize: Resize = resize
+        self.reading: Reading = reading
         self.name = name
         self.revision = revision
         self.domain = domain
@@ -135,6 +140,7 @@ class Encoder(nn.Module):
         name: str = "custom",
         revision: str | None = None,
         domain: str | None = None,
+        reading: Reading = "published",
     ) -> Encoder:
         """Build around existing tensors: they become the parameters and are not copied.
 
@@ -142,7 +148,7 @@ class Encoder(nn.Module):
 
         Args:
             state: Half precision, as stored to save space, is widened to float32.
-            architecture, preprocessing, mlp_hidden, resize, name, revision, domain: As for the constructor.
+            architecture, preprocessing, mlp_hidden, resize, name, revision, domain, reading: As for the constructor.
             layout: How the keys of `state` are named, see `state_dicts.LAYOUTS`; our own by default.
 
         Raises:
@@ -159,6 +165,7 @@ class Encoder(nn.Module):
                 name=name,
                 revision=revision,
                 domain=domain,
+                reading=reading,
             )
         fitting = fit(encoder.state_dict(), state, layout, architecture)
         if empty := [key for key, value in fitting.items() if value.is_meta]:
@@ -270,25 +277,26 @@ class Encoder(nn.Module):
         self.__dict__["_folded"] = None
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """Prepare one image as published numbers were: by Pillow, to (3, S, S) float32 in [0, 1].
+        """Prepare one image, to (3, S, S) float32 in [0, 1]: as published numbers were, unless `reading` is "fast".
 
         Args:
             image: A path, bytes, a Pillow image or an array; see `images.open_image`.
 
         Returns:
             What `forward` takes unchanged, as its size is the encoder's. It differs from giving `forward`
-            the full image by rounding to grey levels, at most 1.2/255 (see `preprocessing`).
+            the full image by rounding to grey levels, at most 1.2/255 (see `preprocessing`); for the fast reading
+            see `images.read_pixels`.
         """
-        from rclip_metric.images.reading import open_image
-
-        return preprocess_pil(open_image(image), self.preprocessing, self.resize)
+        return read_pixels(image, self.preprocessing, self.resize, self.reading)
 
     def extra_repr(self) -> str:
         """Show name, revision and preprocessing: without them a score is not a result."""
         p = self.preprocessing
         how = f"squash {p.crop}" if p.mode == "squash" else f"resize {p.resize}, crop {p.crop}"
         knows = "" if self.domain is None else f", knows='{self.domain} only'"
-        return f"{self.name!r}, revision={self.revision!r}{knows}, preprocessing={how!r}, resize={self.resize!r}"
+        reading = "" if self.reading == "published" else f", reading={self.reading!r}"
+        about = f"{self.name!r}, revision={self.revision!r}{knows}, preprocessing={how!r}"
+        return f"{about}, resize={self.resize!r}{reading}"
 
     def _dtype(self) -> torch.dtype:
         return next(self.tower.parameters(), self.mean).dtype

@@ -179,10 +179,12 @@ class Worker:
             raise ImageError("detectors need the picture, and the index knows no file of it")
         content = item.read()
         image = open_image(content) if self._detectors else content
+        # The fast reading decodes at a scale of its own: an embedding does not depend on who else looks at the image.
+        own = image if self.metric.encoder.reading == "published" else content
         return _Read(
             item.digest or hashlib.blake2b(content, digest_size=16).hexdigest(),
             item.embedding,
-            self.metric.preprocess(image) if item.embedding is None else None,
+            self.metric.preprocess(own) if item.embedding is None else None,
             tuple(detector.preprocess(image) for detector in self._detectors),
         )
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rclip_metric.errors import ImageError
+from rclip_metric.images.pixels import READINGS, Reading, read_pixels
 from rclip_metric.images.preprocessing import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,16 +32,19 @@ __all__ = [
     "CLIP_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "READINGS",
     "RESIZES",
     "SUFFIXES",
     "ImageError",
     "Preprocessing",
+    "Reading",
     "Resize",
     "as_batch",
     "list_images",
     "load_image",
     "open_image",
     "preprocess_pil",
+    "read_pixels",
     "resize_images",
     "states_exposure",
 ]

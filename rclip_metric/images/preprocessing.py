@@ -13,8 +13,9 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -219,28 +220,31 @@ def preprocess_pil(image: Image.Image, preprocessing: Preprocessing, resize: Res
         >>> pixels.shape, pixels.min()
         (torch.Size([3, 56, 56]), tensor(1.))
     """
-    from PIL import Image
-
     if image.mode != "RGB":
         raise ValueError(f"Expected a Pillow image in mode RGB, got {image.mode}; use open_image.")
     side = preprocessing.crop
-    mode = _mode(preprocessing, resize, image.size)
     width, height = image.size
-    if mode is not None:
-        squash = mode == "squash"
-        new_width, new_height = (side, side) if squash else _resized(width, height, preprocessing.resize)
-        left, top = _offset(new_width, side), _offset(new_height, side)
+    place = placement(preprocessing, resize, image.size)
+    if place is not None:
+        new_width, new_height, left, top = place
         first, last = _seen(height, new_height, top, side)
         if last - first < height:
             image = image.crop((0, first, width, last))
         # In two calls: a single one takes the rows of a tall image first from some version of Pillow on,
         # which published numbers did not, and which differs by up to 16/255.
         image = _resampled_columns(image, 0, width, new_width, left, side)
-        image = image.transpose(Image.Transpose.TRANSPOSE)
-        image = _resampled_columns(image, first, height, new_height, top, side)
-        image = image.transpose(Image.Transpose.TRANSPOSE)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(side, side, 3).permute(2, 0, 1).contiguous().float().div(255)
+        image = _resampled_rows(image, first, height, new_height, top, side)
+    return from_levels(np.frombuffer(image.tobytes(), np.uint8).reshape(side, side, 3).transpose(2, 0, 1))
+
+
+def from_levels(levels: np.ndarray[Any, Any]) -> Tensor:
+    """Bring whole grey levels to float32 in [0, 1], in one thread: readers are several, and torch would share it out.
+
+    Example:
+        >>> from_levels(np.array([[0, 51, 255]], dtype=np.uint8))
+        tensor([[0.0000, 0.2000, 1.0000]])
+    """
+    return torch.from_numpy(np.divide(levels, np.float32(255), dtype=np.float32, order="C"))
 
 
 def _resampled_columns(
@@ -256,6 +260,52 @@ def _resampled_columns(
     scale = length / new_length
     box = (start * scale - first, 0, (start + count) * scale - first, height)
     return image.resize((count, height), bicubic, box=box)
+
+
+def _resampled_rows(
+    image: Image.Image, first: int, length: int, new_length: int, start: int, count: int
+) -> Image.Image:
+    """Do so for the other axis."""
+    from PIL import Image
+
+    bicubic = Image.Resampling.BICUBIC
+    width = image.width
+    if new_length <= _EXTREME * count:
+        return image.resize((width, new_length), bicubic).crop((0, start, width, start + count))
+    scale = length / new_length
+    box = (0, start * scale - first, width, (start + count) * scale - first)
+    return image.resize((width, count), bicubic, box=box)
+
+
+class Placement(NamedTuple):
+    """The size that an image is brought to, and where in it the encoder's square begins, in pixels."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+    def extreme(self, side: int) -> bool:
+        """Tell whether a side is too long to be computed whole for a square of this side."""
+        return max(self.width, self.height) > _EXTREME * side
+
+
+def placement(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Placement | None:
+    """Say what `preprocess_pil` does to an image of `size` (width, height); None for nothing.
+
+    Raises:
+        ValueError: For resize=None and another size than the encoder's.
+
+    Example:
+        >>> placement(Preprocessing(mode="crop", resize=64, crop=56), "published", (300, 200))
+        Placement(width=96, height=64, left=20, top=4)
+    """
+    side = preprocessing.crop
+    mode = _mode(preprocessing, resize, size)
+    if mode is None:
+        return None
+    width, height = (side, side) if mode == "squash" else _resized(*size, preprocessing.resize)
+    return Placement(width, height, _offset(width, side), _offset(height, side))
 
 
 def _mode(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Literal["crop", "squash"] | None:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,23 +76,64 @@ def open_image(source: ImageSource) -> Image.Image:
         (255, 127, 127)
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageFile
 
     if isinstance(source, Image.Image):
         with _decoding("the Pillow image"):
-            return _rgb(source, "the Pillow image")
+            source.load()
+            turn = _turn(source)
+            upright = source if turn is None else source.transpose(turn)
+            return _kept(_rgb(upright, source.format, "the Pillow image"), shared=source)
     if isinstance(source, np.ndarray):
         levels = np.rint(_float_rgb(source) * 255.0).astype(np.uint8)  # (H, W, 3)
         return Image.fromarray(levels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BufferedReader(io.BytesIO(source)), "the image")  # type: ignore[arg-type]
-    if isinstance(source, str | os.PathLike):
-        return _open_path(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike):
+        seen = _read(source, shortest=0)
+        return _kept(seen.image, shared=seen.image if isinstance(seen.image, ImageFile.ImageFile) else None)
     if isinstance(source, Tensor):
         raise ImageError("got a tensor where a path, bytes, a Pillow image or an array is expected: use load_image")
     raise ImageError(
         f"got {type(source).__name__} where a path, bytes, a Pillow image or an array (H, W, 3) is expected"
     )
+
+
+class Seen(NamedTuple):
+    """An image to look at and not to keep.
+
+    Attributes:
+        image: Upright RGB; it may carry what the file says beside its pixels.
+        scale: A pixel of it is so many of the file's across and down: 1, or for a JPEG also 2, 4 or 8.
+        size: Width and height of the whole, upright, in pixels of the file.
+    """
+
+    image: Image.Image
+    scale: int
+    size: tuple[int, int]
+
+
+def look_at(source: ImageSource, shortest: int = 0) -> Seen:
+    """Read one image as `open_image` does, without the copy that could be changed, and a JPEG no larger than needed.
+
+    Args:
+        source: As for `open_image`.
+        shortest: What both sides of a JPEG file keep at least, in pixels, when libjpeg decodes it at a half, a quarter
+            or an eighth of its size, which is faster; 0 for its own size. What is not a file is not reduced.
+
+    Raises:
+        ImageError: As `open_image`.
+
+    Example:
+        >>> from PIL import Image
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (403, 300)).save(file, "JPEG")
+        >>> seen = look_at(file.getvalue(), shortest=128)
+        >>> seen.image.size, seen.scale, seen.size
+        ((202, 150), 2, (403, 300))
+    """
+    if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike):
+        return _read(source, shortest)
+    image = open_image(source)
+    return Seen(image, 1, image.size)
 
 
 def load_image(source: ImageSource | Tensor, out_of_range: OutOfRange = "raise") -> Tensor:
@@ -326,23 +367,46 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
 
 
-def _open_path(path: Path) -> Image.Image:
-    if path.is_dir():  # some systems only say "permission denied" when a folder is opened
-        raise ImageError(f"cannot read {path}: it is a folder, not an image")
-    try:
-        handle = regular_file(path).open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ImageError(f"cannot read {path}: {_reason(error)}") from error
-    with handle:
-        return _read(handle, str(path))
-
-
-def _read(handle: io.BufferedReader, name: str) -> Image.Image:
-    with _decoding(name):
+def _read(source: str | os.PathLike[str] | bytes | bytearray | memoryview, shortest: int) -> Seen:
+    if isinstance(source, bytes | bytearray | memoryview):
+        handle, name = io.BufferedReader(io.BytesIO(source)), "the image"  # type: ignore[arg-type]
+    else:
+        path = Path(source)
+        name = str(path)
+        if path.is_dir():  # some systems only say "permission denied" when a folder is opened
+            raise ImageError(f"cannot read {path}: it is a folder, not an image")
+        try:
+            handle = regular_file(path).open("rb")
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise ImageError(f"cannot read {path}: {_reason(error)}") from error
+    with handle, _decoding(name):
         if not handle.peek(1):
             raise ImageError(f"cannot read {name}: it is empty")
         with _identified(handle) as image:
-            return _rgb(image, name)
+            whole = image.size
+            scale = _reduce(image, shortest)
+            image.load()
+            turn = _turn(image)
+            upright = image if turn is None else image.transpose(turn)
+            if scale == 1:
+                whole = upright.size
+            elif upright.size != image.size:
+                whole = whole[::-1]
+            return Seen(_rgb(upright, image.format, name), scale, whole)
+
+
+def _reduce(image: Image.Image, shortest: int) -> int:
+    """Let a JPEG that is open be decoded at the smallest scale that keeps both sides; return 1, 2, 4 or 8."""
+    if not shortest or image.format not in ("JPEG", "MPO"):  # an MPO is several JPEGs, of which the first is read
+        return 1
+    width, height = image.size
+    turned = _turn(image) is not None
+    for scale in (8, 4, 2):
+        # The last column and row of a side that does not divide are parts of pixels, and after a turn the first ones.
+        if scale * shortest > min(width, height) or (turned and (width % scale or height % scale)):
+            continue
+        return 1 if image.draft(None, (width // scale, height // scale)) is None else scale
+    return 1
 
 
 def _identified(handle: BinaryIO) -> Image.Image:
@@ -357,24 +421,27 @@ def _identified(handle: BinaryIO) -> Image.Image:
         return Image.open(handle, formats=[name for name in others if name in Image.OPEN])  # builds may lack some
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Make a new upright RGB image without metadata; the given one is loaded but not changed."""
+def _rgb(upright: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    """Bring an image to RGB on white: a new one, or the given one where it is that already."""
     from PIL import Image
 
-    image.load()
-    upright = _upright(image)
     if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        upright = _from_deep(upright, image.format, name)
+        upright = _from_deep(upright, file_format, name)
     if upright.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in upright.info:
         rgba = upright.convert("LA").convert("RGBA") if upright.mode == "La" else upright.convert("RGBA")
-        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    else:
-        rgb = upright.convert("RGB")  # a copy, also of an RGB image
-    rgb.info = {}  # an orientation tag that stayed behind would turn the image again
-    return rgb
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _kept(rgb: Image.Image, shared: Image.Image | None) -> Image.Image:
+    """Make an image that belongs to nobody else, without metadata."""
+    kept = rgb.copy() if rgb is shared else rgb
+    kept.info = {}  # an orientation tag that stayed behind would turn the image again
+    return kept
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Say how an image is brought upright, None if it is."""
     from PIL import Image
 
     turns = {
@@ -387,10 +454,9 @@ def _upright(image: Image.Image) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     try:
-        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+        return turns.get(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, struct.error):  # damaged metadata around a good picture: viewers show it as it is stored
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _from_deep(image: Image.Image, file_format: str | None, name: str) -> Image.Image:

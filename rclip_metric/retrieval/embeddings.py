@@ -406,6 +406,7 @@ def identity(metric: RobustPerceptualDistance) -> dict[str, Any]:
         "model": encoder.name,
         "revision": encoder.revision,
         "resize": encoder.resize,
+        **({} if encoder.reading == "published" else {"reading": encoder.reading}),
         "squared": metric.squared,
     }
 

@@ -26,6 +26,8 @@ def identity_of(metric: Embedder) -> dict[str, Any]:
             "weights": tensors_digest(encoder.state_dict()),  # as they are now, not as they were loaded
             "resize": encoder.resize,
             "preprocessing": encoder.preprocessing.to_dict(),
+            # Said where it is another, so that an index that does not say stays valid.
+            **({} if encoder.reading == "published" else {"reading": encoder.reading}),
         }
     described: dict[str, Any] = metric.describe()  # type: ignore[attr-defined]
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ class ModelSource:
         base: For a checkpoint that does not say so itself: the model it is made from.
         revision: Commit, tag or branch on the Hub.
         resize: "published", "squash", "none" (refuse other sizes), or None as the model was saved.
+        reading: "published", "fast", or None as the model was saved.
         cache_dir: Hub cache.
         squared: Distances are 1 - cos, not its square root.
         dtype: "float32" or "bfloat16".
@@ -33,6 +34,7 @@ class ModelSource:
     base: str | None = None
     revision: str | None = None
     resize: str | None = None
+    reading: str | None = None
     cache_dir: str | None = None
     squared: bool = False
     dtype: str = "float32"
@@ -48,10 +50,12 @@ class ModelSource:
         from rclip_metric.weights.loading import locate
 
         resize: Any = {None: "default", "none": None}.get(self.resize, self.resize)
+        reading: Any = self.reading or "default"
         metric = RobustPerceptualDistance(
             self.model,
             squared=self.squared,
             resize=resize,
+            reading=reading,
             base=self.base,
             revision=self.revision,
             cache_dir=self.cache_dir,

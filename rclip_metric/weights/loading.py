@@ -21,6 +21,7 @@ from rclip_metric.errors import (
     first_line,
 )
 from rclip_metric.files import regular_file
+from rclip_metric.images.pixels import Reading
 from rclip_metric.images.preprocessing import Resize
 from rclip_metric.json_files import read_json, shown
 from rclip_metric.weights.advice import how_to_fetch, what_helps_offline
@@ -102,6 +103,7 @@ def load_encoder(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    reading: Reading | Literal["default"] = "default",
 ) -> "Encoder":
     """Build a model's encoder, float32 on the CPU, around its weights, which stay mapped from the file.
 
@@ -114,6 +116,7 @@ def load_encoder(
             `weights.libraries`), which takes none of the others.
         resize: "published", "squash" or None, see `Encoder`; "default" for what the model was saved with,
             which is "published" for every named one.
+        reading: Likewise "published", "fast" or "default".
 
     Raises:
         WeightsError: As for `locate`, and CheckpointError naming the keys that do not fit the architecture.
@@ -131,6 +134,8 @@ def load_encoder(
         encoder = _library_encoder(model, [name for name, value in given.items() if value is not None])
         if resize != "default":
             encoder.resize = resize
+        if reading != "default":
+            encoder.reading = reading
         return encoder
     found = locate(
         model, base=base, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
@@ -145,6 +150,7 @@ def load_encoder(
             layout=layout,
             mlp_hidden=spec.mlp_hidden,
             resize=found.resize if resize == "default" else resize,
+            reading=found.reading if reading == "default" else reading,
             name=spec.name,
             revision=found.revision,
             domain=spec.domain,
@@ -300,7 +306,7 @@ def _locate_on_hub(source: HubSource, base: WeightSpec | None) -> Located:
     found = fetch(replace(source, revision=config_file.commit), [WeightFile(WEIGHTS_NAME)])
     check_pair(config, found.path)
     spec = replace(config.spec, source="hub", repo=source.repo, revision=found.commit)
-    return Located(spec, found.path, found.commit, FORMAT, config.resize)
+    return Located(spec, found.path, found.commit, FORMAT, config.resize, config.reading)
 
 
 def _on_hub(spec: WeightSpec, asked: HubSource) -> tuple[HubSource, list[WeightFile]]:

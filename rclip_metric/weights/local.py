@@ -8,6 +8,7 @@ from typing import Any
 from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
 from rclip_metric.errors import CheckpointError, MissingPackageError
+from rclip_metric.images.pixels import Reading
 from rclip_metric.images.preprocessing import Preprocessing, Resize
 from rclip_metric.json_files import read_json
 from rclip_metric.weights.digest import check_file
@@ -37,7 +38,7 @@ class Located:
         path: The weights file.
         revision: The full commit they come from, "sha256:..." for a model in a package, None where unknown.
         layout: The key layout, None if only the keys can tell.
-        resize: As it was saved; "published" for every named model.
+        resize, reading: As it was saved; "published" for every named model.
         named: Whether it is what the manifest has under this name, and not what a file says of itself.
 
     Example:
@@ -51,6 +52,7 @@ class Located:
     revision: str | None = None
     layout: str | None = None
     resize: Resize = "published"
+    reading: Reading = "published"
     named: bool = False
 
 
@@ -111,7 +113,7 @@ def _of_base(path: Path, base: WeightSpec | None) -> WeightSpec:
 def _saved(given: Path, weights: Path, config: SavedConfig, base: WeightSpec | None) -> Located:
     if base is not None:
         raise CheckpointError(f"{given} carries its own architecture and preprocessing: leave base={base.name!r} out.")
-    return Located(config.spec, weights, config.revision, FORMAT, config.resize)
+    return Located(config.spec, weights, config.revision, FORMAT, config.resize, config.reading)
 
 
 def _open_clip_spec(config_path: Path, base: WeightSpec | None) -> WeightSpec:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import regular_file, written_whole
+from rclip_metric.images.pixels import READINGS, Reading
 from rclip_metric.images.preprocessing import RESIZES, Resize
 from rclip_metric.json_files import LINE, Checker, one_of, or_null, parse_json, shown
 from rclip_metric.weights.digest import tensors_digest
@@ -36,9 +37,10 @@ WEIGHTS_NAME = "model.safetensors"
 _METADATA_KEY, _SEAL_KEY = "rclip_metric", "rclip_metric_seal"
 _SPEC_FIELDS = ("architecture", "preprocessing", "embedding_dim", "mlp_hidden", "training", "license", "notes")
 _CONFIG_FIELDS = ("format", "format_version", "name", "revision", "resize", *_SPEC_FIELDS)
-_DOMAIN = "domain"  # written where there is one, so that every other model stays readable for earlier versions
+# Written where there is one, so that every other model stays readable for earlier versions; and where it is unusual.
+_DOMAIN, _READING = "domain", "reading"
 # What the tensors mean: these must be the same in config.json and in the weights' own metadata.
-_MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize")
+_MEANING = ("architecture", "preprocessing", "mlp_hidden", "resize", _READING)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SavedConfig:
     spec: WeightSpec
     revision: str | None
     resize: Resize
+    reading: Reading
     values: dict[str, Any]
 
     @classmethod
@@ -67,8 +70,9 @@ class SavedConfig:
         if version != FORMAT_VERSION:
             reads = f"got {shown(version)} and this version of rclip-metric reads {FORMAT_VERSION}: update it"
             raise check.fail("format_version", reads)
-        check.object("", config, _CONFIG_FIELDS, [_DOMAIN])
+        check.object("", config, _CONFIG_FIELDS, [_DOMAIN, _READING])
         check.value("resize", config["resize"], or_null(one_of(filter(None, RESIZES))))
+        reading = check.value("reading", config.get(_READING, "published"), one_of(READINGS))
         check.value("revision", config["revision"], or_null(LINE))
         entry = {
             **dict.fromkeys(("repo", "revision", "files", "citation", "url_note")),
@@ -76,7 +80,7 @@ class SavedConfig:
             **{"layout": FORMAT, "source": "local", "reported": {}, _DOMAIN: config.get(_DOMAIN)},
         }
         spec = WeightSpec.from_dict(check.value("name", config["name"], LINE), entry, where)
-        return cls(spec, config["revision"], config["resize"], dict(config))
+        return cls(spec, config["revision"], config["resize"], reading, dict(config))
 
 
 def save_encoder(
@@ -134,6 +138,7 @@ def save_encoder(
         "license": license,
         "notes": notes,
         **({} if encoder.domain is None else {_DOMAIN: encoder.domain}),
+        **({} if encoder.reading == "published" else {_READING: encoder.reading}),
     }
     config = SavedConfig.read(json.loads(json.dumps(values)), f"The configuration to be saved in {folder}").values
     text = json.dumps(config)
@@ -212,8 +217,8 @@ def check_pair(config: SavedConfig, weights: Path) -> None:
     """Raise CheckpointError where config.json is not the configuration that the weights were saved with."""
     own = read_metadata(weights)
     for field in _MEANING:
-        if own is None or own.values[field] != config.values[field]:
+        if own is None or own.values.get(field) != config.values.get(field):
             raise CheckpointError(
-                f"{CONFIG_NAME} says {field} {config.values[field]!r}, and {weights} was saved with "
-                f"{own and own.values[field]!r}: they do not belong together."
+                f"{CONFIG_NAME} says {field} {config.values.get(field)!r}, and {weights} was saved with "
+                f"{own and own.values.get(field)!r}: they do not belong together."
             )

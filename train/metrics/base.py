@@ -148,10 +148,11 @@ class EncoderMetric:
             "resize": encoder.resize,
             "preprocessing": {"mode": p.mode, "resize": p.resize, "crop": p.crop, "interpolation": p.interpolation},
             "similarity": "cosine",
+            **({} if encoder.reading == "published" else {"reading": encoder.reading}),
         }
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """Prepare an image as for the published numbers, or squashed if the metric was built so: (3, S, S)."""
+        """Prepare an image as for the published numbers, or as the metric was built to: (3, S, S)."""
         return self.metric.encoder.preprocess(image)
 
     def fix(self, images: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ def reported(record: Mapping[str, Any], column: Literal["clean", "robust"]) -> f
     task = data.get("published") or ""
     if task == "imagenet":
         task = re.sub(r"\W+", "_", f"imagenet_{record['task']}")
-    cut = data["unreadable"] or record["settings"].get("limit") is not None
+    cut = data["unreadable"] or record["settings"].get("limit") is not None or model.get("reading")
     # BAPPS goes squashed through every metric.
     if cut or model.get("resize") not in (None, "published", *(("squash",) if task == "bapps" else ())):
         return None
@@ -239,6 +239,7 @@ def reported_retrieval(record: Mapping[str, Any]) -> dict[str, float]:
     model, data, threat = record["model"], record["data"], record["threat"]
     name = data.get("published")
     cut = data["unreadable"] or data.get("unreadable_images") or record["settings"].get("limit") is not None
+    cut = cut or model.get("reading")
     if name not in LANDMARK_SETS or cut or model.get("resize") not in (None, "published"):
         return {}
     numbers: Mapping[str, float | None] = _reported(model).get(name) or {}

@@ -142,11 +142,11 @@ def load_metric(
     if name.startswith(("open_clip:", "timm:")) or name.endswith(RANDOM):
         from rclip_metric.train.models.base import load_base
 
-        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize).to(device))
+        return EncoderMetric(RobustPerceptualDistance(load_base(name), resize=resize, reading="published").to(device))
     if is_plugin(name):
         metric: Metric = call_plugin(name, device, what="metric", parts=_PARTS, see="rclip_metric.train.metrics.base")
         return metric
-    return EncoderMetric(RobustPerceptualDistance(name, resize=resize).to(device))
+    return EncoderMetric(RobustPerceptualDistance(name, resize=resize, reading="published").to(device))
 
 
 def _load_stored(path: Path, device: str, image_size: int) -> Metric:

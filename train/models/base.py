@@ -95,6 +95,7 @@ def resized(encoder: Encoder, image_size: int | None = None, squash: bool = Fals
         name=encoder.name,
         revision=encoder.revision,
         domain=encoder.domain,
+        reading=encoder.reading,
     )
     result.origin = encoder.origin
     return result.train(encoder.training)

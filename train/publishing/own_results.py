@@ -127,7 +127,7 @@ def _whole(record: Record) -> bool:
     """Tell whether the data are a whole test set, read and prepared as published."""
     data, settings = record["data"], record["settings"]
     whole = not data["unreadable"] and settings.get("limit") is None and data.get("split") in (None, "test")
-    usual = _usual(data, "protocol") and _usual(settings, "precision")
+    usual = _usual(data, "protocol") and _usual(settings, "precision") and _usual(record["model"], "reading")
     if _task(record) == "bapps":
         usual = usual and data.get("interpolation") == "bilinear"
     # BAPPS is squashed in the paper, whatever the encoder's own preprocessing.

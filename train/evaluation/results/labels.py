@@ -90,7 +90,7 @@ def shared_words(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def model_label(record: Record) -> str:
-    """Label a model: `name @ revision`, and the way of resizing where it is not the published one."""
+    """Label a model: `name @ revision`, and the ways of resizing and reading where they are not the published ones."""
     return named(record["model"])
 
 
@@ -98,7 +98,8 @@ def named(model: Mapping[str, Any]) -> str:
     """Label a model as `model_label` does, from what it says of itself."""
     revision, resize = short_revision(model.get("revision")), model.get("resize")
     label = model["name"] + (f" @ {revision}" if revision else "")
-    return label if resize in (None, "published") else f"{label} ({resize})"
+    unusual = [how for how in (resize, model.get("reading")) if how not in (None, "published")]
+    return f"{label} ({', '.join(unusual)})" if unusual else label
 
 
 def data_label(record: Record) -> str:

@@ -30,6 +30,7 @@ PACKAGES = ("rclip-metric", "torch", "torchvision", "open_clip_torch", "timm", "
 # What a file name leaves out because it is the paper's setting; None stands for "not said".
 USUAL: dict[str, tuple[Any, ...]] = {
     "resize": (None, "published"),
+    "reading": (None, "published"),
     "protocol": (None, "2afc", "majority"),
     "loss": (None, "ce", "cross-entropy", "embedding"),
     "steps": (None, 100),
@@ -386,7 +387,7 @@ def result_name(record: Mapping[str, Any]) -> str:
         revision = short_revision(model.get("revision")) or (digest if name != model["name"] else "")
         name += f"@{_safe(revision)}" if revision else ""
     parts = [
-        [name, *_unusual(model, "resize")],
+        [name, *_unusual(model, "resize", "reading")],
         [data["name"], data.get("split"), *_unusual(data, "protocol", "attacked")],
         ["clean" if threat["attack"] == "none" else threat["attack"], threat.get("norm"), threat.get("eps_text")],
     ]

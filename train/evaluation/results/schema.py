@@ -34,6 +34,7 @@ _MODEL: Schema = {
     "name": LINE,
     "revision": or_null(LINE),
     "resize": or_null(LINE),
+    "reading?": LINE,
     "preprocessing?": OrNull({"crop?": NATURAL, "*": ANYTHING}),
     "*": ANYTHING,
 }

@@ -1,0 +1,102 @@
+"""From a file to the encoder's square: as published numbers were made, or faster and nearly so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rclip_metric.images.preprocessing import (
+    Placement,
+    Preprocessing,
+    Resize,
+    from_levels,
+    placement,
+    preprocess_pil,
+)
+from rclip_metric.images.reading import Seen, look_at, open_image
+
+if TYPE_CHECKING:
+    from rclip_metric.images.reading import ImageSource
+
+Reading = Literal["published", "fast"]
+READINGS: tuple[Reading, ...] = ("published", "fast")
+
+# A JPEG is decoded smaller as long as its sides stay so many times what the resize makes of them. Once instead of twice
+# would save a fifth of the time at most, and changes pixels of photographs by up to 36 levels instead of 11.
+_SPARE = 2
+# No float rounding takes the last pixel of a scaled side away.
+_TRIFLE = 1e-9
+
+
+def read_pixels(
+    source: ImageSource, preprocessing: Preprocessing, resize: Resize = "published", reading: Reading = "published"
+) -> Tensor:
+    """Read one image and prepare it for an encoder.
+
+    "published" is `open_image` and `preprocess_pil`. "fast" has the same geometry and takes a third to a sixth of the
+    time: a JPEG file is decoded at a half, a quarter or an eighth of its size as long as its sides stay twice what the
+    resize makes of them, and torch resizes, in whole grey levels. What is not a JPEG file is resized so and decoded as
+    ever, and so are an array and a Pillow image; more than eight times as long as wide, an image is read as published.
+
+    Args:
+        source: As for `open_image`.
+        preprocessing: The encoder's published preprocessing.
+        resize: As for `resize_images`.
+        reading: "published" or "fast".
+
+    Returns:
+        float32 (3, S, S) in [0, 1], S = preprocessing.crop.
+
+    Raises:
+        ImageError: As for `open_image`.
+        ValueError: For resize=None and an image of another size, or another reading.
+
+    Example:
+        >>> from PIL import Image
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.linear_gradient("L").resize((600, 400)).save(file, "JPEG")
+        >>> square = Preprocessing(mode="squash", resize=64, crop=64)
+        >>> published, fast = (read_pixels(file.getvalue(), square, reading=reading) for reading in READINGS)
+        >>> fast.shape, (fast - published).abs().max() < 3 / 255
+        (torch.Size([3, 64, 64]), tensor(True))
+    """
+    check_reading(reading)
+    if reading == "published":
+        return preprocess_pil(look_at(source).image, preprocessing, resize)
+    shorter = preprocessing.crop if resize == "squash" else preprocessing.resize
+    seen = look_at(source, shortest=0 if resize is None else _SPARE * shorter)
+    place = placement(preprocessing, resize, seen.size)
+    if place is None or place.extreme(preprocessing.crop):
+        return preprocess_pil(seen.image if seen.scale == 1 else open_image(source), preprocessing, resize)
+    return _resized(seen, place, preprocessing.crop)
+
+
+def check_reading(reading: str) -> None:
+    """Raise ValueError unless it is one of `READINGS`.
+
+    Example:
+        >>> check_reading("fast")
+    """
+    if reading not in READINGS:
+        raise ValueError(f'reading must be "published" or "fast", got {reading!r}.')
+
+
+def _resized(seen: Seen, place: Placement, side: int) -> Tensor:
+    """Resize in whole grey levels, and keep the encoder's square: (3, S, S) in [0, 1]."""
+    width, height = seen.image.size
+    # Pillow gives (H, W, 3), which is what torch's channels_last has in memory: nothing is moved, here or there.
+    levels = torch.frombuffer(bytearray(seen.image.tobytes()), dtype=torch.uint8).view(1, height, width, 3)
+    levels = levels.permute(0, 3, 1, 2)
+    if seen.scale == 1:
+        resized = F.interpolate(levels, (place.height, place.width), mode="bicubic", antialias=True)
+    else:
+        # Of a side that the scale does not divide, the last pixel is only part of one: the scale says where all lie.
+        across, down = (new * seen.scale / whole for new, whole in zip(place[:2], seen.size, strict=True))
+        scales = (down * (1 + _TRIFLE), across * (1 + _TRIFLE))
+        resized = F.interpolate(levels, scale_factor=scales, mode="bicubic", antialias=True)
+    square = resized[0, :, place.top : place.top + side, place.left : place.left + side]
+    return from_levels(square.numpy())
