@@ -1,23 +1,28 @@
-"""What embedding a folder of 500 px JPEGs costs beside the bare tower, and what waiting OpenMP threads cost.
+"""What embedding a folder of JPEGs costs beside the bare tower, read as published and fast, and what idle threads cost.
 
     python examples/benchmark_folder.py --out results/benchmark_folder.json
+    python examples/benchmark_folder.py --policies passive --models tiny
 
-The drawn pictures have the noise of a sensor, so that their files are as large as photographs' (75 kB). Figures are
-medians, in ms of processor time (all threads) and of wall time per image; parts take turns, and every policy of waiting
-has processes of its own, since OpenMP reads it once. `reading` is one thread's: decoding, resizing and hashing apart.
+The drawn pictures have the noise of a sensor, so that their files are as large as photographs' (75 kB at 500 pixels).
+The large towers have random weights, which changes nothing about their speed, and a quarter of the images, as has the
+case of 12 megapixels. Contestants take turns; a policy of waiting has processes of its own, since it is read once:
+
+    bare tower                   on pixels that are there, in batches of eight
+    folder, published / fast     files to embeddings, as every command does it
+    reading, published / fast    files to pixels, in one thread
+
+`share` is the share of the bare tower's throughput that a folder reaches: the tower's processor time over the folder's,
+the median over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +32,11 @@ POLICIES: dict[str, dict[str, str]] = {
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
+CASES = {"500 px": (500, 500), "12 megapixels": (4000, 3000)}
+MODELS = ("tiny", "r-lite-f", "r-clip-f@random", "r-clip-f-vit-b-16@random")
 
 
-def draw_jpegs(folder: Path, count: int, side: int = 500) -> list[Path]:
+def draw_jpegs(folder: Path, count: int, size: tuple[int, int] = (500, 500)) -> list[Path]:
     """Draw smooth colours with noise, and return their files."""
     import numpy as np
     from PIL import Image
@@ -37,97 +44,92 @@ def draw_jpegs(folder: Path, count: int, side: int = 500) -> list[Path]:
     folder.mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((side, side))
-        noisy = np.asarray(smooth) + rng.normal(0, 12, (side, side, 3))
+        smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(size)
+        noisy = np.asarray(smooth) + 12 * rng.standard_normal((*size[::-1], 3), dtype=np.float32)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=85)
     return sorted(folder.iterdir())
 
 
-def in_turns(parts: dict[str, Callable[[], object]], repeats: int, images: int) -> dict[str, dict[str, float]]:
-    """Time parts A B A B, after a round of warming up; return medians in ms per image."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
-    for turn in range(repeats + 1):
-        for name, part in parts.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            part()
-            found = time.process_time() - processor, time.perf_counter() - wall
-            if turn:
-                taken[name].append(found)
-    medians = {name: [1e3 * statistics.median(v) / images for v in zip(*t, strict=True)] for name, t in taken.items()}
-    return {name: {"processor": processor, "wall": wall} for name, (processor, wall) in medians.items()}
-
-
-def of_model(model: str, files: list[Path], repeats: int) -> dict[str, dict[str, float]]:
-    """Time the bare tower on pixels that are there, the folder, and the parts of reading."""
+def of_model(model: str, files: list[Path], rounds: int) -> dict[str, Any]:
+    """Time the bare tower, the folder, and its reading."""
     import torch
 
     from rclip_metric import RobustPerceptualDistance
-    from rclip_metric.images.reading import open_image
+    from rclip_metric.images import READINGS
     from rclip_metric.retrieval import FileEmbeddings
+    from rclip_metric.train.benchmark.turns import take_turns
+    from rclip_metric.train.models import load_base
 
-    metric = RobustPerceptualDistance(model)
-    encoder = metric.encoder
-    pictures = [open_image(file) for file in files]
-    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures])
+    metrics = {reading: RobustPerceptualDistance(load_base(model), reading=reading) for reading in READINGS}
+    tower = metrics["published"].encoder
+    pixels = torch.stack([tower.preprocess(file) for file in files])
 
-    def tower() -> None:
+    def embed() -> None:
         with torch.inference_mode():
             for batch in pixels.split(8):
-                encoder(batch)
+                tower(batch)
 
-    def folder(workers: int | None = None) -> None:
-        with FileEmbeddings(metric, files, batch_size=8, on_skip=print, workers=workers) as embeddings:
+    def folder(metric: RobustPerceptualDistance) -> None:
+        with FileEmbeddings(metric, files, batch_size=8, on_skip=print) as embeddings:
             assert all(embeddings[file] is not None for file in files)
 
-    parts: dict[str, Callable[[], object]] = {
-        "bare tower": tower,
-        "folder": folder,
-        "folder, 1 worker": lambda: folder(1),
-        "decoding": lambda: [open_image(file) for file in files],
-        "resizing": lambda: [encoder.preprocess(picture) for picture in pictures],
-        "hashing": lambda: [hashlib.sha256(one.numpy().data).digest() for one in pixels],
+    def read(metric: RobustPerceptualDistance) -> None:
+        for file in files:
+            metric.preprocess(file)
+
+    contestants: dict[str, Callable[[], object]] = {"bare tower": embed}
+    for reading, metric in metrics.items():
+        contestants[f"folder, {reading}"] = lambda metric=metric: folder(metric)
+        contestants[f"reading, {reading}"] = lambda metric=metric: read(metric)
+    turns = take_turns(contestants, rounds)
+    return {
+        "images": len(files),
+        "processor ms an image": {name: 1e3 * seconds / len(files) for name, seconds in turns.processor.items()},
+        "wall ms an image": {name: 1e3 * seconds / len(files) for name, seconds in turns.seconds.items()},
+        "share": {reading: turns.ratio("bare tower", to=f"folder, {reading}") for reading in READINGS},
+        "pressure": turns.pressure,
     }
-    return in_turns(parts, repeats, len(files))
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["tiny", "r-lite-f"])
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help="as for training; NAME@random: random weights"
+    )
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of the turns (default: %(default)s)")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
-    parser.add_argument("--rounds", type=int, default=2, help="processes per policy (default: %(default)s)")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, help="JSON; what it has of other policies and models is kept")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        files = sorted(Path(args.measure).iterdir())
-        import torch
+        from rclip_metric.train.benchmark.turns import machine_record
 
-        from rclip_metric.train.runs.machine import device_record
-
-        machine = {"device": device_record(torch.device("cpu")), "torch": torch.__version__, "cores": os.cpu_count()}
-        models = {model: of_model(model, files, args.repeats) for model in args.models}
-        print(json.dumps({"machine": machine, "models": models}))
+        folder, model = args.measure
+        found = of_model(model, sorted(Path(folder).iterdir()), args.rounds)
+        print(json.dumps({"machine": machine_record(), **found}))
         return
-    from rclip_metric.train.benchmark.turns import pressure
-
-    runs: dict[str, list[Any]] = {policy: [] for policy in args.policies}
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    few = max(1, args.images // 4)
     with tempfile.TemporaryDirectory() as folder:
-        files = draw_jpegs(Path(folder) / "jpegs", args.images)
-        options = ["--measure", str(files[0].parent), "--repeats", str(args.repeats), "--models", *args.models]
-        for _ in range(args.rounds):
+        for case in args.cases:
+            small = case == "500 px"
+            draw_jpegs(Path(folder) / case / "few", few, CASES[case])
+            if small:
+                draw_jpegs(Path(folder) / case / "all", args.images, CASES[case])
             for policy in args.policies:
-                clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-                command = [sys.executable, __file__, *options]
-                said = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=clean | POLICIES[policy])
-                found = json.loads(said.stdout)
-                runs[policy].append({"load": pressure(), "ms an image": found.pop("models")})
-                print(policy, json.dumps(runs[policy][-1]), flush=True)
-                settings = {"images": args.images, "repeats": args.repeats, **found}
-                if args.out:  # what is measured is kept
-                    args.out.write_text(json.dumps({**settings, "runs": runs}, indent=2) + "\n")
+                for model in args.models:
+                    files = Path(folder) / case / ("all" if small and not model.endswith("@random") else "few")
+                    clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+                    command = [sys.executable, __file__, "--measure", str(files), model, "--rounds", str(args.rounds)]
+                    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=clean | POLICIES[policy])
+                    found = json.loads(said.stdout)
+                    print(case, policy, model, json.dumps(found), flush=True)
+                    report.setdefault(case, {}).setdefault(policy, {})[model] = found
+                    if args.out:  # what is measured is kept
+                        args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
