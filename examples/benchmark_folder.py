@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def of_model(model: str, files: list[Path], rounds: int) -> dict[str, Any]:
 
     contestants: dict[str, Callable[[], object]] = {"bare tower": embed}
     for reading, metric in metrics.items():
-        contestants[f"folder, {reading}"] = lambda metric=metric: folder(metric)
-        contestants[f"reading, {reading}"] = lambda metric=metric: read(metric)
+        contestants[f"folder, {reading}"] = partial(folder, metric)
+        contestants[f"reading, {reading}"] = partial(read, metric)
     turns = take_turns(contestants, rounds)
     return {
         "images": len(files),

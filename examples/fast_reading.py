@@ -64,8 +64,8 @@ def measure(model: str, pictures: Sequence[bytes]) -> dict[str, Any]:
     exact = seen["published"].chunk(2)
     moved = seen["fast"].chunk(2)
     pairs = {
-        "two pictures": [(one[0], one[0].roll(1, 0)) for one in (exact, moved)],
-        "a picture and its copy": [exact, moved],
+        "two pictures": (exact[0], exact[0].roll(1, 0), moved[0], moved[0].roll(1, 0)),
+        "a picture and its copy": (*exact, *moved),
     }
     found: dict[str, Any] = {
         "levels": {
@@ -75,13 +75,13 @@ def measure(model: str, pictures: Sequence[bytes]) -> dict[str, Any]:
         }
     }
     with torch.inference_mode():
-        for kind, (published, fast) in pairs.items():
-            distances = metrics["published"](*published)
+        for kind, (x, y, fast_x, fast_y) in pairs.items():
+            distances = metrics["published"](x, y)
             found[kind] = {
                 "pairs": len(distances),
                 "distance": distances.mean().item(),
-                "change by fast": change(metrics["fast"](*fast), distances),
-                "change by bfloat16": change(half(*published), distances),
+                "change by fast": change(metrics["fast"](fast_x, fast_y), distances),
+                "change by bfloat16": change(half(x, y), distances),
             }
     return found
 

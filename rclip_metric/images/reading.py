@@ -368,8 +368,9 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _read(source: str | os.PathLike[str] | bytes | bytearray | memoryview, shortest: int) -> Seen:
+    handle: io.BufferedReader
     if isinstance(source, bytes | bytearray | memoryview):
-        handle, name = io.BufferedReader(io.BytesIO(source)), "the image"  # type: ignore[arg-type]
+        handle, name = io.BufferedReader(io.BytesIO(source)), "the image"  # type: ignore[arg-type,assignment]
     else:
         path = Path(source)
         name = str(path)
