@@ -33,7 +33,7 @@ from rclip_metric.filtering import Parts, Work, Worker, columns, find_pools, fin
 from rclip_metric.filtering.job import Job
 from rclip_metric.filtering.pools import embed_pools
 from rclip_metric.images import open_image
-from rclip_metric.images.preprocessing import preprocess_pil
+from rclip_metric.images.resizing import preprocess_pil
 from rclip_metric.retrieval import ModelSource
 from rclip_metric.train.benchmark.report import Report, outlined
 from rclip_metric.train.benchmark.turns import take_turns, timed

@@ -26,8 +26,9 @@ from torch import Tensor
 from rclip_metric.train.benchmark.report import Report
 from rclip_metric.train.benchmark.turns import take_turns, timed
 from rclip_metric.train.metrics.lipsim import sll
+from rclip_metric.train.metrics.lipsim.architecture import POOL, LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.model import LipSim
-from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.published import folded, random_tensors
 
 TOY = LipSimArchitecture(32, 9, 3, 3, 2, 16, 20)
 State = Mapping[str, Tensor]

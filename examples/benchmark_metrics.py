@@ -61,7 +61,8 @@ def lipsim_published(device: str) -> EmbeddingMetric:
     """The published formulas of LipSim, transcribed in benchmark_lipsim.py."""
     from benchmark_lipsim import published
 
-    from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, random_tensors
+    from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
+    from rclip_metric.train.metrics.lipsim.published import random_tensors
 
     sizes = LipSimArchitecture()
     state = {key: tensor.to(device) for key, tensor in random_tensors(sizes).items()}

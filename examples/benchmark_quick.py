@@ -37,8 +37,9 @@ from rclip_metric.retrieval import nearest
 from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.benchmark.turns import machine_record, take_turns
 from rclip_metric.train.finetuning.adversarial import FinetuneConfig
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.model import LipSim
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.published import folded, random_tensors
 from rclip_metric.train.runs.files import write_json
 
 ALLOWED = 2 / 3  # of the ratio that is kept: less is a failure

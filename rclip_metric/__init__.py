@@ -1,7 +1,8 @@
 """A perceptual image distance that holds up under adversarial perturbation."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rclip_metric.lazy import import_when_used
 
 if TYPE_CHECKING:
     from rclip_metric.compare import score
@@ -35,36 +36,16 @@ __all__ = [
     "score_pairs",
 ]
 
-# Nothing is imported before it is used: what needs no torch, such as --help, does not wait for it.
-_MODULES = {
-    "ContentFilter": "retrieval",
-    "Encoder": "encoder",
-    "ImageError": "errors",
-    "ImageIndex": "retrieval",
-    "RobustPerceptualDistance": "metric",
-    "ScoredPair": "scoring",
-    "TwoAFC": "metric",
-    "WeightSpec": "weights",
-    "WeightsError": "errors",
-    "load_image": "images",
-    "load_manifest": "weights",
-    "model_names": "weights",
-    "score": "compare",
-    "score_all": "scoring",
-    "score_folders": "scoring",
-    "score_pairs": "scoring",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for (PEP 562)."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # so that this is not asked again
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names too that were not asked for yet."""
-    return sorted({*globals(), *__all__})
+import_when_used(
+    __name__,
+    {
+        ".compare": "score",
+        ".encoder": "Encoder",
+        ".errors": "ImageError WeightsError",
+        ".images": "load_image",
+        ".metric": "RobustPerceptualDistance TwoAFC",
+        ".retrieval": "ContentFilter ImageIndex",
+        ".scoring": "ScoredPair score_all score_folders score_pairs",
+        ".weights": "WeightSpec load_manifest model_names",
+    },
+)

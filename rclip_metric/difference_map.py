@@ -12,7 +12,7 @@ from torch import Tensor
 from rclip_metric.distance import distance_between, normalize
 from rclip_metric.encoder import Encoder
 from rclip_metric.encoder.local_features import local_features
-from rclip_metric.images.preprocessing import resize_images, seen_by
+from rclip_metric.images.resizing import resize_images, seen_by
 
 Method = Literal["features", "gradient", "smoothed", "integrated"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -19,7 +19,7 @@ from rclip_metric.encoder import Encoder
 from rclip_metric.errors import ImageError
 from rclip_metric.images import RESIZES, Reading, Resize, as_batch, load_image, resize_images
 from rclip_metric.images.masks import masked
-from rclip_metric.images.pixels import check_reading
+from rclip_metric.images.preprocessing import check_reading
 from rclip_metric.images.ranges import OutOfRange, check_choice
 from rclip_metric.images.wrapped import is_batched, requires_grad, special_kind, values_of
 from rclip_metric.second_look import HALVES, slack_of, undecided

@@ -15,7 +15,7 @@ from rclip_metric.distance import normalize
 from rclip_metric.encoder import Encoder, TimmArchitecture, ViTArchitecture, open_clip_architecture, timm_architecture
 from rclip_metric.encoder.local_features import local_features
 from rclip_metric.images import Preprocessing
-from rclip_metric.images.preprocessing import resize_images, seen_by
+from rclip_metric.images.resizing import resize_images, seen_by
 
 from support.encoders import randomised, small_encoder
 

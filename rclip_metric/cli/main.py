@@ -463,7 +463,8 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from rclip_metric.weights.loading import is_cached, verify
+    from rclip_metric.weights.loading import verify
+    from rclip_metric.weights.local import is_cached
     from rclip_metric.weights.manifest import get_spec, model_names
 
     if bool(args.names) == args.all:

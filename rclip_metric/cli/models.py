@@ -8,7 +8,7 @@ from typing import Any
 
 from rclip_metric.printing import printable
 from rclip_metric.weights.advice import published_size, tower_size
-from rclip_metric.weights.loading import local_path
+from rclip_metric.weights.local import local_path
 from rclip_metric.weights.manifest import WeightSpec, get_spec, model_names
 
 _HEADER = ("name", "clean", "l_inf", "l_2", "on", "size", "licence", "knows", "where")

@@ -267,6 +267,13 @@ EFFICIENTNET_LITE = {
     "tf_efficientnet_lite4": (1.4, 1.8),
 }
 """Of timm's models those that a native tower computes, and how much wider and deeper each is than the first."""
+_EFFICIENTNET_LITE_VALUES = {
+    "tf_efficientnet_lite0": 3_413_073,
+    "tf_efficientnet_lite1": 4_189_408,
+    "tf_efficientnet_lite2": 4_869_232,
+    "tf_efficientnet_lite3": 6_992_841,
+    "tf_efficientnet_lite4": 11_838_027,
+}
 
 
 def is_efficientnet_lite(architecture: Architecture) -> TypeGuard[TimmArchitecture]:
@@ -360,6 +367,21 @@ def architecture_from_dict(mapping: Mapping[str, Any]) -> Architecture:
         if entry.metadata.get("json") and isinstance(values.get(name), Mapping):
             values[name] = json.dumps(values[name])
     return cls(**values)
+
+
+def tower_values(architecture: Architecture) -> int | None:
+    """Count the values of a tower's state dict without building it; None where another library has to do that.
+
+    Example:
+        >>> tower_values(NAMED["tiny_convnext"])
+        1933152
+    """
+    if isinstance(architecture, ViTArchitecture | ConvNeXtArchitecture):
+        return architecture.parameters
+    if is_efficientnet_lite(architecture):
+        trunk = _EFFICIENTNET_LITE_VALUES[architecture.model.partition(".")[0]]
+        return trunk + architecture.features * (architecture.projection or 0)
+    return None
 
 
 def embedding_dim(architecture: Architecture) -> int:

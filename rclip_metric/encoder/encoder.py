@@ -14,8 +14,9 @@ from rclip_metric.encoder.architectures import LIBRARY_KINDS, Architecture, Conv
 from rclip_metric.encoder.forked import survive_fork
 from rclip_metric.encoder.towers import Tower, build_tower, without_weights
 from rclip_metric.errors import CheckpointError
-from rclip_metric.images.pixels import Reading, check_reading, read_pixels
-from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Resize, resize_images
+from rclip_metric.images.pixels import read_pixels
+from rclip_metric.images.preprocessing import RESIZES, Preprocessing, Reading, Resize, check_reading
+from rclip_metric.images.resizing import resize_images
 from rclip_metric.images.wrapped import is_batched
 
 if TYPE_CHECKING:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rclip_metric.images.preprocessing import (
-    Placement,
-    Preprocessing,
-    Resize,
-    from_levels,
-    placement,
-    preprocess_pil,
-)
+from rclip_metric.images.preprocessing import Preprocessing, Reading, Resize, check_reading
 from rclip_metric.images.reading import Seen, look_at, open_image
+from rclip_metric.images.resizing import Placement, from_levels, placement, preprocess_pil
 
 if TYPE_CHECKING:
     from rclip_metric.images.reading import ImageSource
-
-Reading = Literal["published", "fast"]
-READINGS: tuple[Reading, ...] = ("published", "fast")
 
 # A JPEG is decoded smaller as long as its sides stay so many times what the resize makes of them. Once instead of twice
 # would save a fifth of the time, and changes distances of photographs two to four times as much.
@@ -87,16 +78,6 @@ def read_pixels(
     if place is None or place.extreme(preprocessing.crop):
         return preprocess_pil(seen.image if seen.scale == 1 else open_image(source), preprocessing, resize)
     return _resized(seen, place, preprocessing.crop)
-
-
-def check_reading(reading: str) -> None:
-    """Raise ValueError unless it is one of `READINGS`.
-
-    Example:
-        >>> check_reading("fast")
-    """
-    if reading not in READINGS:
-        raise ValueError(f'reading must be "published" or "fast", got {reading!r}.')
 
 
 def _resized(seen: Seen, place: Placement, side: int) -> Tensor:

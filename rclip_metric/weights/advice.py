@@ -1,6 +1,6 @@
 """What is said of weights that are not on this machine: the command that fetches them, and how large they are."""
 
-from rclip_metric.encoder.state_dicts import expected_tensors
+from rclip_metric.encoder.architectures import tower_values
 from rclip_metric.weights.local import packaged_path
 from rclip_metric.weights.manifest import WeightSpec, get_spec, model_names
 
@@ -54,7 +54,12 @@ def tower_size(spec: WeightSpec) -> int:
         >>> tower_size(get_spec("tiny"))
         7732608
     """
-    return 4 * sum(tensor.numel() for tensor in expected_tensors(spec.architecture).values())
+    values = tower_values(spec.architecture)
+    if values is None:
+        from rclip_metric.encoder.state_dicts import expected_tensors
+
+        values = sum(tensor.numel() for tensor in expected_tensors(spec.architecture).values())
+    return 4 * values
 
 
 def _size_in_words(spec: WeightSpec) -> str:

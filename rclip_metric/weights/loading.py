@@ -21,14 +21,13 @@ from rclip_metric.errors import (
     first_line,
 )
 from rclip_metric.files import regular_file
-from rclip_metric.images.pixels import Reading
-from rclip_metric.images.preprocessing import Resize
+from rclip_metric.images.preprocessing import Reading, Resize
 from rclip_metric.json_files import read_json, shown
 from rclip_metric.weights.advice import how_to_fetch, what_helps_offline
 from rclip_metric.weights.digest import file_digest, tensors_digest
 from rclip_metric.weights.hub import HubSource, fetch, first_cached, recheck
 from rclip_metric.weights.identity import check_saved, identify
-from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base, packaged_path
+from rclip_metric.weights.local import USUAL_NAMES, Located, find_packaged, find_weights, like_base
 from rclip_metric.weights.manifest import HUB_ID, PACKAGED, SUFFIXES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, opened
 
@@ -201,31 +200,6 @@ def download(
         'tiny.safetensors'
     """
     return locate(name, revision=revision, cache_dir=cache_dir, token=token).path
-
-
-def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Tell whether a manifest entry can be loaded without a network.
-
-    Example:
-        >>> is_cached(get_spec("tiny")), is_cached(get_spec("r-clip-f"), cache_dir="no such folder")
-        (True, False)
-    """
-    return local_path(spec, cache_dir) is not None
-
-
-def local_path(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the file on this machine that a manifest entry would be loaded from, None if there is none; unchecked.
-
-    Example:
-        >>> local_path(get_spec("tiny")).name
-        'tiny.safetensors'
-    """
-    if spec.source in PACKAGED:
-        return packaged_path(spec)
-    if spec.repo is None:
-        return None
-    hit = first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates)
-    return hit[0].path if hit else None
 
 
 def verify(

@@ -1,5 +1,6 @@
 """Weights on this machine: what a file or folder holds, what a Python package brought, and how images are prepared."""
 
+import os
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
 from rclip_metric.errors import CheckpointError, MissingPackageError
-from rclip_metric.images.pixels import Reading
-from rclip_metric.images.preprocessing import Preprocessing, Resize
+from rclip_metric.images.preprocessing import Preprocessing, Reading, Resize
 from rclip_metric.json_files import read_json
 from rclip_metric.weights.digest import check_file
-from rclip_metric.weights.manifest import PUBLISHED_NAMES, WeightFile, WeightSpec, get_spec, model_names
+from rclip_metric.weights.hub import HubSource, first_cached
+from rclip_metric.weights.manifest import PACKAGED, PUBLISHED_NAMES, WeightFile, WeightSpec, get_spec, model_names
 from rclip_metric.weights.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME, SavedConfig, check_pair, read_metadata
 
 _OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
@@ -214,3 +215,28 @@ def packaged_revision(spec: WeightSpec) -> str | None:
     """Return what tells an installed file from others: the beginning of its published sha256."""
     sha256 = spec.files[0].sha256
     return sha256 and f"sha256:{sha256[:12]}"
+
+
+def is_cached(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Tell whether a manifest entry can be loaded without a network.
+
+    Example:
+        >>> is_cached(get_spec("tiny")), is_cached(get_spec("r-clip-f"), cache_dir="no such folder")
+        (True, False)
+    """
+    return local_path(spec, cache_dir) is not None
+
+
+def local_path(spec: WeightSpec, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return the file on this machine that a manifest entry would be loaded from, None if there is none; unchecked.
+
+    Example:
+        >>> local_path(get_spec("tiny")).name
+        'tiny.safetensors'
+    """
+    if spec.source in PACKAGED:
+        return packaged_path(spec)
+    if spec.repo is None:
+        return None
+    hit = first_cached(HubSource(spec.repo, spec.revision, cache_dir), spec.candidates)
+    return hit[0].path if hit else None

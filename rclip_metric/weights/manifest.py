@@ -11,7 +11,6 @@ from typing import Any
 from rclip_metric.encoder import architectures
 from rclip_metric.encoder.architectures import Architecture
 from rclip_metric.encoder.limits import MOST, PREPROCESSING
-from rclip_metric.encoder.state_dicts import LAYOUTS
 from rclip_metric.errors import UnknownModelError
 from rclip_metric.images.preprocessing import Preprocessing
 from rclip_metric.json_files import (
@@ -34,12 +33,23 @@ from rclip_metric.json_files import (
 SCHEMA_VERSION = 1
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
+LAYOUT_NAMES = (
+    "rclip-metric",
+    "open-clip",
+    "open-clip-visual",
+    "transformers-vit",
+    "timm-vit",
+    "efficientnet-lite",
+    "timm",
+)
+"""Those of `rclip_metric.encoder.LAYOUTS`, which need torch."""
+
 PACKAGED = ("package", "pypi")  # the sources whose files came with a Python package
 
 _TEXT, _COUNT = or_null(TEXT), or_null(COUNT)
 _KINDS: dict[str, Kind] = {
     "mlp_hidden": or_null(at_most(COUNT, MOST["width"])),
-    "layout": one_of(LAYOUTS),
+    "layout": one_of(LAYOUT_NAMES),
     "source": one_of(("hub", "package", "pypi", "local")),
     "embedding_dim": COUNT,
     **dict.fromkeys(("repo", "revision", "license", "domain"), or_null(LINE)),

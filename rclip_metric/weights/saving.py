@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rclip_metric.encoder.architectures import architecture_to_dict
 from rclip_metric.errors import CheckpointError, ManifestError, StorageError
 from rclip_metric.files import regular_file, written_whole
-from rclip_metric.images.pixels import READINGS, Reading
-from rclip_metric.images.preprocessing import RESIZES, Resize
+from rclip_metric.images.preprocessing import READINGS, RESIZES, Reading, Resize
 from rclip_metric.json_files import LINE, Checker, one_of, or_null, parse_json, shown
 from rclip_metric.weights.digest import tensors_digest
 from rclip_metric.weights.manifest import WeightSpec

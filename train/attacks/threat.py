@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2", "l1"]
-NORMS: tuple[str, ...] = get_args(Norm)
+from rclip_metric.train.attacks.norms import NORMS, Norm
+
 _ORDER: dict[str, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 _TINY = 1e-30  # keeps zero vectors from dividing by zero, and is too small to change any other
 

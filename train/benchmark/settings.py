@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rclip_metric.train.attacks.threat import NORMS, LpBall
+from rclip_metric.train.attacks.norms import NORMS
+from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, default_batch_size
 from rclip_metric.train.evaluation.certificates.lipschitz import RADII, Certificate
 from rclip_metric.train.evaluation.smoothing import Smoothing

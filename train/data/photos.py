@@ -56,9 +56,9 @@ from rclip_metric.train.data.photographs import (
     read_photographs,
     with_progress,
 )
+from rclip_metric.train.data.photos_config import PhotosConfig
 from rclip_metric.train.data.set_folder import begin, written
-from rclip_metric.train.data.triplets import COLUMNS, PARTS
-from rclip_metric.train.runs.config import check_counts, setting
+from rclip_metric.train.data.triplets import COLUMNS
 from rclip_metric.train.runs.files import write_json
 
 PHOTOS_RECORD = "photos.json"
@@ -67,28 +67,6 @@ PER_TRIPLET = 20  # photographs that are looked at, of a tree that holds more
 VOTES = 10  # of as many people who would have been asked
 _VISIBLE = 0.15  # root of the mean square by which a local edit has to change what it covers
 _TRIES = 8
-
-
-@dataclass(frozen=True)
-class PhotosConfig:
-    """How many triplets of which size.
-
-    Example:
-        >>> config = PhotosConfig(count=22, size=64)
-        >>> config.split
-        'test'
-    """
-
-    count: int = setting(1_000, "triplets, as many of each kind as of the others")
-    size: int = setting(224, "side of the images; smaller photographs keep their own resolution", unit="pixels")
-    seed: int = setting(0, "seed of everything")
-    split: str = setting("test", "the split that the triplets are said to be of", choices=PARTS)
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_counts(self)
-        if self.count < 1 or self.size < 32:
-            raise ValueError(f"got {self.count} triplets of {self.size} pixels, expected 1 or more of 32 or more")
 
 
 @dataclass(frozen=True)
@@ -172,7 +150,7 @@ def picture(photograph: Photograph, candidate: PhotoCandidate, size: int, side: 
 def write_photos(
     folder: Path,
     trees: Sequence[Path],
-    config: PhotosConfig = PhotosConfig(),
+    config: PhotosConfig = PhotosConfig(),  # noqa: B008 (frozen)
     *,
     classes: Path | None = None,
     workers: int = 1,

@@ -13,6 +13,7 @@ import numpy as np
 
 from rclip_metric.files import regular_file
 from rclip_metric.images import SUFFIXES
+from rclip_metric.train.data.splits import BAPPS_SPLITS, BAPPS_TRAINING_SPLITS, PARTS, SPLITS
 from rclip_metric.train.data.table import place_in, read_table
 
 COLUMNS = (
@@ -26,11 +27,7 @@ COLUMNS = (
     "split",
     "is_imagenet",
 )
-PARTS = ("train", "val", "test")
-SPLITS = (*PARTS, "test_imagenet", "test_no_imagenet")
 MIN_VOTES = 6
-BAPPS_TRAINING_SPLITS = ("traditional", "cnn", "mix")
-BAPPS_SPLITS = ("cnn", "color", "deblur", "frameinterp", "superres", "traditional")
 
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 

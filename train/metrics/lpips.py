@@ -33,7 +33,8 @@ from rclip_metric.encoder import key_report
 from rclip_metric.errors import CheckpointError, DigestError, WeightsError
 from rclip_metric.json_files import ANYTHING, COUNT, LINE, OBJECT, Checker, one_of
 from rclip_metric.train.metrics.base import DistanceMetric, Facts
-from rclip_metric.train.metrics.lpips_trunks import TRUNKS, classifier_features
+from rclip_metric.train.metrics.lpips_layers import classifier_features
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Converted, Request, Stored, read_stored, weights_path
 from rclip_metric.train.runs.seeds import temporary_seed

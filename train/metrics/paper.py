@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rclip_metric.train.attacks.threat import Norm
+from rclip_metric.train.attacks.norms import Norm
 from rclip_metric.weights import get_spec, model_names
 from rclip_metric.weights.local import packaged_revision
 from rclip_metric.weights.manifest import PACKAGED

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from rclip_metric.encoder import NAMED, Architecture, Encoder
 from rclip_metric.images import Preprocessing
 from rclip_metric.train.data.scenes.draw import SIZE
+from rclip_metric.train.models.clip_config import ClipConfig
 from rclip_metric.train.models.tokenizer import CONTEXT, WordTokenizer
-from rclip_metric.train.runs.config import check_counts, setting
 
 TINY = NAMED["tiny_convnext"]
 TINY_PREPROCESSING = Preprocessing(
@@ -22,30 +20,6 @@ TINY_PREPROCESSING = Preprocessing(
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),
 )
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """Settings of a contrastive run; the defaults are those of the shipped `tiny-clean`.
-
-    Example:
-        >>> ClipConfig(steps=10).batch_size
-        256
-    """
-
-    seed: int = setting(0, "seed of the weights and of the order of images")
-    steps: int = setting(750, "optimiser steps", least=1)
-    warmup_steps: int = setting(50, "steps of linear warm-up")
-    batch_size: int = setting(256, "image-caption pairs per step", least=1)
-    learning_rate: float = setting(1e-3, "peak AdamW learning rate")
-    weight_decay: float = setting(0.05, "AdamW weight decay of matrices")
-    text_width: int = setting(128, "width of the text tower", least=32)
-    text_layers: int = setting(2, "layers of the text tower", least=1)
-    save_every: int = setting(50, "steps between checkpoints", least=1)
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_counts(self)
 
 
 def build_clip(config: ClipConfig, architecture: Architecture = TINY) -> nn.Module:

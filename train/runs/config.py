@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 from rclip_metric.json_files import LINE, OBJECT, Schema, is_number, or_null, read_json, shown
 
+PRECISIONS = ("float32", "bfloat16", "auto")
+"""What a command can be told to compute in; auto is bfloat16 where that is fast (`precision.resolved_precision`)."""
+
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _FORMER_NAMES: dict[str, str] = {
     "part": "chunk_size",

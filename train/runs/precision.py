@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from rclip_metric.train.runs.config import PRECISIONS
 from rclip_metric.train.runs.machine import bfloat16_instructions
 
 if TYPE_CHECKING:
     from rclip_metric.encoder import Architecture, Encoder
 
-PRECISIONS = ("float32", "bfloat16", "auto")
 
 _IMAGES, _REPEATS = 4, 3
 _measured: dict[tuple[Architecture, int], Literal["float32", "bfloat16"]] = {}  # one process decides alike throughout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rclip_metric.cli.main import main
-from rclip_metric.train.data.check import Losses
+from rclip_metric.train.data.unreadable import Losses
 
 from support.images import save_noise
 from support.scenes import small_scenes

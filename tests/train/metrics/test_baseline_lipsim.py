@@ -18,9 +18,10 @@ from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics import load_metric
 from rclip_metric.train.metrics.base import Certified, Facts
 from rclip_metric.train.metrics.lipsim import lipsim_constant, sll
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.constant import TOLERANCE
 from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimMetric, build
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, convert, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.published import convert, folded, random_tensors
 from rclip_metric.train.metrics.lipsim.student import Student
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import seeded

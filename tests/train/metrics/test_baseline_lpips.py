@@ -18,7 +18,8 @@ from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.evaluation.attack import AttackSettings, RunSettings, attack_block
 from rclip_metric.train.evaluation.tasks.two_afc import decision
 from rclip_metric.train.metrics import lpips as ours
-from rclip_metric.train.metrics.lpips_trunks import TRUNKS, classifier_features
+from rclip_metric.train.metrics.lpips_layers import classifier_features
+from rclip_metric.train.metrics.lpips_trunks import TRUNKS
 from rclip_metric.train.metrics.weight_files import Request, write_stored
 from rclip_metric.train.runs.seeds import sample_seed
 

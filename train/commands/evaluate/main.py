@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rclip_metric.printing import complain, printable, say, show
-from rclip_metric.train.attacks.threat import LpBall
 from rclip_metric.train.commands.evaluate.options import balls_of, build_parser, certificates_of
+
+if TYPE_CHECKING:
+    from rclip_metric.train.attacks.threat import LpBall
 
 STEPS = {"apgd": 100, "square": 5000, "noise": 100}
 PAPER: dict[str, dict[str, Any]] = {
@@ -228,6 +230,7 @@ def _cue_conflict(options: argparse.Namespace) -> None:
 
 def _neighbours(options: argparse.Namespace) -> None:
     from rclip_metric.retrieval import is_index
+    from rclip_metric.train.attacks.threat import LpBall
     from rclip_metric.train.evaluation import Session
     from rclip_metric.train.evaluation.results.curves import new_figure
     from rclip_metric.train.evaluation.results.neighbour_pictures import Pictures, write_figure, write_page
@@ -450,6 +453,7 @@ def _sanity_plots(records: Sequence[dict[str, Any]], balls: Sequence[LpBall], op
 def _zeroshot(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
+    from rclip_metric.train.attacks.threat import LpBall
     from rclip_metric.train.data.classes import read_classes, read_prompts
     from rclip_metric.train.evaluation.tasks.zero_shot import PAPER_BALLS, ZeroShot, ZeroShotAttack, ZeroShotData
     from rclip_metric.train.metrics.paper import published_as

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rclip_metric.printing import Parser
-from rclip_metric.train.attacks.threat import NORMS, LpBall
+from rclip_metric.train.attacks.norms import NORMS
 from rclip_metric.train.metrics.paper import TWO_AFC_RADII
 from rclip_metric.train.runs.config import count, positive, radius
+
+if TYPE_CHECKING:
+    from rclip_metric.train.attacks.threat import LpBall
 
 _ABOUT = "How well a metric agrees with people, clean and under attack."
 _EPILOG = """\
@@ -378,6 +381,7 @@ def certificates_of(options: argparse.Namespace) -> list[list[Any]]:
     Raises:
         ValueError: for settings of certificates that are not asked for, or that no certificate can have.
     """
+    from rclip_metric.train.attacks.threat import LpBall
     from rclip_metric.train.evaluation.certificates import RADII, Certificate
     from rclip_metric.train.evaluation.smoothing import Smoothing
 
@@ -405,6 +409,8 @@ def balls_of(norms: Sequence[str] | None, radii: Sequence[float] | None) -> list
     Raises:
         ValueError: if they do not fit each other.
     """
+    from rclip_metric.train.attacks.threat import LpBall
+
     names: list[Any] = list(norms or TWO_AFC_RADII)
     if radii is None:
         unknown = [name for name in names if name not in TWO_AFC_RADII]

@@ -17,7 +17,7 @@ and l_p need no conversion.
 
 def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentParser) -> None:
     """Add the task to `commands`."""
-    from rclip_metric.train.metrics.registry import BASELINES
+    from rclip_metric.train.metrics.baselines import BASELINES
 
     names = [name for name, baseline in BASELINES.items() if baseline.published is not None]
     parser = commands.add_parser(

@@ -13,7 +13,7 @@ from rclip_metric.train.runs.config import add_options, configured
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add the three commands."""
-    from rclip_metric.train.models.clip import ClipConfig
+    from rclip_metric.train.models.clip_config import ClipConfig
 
     clip = commands.add_parser("clip", parents=[shared], help="train a small CLIP on scenes (tiny-clean)")
     clip.add_argument("--scenes", type=Path, required=True, help="folder written by `train scenes`")
@@ -39,7 +39,7 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def _run_clip(options: argparse.Namespace) -> None:
     from rclip_metric.train.finetuning.clip import train_clip
-    from rclip_metric.train.models.clip import ClipConfig
+    from rclip_metric.train.models.clip_config import ClipConfig
 
     config = configured(ClipConfig, options)
     train_clip(options.scenes, options.out, config, quiet=options.quiet)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rclip_metric.printing import say
-from rclip_metric.train.finetuning.adversarial import FinetuneConfig, RunConfig
+from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig
 from rclip_metric.train.runs.config import add_options, configured, read_recipe, read_settings, recipe_names, shared_out
 
 _ONLY = {"fare": ("scale", "prompts"), "tecoa": ("mixup", "rho", "dual_learning_rate", "dual_every")}

@@ -30,8 +30,7 @@ command is given again. Recipes of this command: {recipes}.
 def add(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
     from rclip_metric.train.finetuning.lipsim import DistilConfig, TuneConfig
-    from rclip_metric.train.runs.config import add_options, count, recipe_names
-    from rclip_metric.train.runs.precision import PRECISIONS
+    from rclip_metric.train.runs.config import PRECISIONS, add_options, count, recipe_names
 
     parser = commands.add_parser(
         "lipsim",

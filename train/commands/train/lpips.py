@@ -10,7 +10,7 @@ from rclip_metric.printing import say
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
-    from rclip_metric.train.data.triplets import BAPPS_TRAINING_SPLITS
+    from rclip_metric.train.data.splits import BAPPS_TRAINING_SPLITS
     from rclip_metric.train.finetuning.lpips import LpipsConfig
     from rclip_metric.train.runs.config import add_options, count, recipe_names
 

@@ -11,8 +11,7 @@ from rclip_metric.printing import say
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add the command."""
     from rclip_metric.train.finetuning.nights import NightsConfig
-    from rclip_metric.train.runs.config import add_options, count, recipe_names
-    from rclip_metric.train.runs.precision import PRECISIONS
+    from rclip_metric.train.runs.config import PRECISIONS, add_options, count, recipe_names
 
     parser = commands.add_parser(
         "nights",

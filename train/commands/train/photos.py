@@ -18,7 +18,7 @@ another thing. data.csv says the kind of each; rclip-metric eval nights --data D
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add the command."""
-    from rclip_metric.train.data.photos import PhotosConfig
+    from rclip_metric.train.data.photos_config import PhotosConfig
 
     parser = commands.add_parser(
         "photos", parents=[shared], help="write triplets from a tree of photographs", description=_ABOUT
@@ -52,7 +52,8 @@ def add(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from rclip_metric.train.data.photo_recipes import PHOTO_KINDS
-    from rclip_metric.train.data.photos import PhotosConfig, write_photos
+    from rclip_metric.train.data.photos import write_photos
+    from rclip_metric.train.data.photos_config import PhotosConfig
 
     record = write_photos(
         options.out,

@@ -12,7 +12,7 @@ from rclip_metric.train.runs.config import add_options, configured, positive
 
 def add(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add the command."""
-    from rclip_metric.train.data.scenes.draw import ScenesConfig
+    from rclip_metric.train.data.scenes.config import ScenesConfig
 
     parser = commands.add_parser("scenes", parents=[shared], help="write the procedural 64x64 data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -42,7 +42,8 @@ def _counts(text: str) -> tuple[int, int, int]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rclip_metric.train.data.scenes.draw import ScenesConfig, write_scenes
+    from rclip_metric.train.data.scenes.config import ScenesConfig
+    from rclip_metric.train.data.scenes.draw import write_scenes
     from rclip_metric.train.data.scenes.formats import (
         write_bapps,
         write_grounds,

@@ -23,7 +23,7 @@ from PIL import Image
 from rclip_metric.files import written_whole
 from rclip_metric.json_files import read_json
 from rclip_metric.progress import progress
-from rclip_metric.train.runs.config import check_counts, setting
+from rclip_metric.train.data.scenes.config import ScenesConfig
 from rclip_metric.train.runs.files import write_json
 
 SIZE = 64
@@ -445,26 +445,6 @@ def sample_triplet(rng: np.random.Generator) -> SceneTriplet:
 # Writing the sets in the formats of the real ones.
 
 
-@dataclass(frozen=True)
-class ScenesConfig:
-    """How many of each to write. `triplets` is (train, val, test); `pool` and `queries` count per class.
-
-    Example:
-        >>> sum(ScenesConfig().triplets)
-        2600
-    """
-
-    seed: int = setting(0, "seed of everything")
-    images: int = setting(24_000, "captioned images for training")
-    triplets: tuple[int, int, int] = (1_000, 400, 1_200)
-    pool: int = setting(50, "images per class in the retrieval pool")
-    queries: int = setting(20, "query images per class")
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_counts(self)
-
-
 def _save(scene: Scene, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(render(scene)).save(path, compress_level=1)
@@ -474,7 +454,12 @@ def _counted(total: int, what: str, quiet: bool) -> Iterator[int]:
     return iter(progress(range(total), label=what, unit="scene", quiet=quiet))
 
 
-def write_scenes(folder: Path, config: ScenesConfig = ScenesConfig(), *, quiet: bool = False) -> dict[str, Any]:
+def write_scenes(
+    folder: Path,
+    config: ScenesConfig = ScenesConfig(),  # noqa: B008 (frozen)
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Write the three sets below `folder` and return the record that is saved as `scenes.json`.
 
     - `images/train/<shape of the largest object>/NNNNNN.png` with `images/captions.csv`: an ImageFolder;

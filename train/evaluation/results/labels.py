@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rclip_metric.train.attacks.threat import NORMS
+from rclip_metric.train.attacks.norms import NORMS
 from rclip_metric.train.evaluation.results.record import short_revision
 
 Record = Mapping[str, Any]

@@ -21,7 +21,7 @@ from rclip_metric.json_files import (
     one_of,
     or_null,
 )
-from rclip_metric.train.attacks.threat import NORMS
+from rclip_metric.train.attacks.norms import NORMS
 
 _BOUNDS: Kind = (
     "the two bounds of an interval, in percent",

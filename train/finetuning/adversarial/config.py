@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.data.augmentation import Augmentation
-from rclip_metric.train.data.check import MOST_UNREADABLE
-from rclip_metric.train.finetuning.adversarial.lore import Lore
-from rclip_metric.train.finetuning.adversarial.objectives import Fare, Objective, SimClip, TeCoA
+from rclip_metric.train.data.unreadable import MOST_UNREADABLE
 from rclip_metric.train.runs.config import check_counts, setting
 
-OBJECTIVES: dict[str, type[Objective]] = {"fare": Fare, "tecoa": TeCoA, "sim-clip": SimClip, "lore": Lore}
+if TYPE_CHECKING:
+    from rclip_metric.train.attacks.threat import LpBall
+    from rclip_metric.train.data.augmentation import Augmentation
+    from rclip_metric.train.finetuning.adversarial.objectives import Objective
+
+LOSSES = ("fare", "tecoa", "sim-clip", "lore")
+"""The names of `named.OBJECTIVES`, which need torch."""
 
 _NOT_NEGATIVE = (
     "image_size", "warmup_steps", "eps_warmup_steps", "inner_steps", "weight_decay", "eps", "inner_step_size",
@@ -48,7 +50,7 @@ class FinetuneConfig:
         'linf 1/255'
     """
 
-    loss: str = setting("fare", "what is minimised at the attacked images", choices=tuple(OBJECTIVES))
+    loss: str = setting("fare", "what is minimised at the attacked images", choices=LOSSES)
     seed: int = setting(0, "seed of the order of the images and of the random starts")
     steps: int = setting(20_000, "optimiser steps")
     warmup_steps: int = setting(1_400, "steps over which the learning rate rises from 0, linearly")
@@ -135,6 +137,8 @@ class FinetuneConfig:
     @property
     def objective(self) -> type[Objective]:
         """The loss."""
+        from rclip_metric.train.finetuning.adversarial.named import OBJECTIVES
+
         return OBJECTIVES[self.loss]
 
     @property
@@ -145,6 +149,8 @@ class FinetuneConfig:
     @property
     def ball(self) -> LpBall:
         """What the attack may reach once eps has grown to its full size."""
+        from rclip_metric.train.attacks.threat import LpBall
+
         return LpBall("l2" if self.norm == "l2" else "linf", self.eps)
 
     @property
@@ -156,6 +162,8 @@ class FinetuneConfig:
     @property
     def augmentation(self) -> Augmentation | None:
         """Crops, flips, mixtures and damage; None where there are none."""
+        from rclip_metric.train.data.augmentation import Augmentation
+
         varies = self.crop_scale < 1 or self.flip or self.mixup or self.damage
         return Augmentation(self.crop_scale, self.flip, self.seed, self.mixup, self.damage) if varies else None
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rclip_metric.encoder import Encoder
-from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.classes import read_prompts
 from rclip_metric.train.data.stream import Batch, Stream, open_stream
+from rclip_metric.train.data.unreadable import Losses
 from rclip_metric.train.finetuning.adversarial.config import FinetuneConfig, RunConfig, Stage
 from rclip_metric.train.finetuning.adversarial.step import AdversarialStep, NonFiniteLoss, StepResult
 from rclip_metric.train.finetuning.adversarial.validation import Validator

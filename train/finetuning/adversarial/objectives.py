@@ -2,7 +2,7 @@
 
     min over phi of  E_x  outer(phi(z), phi(x)),    z = argmax over ||z - x|| <= eps of  inner(phi(z))
 
-A further one is a subclass of `Objective` and a line in `config.OBJECTIVES`.
+A further one is a subclass of `Objective`, a line in `named.OBJECTIVES` and its name in `config.LOSSES`.
 """
 
 from __future__ import annotations

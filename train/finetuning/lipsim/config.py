@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rclip_metric.train.data.augmentation import Augmentation
-from rclip_metric.train.data.check import MOST_UNREADABLE
-from rclip_metric.train.metrics.lipsim.published import POOL, LipSimArchitecture
+from rclip_metric.train.data.unreadable import MOST_UNREADABLE
+from rclip_metric.train.metrics.lipsim.architecture import POOL, LipSimArchitecture
 from rclip_metric.train.runs.config import check_counts, setting
+
+if TYPE_CHECKING:
+    from rclip_metric.train.data.augmentation import Augmentation
 
 # How a run gets there and not what it computes: a run may go on under other values.
 _HOW = ("chunk_size", "save_every", "log_every", "keep", "validate_every", "max_unreadable")
@@ -100,6 +102,8 @@ class DistilConfig:
     @property
     def augmentation(self) -> Augmentation | None:
         """Crops and mixtures, which the teacher sees too; None where there are none."""
+        from rclip_metric.train.data.augmentation import Augmentation
+
         varies = self.crop_scale < 1 or self.mixup
         return Augmentation(self.crop_scale, False, self.seed, self.mixup) if varies else None
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rclip_metric.images import Preprocessing, resize_images
 from rclip_metric.progress import progress
-from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.stream import Batch, Stream
 from rclip_metric.train.data.triplet_images import TripletImages
+from rclip_metric.train.data.unreadable import Losses
 from rclip_metric.train.finetuning.lipsim.config import DistilConfig, distil_rate
 from rclip_metric.train.finetuning.lipsim.images import Squashed, photographs
 from rclip_metric.train.finetuning.lipsim.jitter import jittered, mirrored, turned

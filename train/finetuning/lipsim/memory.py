@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 
 _FLOAT = 4  # bytes
 _WORKING = 4  # activations of a layer that are there at once in its backward pass, besides those that are kept

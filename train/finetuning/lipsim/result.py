@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rclip_metric.errors import CheckpointError
 from rclip_metric.train.finetuning.lipsim.card import metric_card
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.constant import TOLERANCE, lipsim_constant
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, check, folded
+from rclip_metric.train.metrics.lipsim.published import check, folded
 from rclip_metric.train.metrics.registry import BASELINES
 from rclip_metric.train.metrics.weight_files import Converted, read_stored, write_stored
 from rclip_metric.train.runs.files import write_json, write_text

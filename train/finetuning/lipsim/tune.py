@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.contents import contents_digest
 from rclip_metric.train.data.triplet_images import TripletImages
 from rclip_metric.train.data.triplets import TripletFiles
+from rclip_metric.train.data.unreadable import Losses
 from rclip_metric.train.finetuning.lipsim.config import TuneConfig
 from rclip_metric.train.finetuning.lipsim.distil import Standing, save
 from rclip_metric.train.finetuning.lipsim.memory import check_memory, together
 from rclip_metric.train.finetuning.lipsim.step import trained, tune_step
 from rclip_metric.train.finetuning.lipsim.validation import proven
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.student import Student
 from rclip_metric.train.runs.checkpoint import latest_state, restore_training, save_batch
 from rclip_metric.train.runs.interrupt import Interrupt, Interrupted

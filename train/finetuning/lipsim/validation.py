@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.triplet_images import TripletImages
+from rclip_metric.train.data.unreadable import Losses
 from rclip_metric.train.evaluation.certificates import RADII
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.model import LipSim, LipSimMetric
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture
 from rclip_metric.train.runs.precision import full_float32
 
 PUBLISHED_SIZE = 224

@@ -6,12 +6,14 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rclip_metric.train.attacks.threat import LpBall
-from rclip_metric.train.data.check import MOST_UNREADABLE
+from rclip_metric.train.data.unreadable import MOST_UNREADABLE
 from rclip_metric.train.metrics.lpips_trunks import TRUNKS
 from rclip_metric.train.runs.config import check_counts, setting
+
+if TYPE_CHECKING:
+    from rclip_metric.train.attacks.threat import LpBall
 
 ATTACKS = ("pgd", "apgd")
 ATTACK_SETTINGS = ("attack", "norm", "eps", "attack_steps", "step_size")
@@ -104,6 +106,8 @@ class LpipsConfig:
     @property
     def ball(self) -> LpBall | None:
         """Where the attack may go; None without one."""
+        from rclip_metric.train.attacks.threat import LpBall
+
         return LpBall(cast(Literal["linf", "l2"], self.norm), self.eps) if self.adversarial else None
 
     @property

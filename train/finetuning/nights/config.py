@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rclip_metric.train.data.check import MOST_UNREADABLE
+from rclip_metric.train.data.unreadable import MOST_UNREADABLE
 from rclip_metric.train.runs.config import check_counts, setting
 
 # What DreamSim's configurations have differently for the two.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rclip_metric.encoder import Encoder
 from rclip_metric.progress import progress
-from rclip_metric.train.data.check import Losses
 from rclip_metric.train.data.triplet_images import TripletImages
+from rclip_metric.train.data.unreadable import Losses
 from rclip_metric.train.finetuning.nights.config import NightsConfig
 from rclip_metric.train.finetuning.nights.step import Passes, ValidationScore, hinge, sides, update, validated
 from rclip_metric.train.models.lora import train_dropout

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
 from rclip_metric.train.metrics.lipsim.student import embedded
 from rclip_metric.train.runs.seeds import seeded
 

@@ -21,7 +21,8 @@ import rclip_metric
 from rclip_metric.errors import CheckpointError, UnknownModelError
 from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, check, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
+from rclip_metric.train.metrics.lipsim.published import check, folded, random_tensors
 from rclip_metric.train.metrics.registry import BASELINES, RANDOM
 from rclip_metric.train.metrics.weight_files import Request, Stored, read_stored, weights_path
 from rclip_metric.weights import short_digest, tensors_digest

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rclip_metric.train.metrics.lipsim import sll
-from rclip_metric.train.metrics.lipsim.published import LipSimArchitecture, folded, random_tensors
+from rclip_metric.train.metrics.lipsim.architecture import LipSimArchitecture
+from rclip_metric.train.metrics.lipsim.published import folded, random_tensors
 
 
 class Student(nn.Module):
