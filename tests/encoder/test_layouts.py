@@ -26,6 +26,7 @@ from rclip_metric.encoder import (
 )
 from rclip_metric.errors import CheckpointError
 from rclip_metric.images import Preprocessing
+from rclip_metric.weights.manifest import LAYOUT_NAMES
 
 from support.encoders import randomised
 
@@ -316,7 +317,7 @@ def test_layouts_do_not_mix() -> None:
     with pytest.raises(ValueError, match="layout must be one of rclip-metric, open-clip"):
         convert(state, "open_clip", VIT)
     vits = ["rclip-metric", "open-clip", "open-clip-visual", "transformers-vit", "timm-vit"]
-    assert list(LAYOUTS) == [*vits, "efficientnet-lite", "timm"]
+    assert list(LAYOUTS) == [*vits, "efficientnet-lite", "timm"] == list(LAYOUT_NAMES)
 
 
 @pytest.mark.parametrize("side", [16, 5])

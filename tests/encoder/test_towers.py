@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rclip_metric.encoder.architectures import (
+    EFFICIENTNET_LITE,
     NAMED,
     Architecture,
     ConvNeXtArchitecture,
@@ -18,9 +19,11 @@ from rclip_metric.encoder.architectures import (
     architecture_from_dict,
     architecture_to_dict,
     embedding_dim,
+    tower_values,
 )
 from rclip_metric.encoder.library_towers import LibraryTower
 from rclip_metric.encoder.open_clip_configs import open_clip_vision_architecture
+from rclip_metric.encoder.state_dicts import expected_tensors
 from rclip_metric.encoder.towers import EfficientNetLiteTower, ViTTower, build_tower
 from rclip_metric.errors import UnknownModelError
 
@@ -395,3 +398,19 @@ def test_missing_field_is_named() -> None:
     with pytest.raises(ValueError, match="Missing vit field heads"):
         architecture_from_dict({k: v for k, v in written.items() if k != "heads"})
     assert architecture_from_dict({k: v for k, v in written.items() if k != "mlp_ratio"}) == CLIP_VIT
+
+
+LITES = [TimmArchitecture(model=name, image_size=224, features=1280) for name in EFFICIENTNET_LITE]
+
+
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES.values(), *NAMED.values(), *LITES, replace(LITES[0], projection=24)]
+)
+def test_the_values_of_a_tower_are_counted_without_building_it(architecture):
+    built = sum(tensor.numel() for tensor in expected_tensors(architecture).values())
+    assert tower_values(architecture) == built
+
+
+def test_the_values_of_another_librarys_tower_are_not_guessed():
+    assert tower_values(TimmArchitecture(model="resnet18", image_size=64, features=512)) is None
+    assert tower_values(replace(LITES[0], options='{"act_layer": "gelu"}')) is None

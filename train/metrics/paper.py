@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rclip_metric.train.attacks.norms import Norm
-from rclip_metric.weights import get_spec, model_names
-from rclip_metric.weights.local import packaged_revision
-from rclip_metric.weights.manifest import PACKAGED
 
 # What the paper reports of other metrics, in percent: clean, and under APGD-CE with 100 steps and one restart.
 #
@@ -178,6 +175,9 @@ def is_published(model: Mapping[str, Any]) -> bool:
         >>> is_published({"name": "tiny", "revision": "another"}), is_published({"name": "my own"})
         (False, False)
     """
+    from rclip_metric.weights.local import packaged_revision
+    from rclip_metric.weights.manifest import PACKAGED, get_spec, model_names
+
     if model["name"] not in model_names():
         return False
     spec, revision = get_spec(model["name"]), model.get("revision") or ""
@@ -254,6 +254,8 @@ def reported_retrieval(record: Mapping[str, Any]) -> dict[str, float]:
 
 def _reported(model: Mapping[str, Any]) -> Mapping[str, Mapping[str, float | None]]:
     """Find all numbers that a paper states of a model, or of another metric at the size that it was evaluated at."""
+    from rclip_metric.weights.manifest import get_spec
+
     if is_published(model):
         return get_spec(model["name"]).reported
     converted = (model.get("revision") or "").startswith("sha256:")  # of its published weights

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from rclip_metric.encoder import ViTArchitecture
 from rclip_metric.train.attacks.losses import excess, fare, lore, sim_clip, tecoa
 from rclip_metric.train.finetuning.adversarial import (
+    OBJECTIVES,
     AdversarialStep,
     DualNetwork,
     Embeddings,
     FinetuneConfig,
     NonFiniteLoss,
 )
+from rclip_metric.train.finetuning.adversarial.config import LOSSES
 from rclip_metric.train.finetuning.adversarial.inner import (
     attacked_copy,
     branch_factors,
@@ -81,6 +83,11 @@ def test_lore_is_fare_and_the_priced_excess_of_the_clean_embedding():
     # At the bound itself nothing is due: || phi(x) - phi_orig(x) ||^2 = rho || phi_orig(x) ||^2.
     at_bound = original * (1 + math.sqrt(0.1))
     torch.testing.assert_close(excess(at_bound, original, 0.1), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_every_loss_can_be_told_by_name():
+    assert tuple(OBJECTIVES) == LOSSES
+    assert [FinetuneConfig(loss=loss).objective for loss in LOSSES] == [*OBJECTIVES.values()]
 
 
 @pytest.mark.parametrize("loss", ["fare", "tecoa", "sim-clip", "lore"])

@@ -32,9 +32,10 @@ __all__ = [
 import_when_used(
     __name__,
     {
+        ".architecture": "POOL LipSimArchitecture",
         ".constant": "TOLERANCE lipschitz_constant lipsim_constant",
         ".model": "LipSim LipSimMetric build load rounded_constant",
-        ".published": "POOL LipSimArchitecture convert folded random_tensors",
+        ".published": "convert folded random_tensors",
         ".student": "Student embedded",
     },
 )
