@@ -21,16 +21,16 @@ class LazyPackage(ModuleType):
         (True, True)
     """
 
-    _places: Mapping[str, str]
+    _places: Mapping[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Import a public name."""
-        places = self.__dict__.get("_places", {})
-        if name not in places:
+        """Import a public name, or a module that defines some."""
+        if name not in self._places:
+            if f".{name}" in self._places.values():
+                return import_module(f".{name}", self.__name__)
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(places[name], self.__name__), name)
-        setattr(self, name, value)  # so that this is not asked again
-        return value
+        # Not kept here: who replaces it in its module for a while, as tests do, has replaced it here for as long.
+        return getattr(import_module(self._places[name], self.__name__), name)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute, but for a module in the place of a public name: imports put modules into their packages."""

@@ -30,9 +30,10 @@ def attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     (folder / "__init__.py").write_text(
         "from rclip_metric.lazy import import_when_used\n"
         "KNOWN = 1\n"
-        'import_when_used(__name__, {".pgd": "pgd STEPS", "math": "pi"})\n'
+        'import_when_used(__name__, {".pgd": "pgd STEPS", ".losses": "fare", "math": "pi"})\n'
     )
     (folder / "pgd.py").write_text("STEPS = 10\n\n\ndef pgd(): ...\n")
+    (folder / "losses.py").write_text("def fare(): ...\n")
     (folder / "inner.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("planted_attacks")
@@ -55,6 +56,12 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name(attacks):
     names: dict[str, object] = {}
     exec("from planted_attacks import pgd, inner", names)
     assert names["pgd"] is module.pgd and names["inner"] is sys.modules["planted_attacks.inner"]
+
+
+def test_a_module_of_public_names_is_there_too(attacks):
+    assert attacks.losses is importlib.import_module("planted_attacks.losses") and attacks.losses.fare is attacks.fare
+    with pytest.raises(AttributeError, match="'inner'"):
+        attacks.inner  # noqa: B018
 
 
 def test_a_name_can_be_replaced(attacks, monkeypatch):
