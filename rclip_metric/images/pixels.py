@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rclip_metric.images.reading import ImageSource
 
 # A JPEG is decoded smaller as long as its sides stay so many times what the resize makes of them. Once instead of twice
-# would save a fifth of the time, and changes distances of photographs two to four times as much.
+# would save a fifth of the time, and changes distances of photographs three to five times as much.
 _SPARE = 2
 
 
