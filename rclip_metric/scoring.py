@@ -6,9 +6,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -327,6 +329,7 @@ class _Stream:
         """Read and compute nothing yet."""
         self._metric, self._batch_size = metric, batch_size
         self._on_skip, self._on_done = on_skip, on_done
+        self._file = Lock()
         self._digests: dict[str, bytes | None] = {}  # by key; None of what cannot be read
         self._units: dict[bytes, Tensor] = {}  # by pixels: (D,)
 
@@ -360,7 +363,9 @@ class _Stream:
         return started
 
     def _read(self, source: ImageSource | Tensor) -> tuple[bytes, Tensor]:
-        with torch.no_grad():
+        # A Pillow image that is not decoded yet may stand in several pairs: its file is read by one thread at a time.
+        unread = getattr(source, "fp", None) is not None
+        with self._file if unread else nullcontext(), torch.no_grad():
             pixels = self._metric.gather([source])[0].cpu().contiguous()  # (3, S, S)
         return digest_of(pixels), pixels
 

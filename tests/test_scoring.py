@@ -77,6 +77,15 @@ def test_images_of_every_kind_have_the_distances_of_score(folder: Path) -> None:
     assert (rows[0].a, rows[0].b) == (str(path), "pairs[0][1]")
 
 
+def test_a_pillow_image_that_is_still_to_be_decoded_may_stand_in_many_pairs(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"  # so that threads meet while they decode it
+    save_noise(large, 1, (900, 900))
+    for _ in range(3):
+        image = Image.open(large)
+        rows = list(score_pairs([(image, image)] * 6, "tiny", batch_size=6, workers=4))
+        assert [row.distance for row in rows] == [0.0] * 6
+
+
 def test_a_file_is_read_once_and_pairs_are_taken_as_they_are_needed(
     metric: RobustPerceptualDistance, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,13 +397,13 @@ def _scoring_options(
         "--resize",
         choices=("published", "squash", "none"),
         help="what to do with images of another size than the model's: as for the published numbers, squash "
-        "the whole image, or refuse (default: as the model was saved; published for every named one)",
+        "the whole image, or refuse (default: as the model was saved; published for named ones)",
     )
     options.add_argument(
         "--reading",
         choices=("published", "fast"),
-        help="how files are read: as for the published numbers, or several times faster, which changes a distance by "
-        "about as much as bfloat16 (default: as the model was saved; published for every named one)",
+        help="how files are read: as for the published numbers, or two to four times faster, which changes distances "
+        "of large JPEGs about as much as bfloat16 does (default: as the model was saved; published for named ones)",
     )
     options.add_argument("--squared", action="store_true", help="1 - cos in [0, 2], not its square root")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")

@@ -86,7 +86,7 @@ def test_a_timm_model_with_and_without_classifier(classes: int) -> None:
 
 
 def test_a_timm_model_whose_images_are_padded_is_refused() -> None:
-    model = timm.create_model("test_resnet")
+    model: Any = timm.create_model("test_resnet")
     model.pretrained_cfg = dict(model.pretrained_cfg, crop_mode="border")
     with pytest.raises(ValueError, match="prepares images by 'border' with a share of"):
         RobustPerceptualDistance(model)

@@ -17,8 +17,8 @@ from torch import Tensor
 from rclip_metric import RobustPerceptualDistance
 from rclip_metric.errors import ImageIndexError
 from rclip_metric.images import READINGS, ImageError, Preprocessing, open_image, preprocess_pil, read_pixels
-from rclip_metric.images.preprocessing import from_levels
 from rclip_metric.images.reading import look_at
+from rclip_metric.images.resizing import from_levels
 from rclip_metric.retrieval import ImageIndex, ModelSource, identity, identity_of
 from rclip_metric.weights import load_encoder, save_encoder
 
