@@ -1,6 +1,6 @@
 """What embedding a folder of JPEGs costs beside the bare tower, read as published and fast, and what idle threads cost.
 
-    python examples/benchmark_folder.py --out results/benchmark_folder.json
+    python examples/benchmark_folder.py --out results/
     python examples/benchmark_folder.py --policies passive --models tiny
 
 The drawn pictures have the noise of a sensor, so that their files are as large as photographs' (75 kB at 500 pixels).
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the turns (default: %(default)s)")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, help="JSON; what it has of other policies and models is kept")
+    parser.add_argument("--out", type=Path, help="a .json, or a folder for one of this kind of machine")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -112,7 +112,9 @@ def main() -> None:
         found = of_model(model, sorted(Path(folder).iterdir()), args.rounds)
         print(json.dumps({"machine": machine_record(), **found}))
         return
-    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    from rclip_metric.train.benchmark.report import Report
+
+    report = Report("benchmark_folder", args.out, {"images": args.images, "rounds": args.rounds})
     few = max(1, args.images // 4)
     with tempfile.TemporaryDirectory() as folder:
         for case in args.cases:
@@ -128,9 +130,7 @@ def main() -> None:
                     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=clean | POLICIES[policy])
                     found = json.loads(said.stdout)
                     print(case, policy, model, json.dumps(found), flush=True)
-                    report.setdefault(case, {}).setdefault(policy, {})[model] = found
-                    if args.out:  # what is measured is kept
-                        args.out.write_text(json.dumps(report, indent=2) + "\n")
+                    report.add(f"{case}, {policy}, {model}", found)
 
 
 if __name__ == "__main__":
