@@ -97,7 +97,7 @@ def test_results_are_outlined_a_line_for_each_record():
 
 
 def test_every_result_of_a_benchmark_says_in_its_name_what_it_says_inside():
-    """The quick one has a set per kind in one file, and the folders' one is still as it was."""
+    """The quick one has a set per kind in one file."""
     others = {"benchmark_quick.json"}
     files = [path for path in RESULTS.glob("benchmark_*.json") if path.name not in others]
     assert len(files) > 10
