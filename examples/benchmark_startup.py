@@ -26,7 +26,7 @@ from rclip_metric.train.benchmark.turns import take_turns
 IMAGES = Path(__file__).parent / "images"
 PAIR = (str(IMAGES / "reference.png"), str(IMAGES / "closer.png"))
 BASE = "import torch"
-SHORT = ("--help", "--version", "score --help")
+SHORT = ("--help", "--version", "score --help", "eval nights --help", "train fare --help", "models")
 LOADING = {"score": ("tiny", "r-lite-f"), "rank": ("tiny",), "diff": ("tiny",)}
 COMMANDS: dict[str, Sequence[str]] = {
     "python": ("-c", ""),
