@@ -3,11 +3,12 @@
 huggingface_hub reads its environment when it is imported: the variables are set before the first test module.
 """
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch  # not before the environment is set
 
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without looking for garbage, which would take a third as long again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # what was imported stays: else every search of the tests would visit 700,000 objects
+        gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
