@@ -9,20 +9,33 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WRONG = 'LpBall("no such norm", "x").no_such_method()\n'
 FOUND = ["arg-type", "arg-type", "attr-defined"]
+# What is checked here are the checker, the settings and the folders. The gate checks all of the modules; they import
+# torch, which mypy reads for a minute.
+BALL = """from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LpBall:
+    norm: Literal["linf", "l2", "l1"]
+    eps: float
+
+
+"""
 
 
 def test_planted_errors_are_found_and_told_of_the_file_they_are_in(tmp_path):
-    for folder in (".ci", "rclip_metric", "train"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / "train" / "attacks" / "threat.py").open("a") as file:
-        file.write(WRONG)
+    for folder in ("rclip_metric", "train", "train/attacks", "tests"):
+        (tmp_path / folder).mkdir()
+        if folder != "tests":
+            (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "train" / "attacks" / "threat.py").write_text(BALL + WRONG)
     planted = tmp_path / "tests" / "planted.py"
-    planted.parent.mkdir()
     planted.write_text(f'from rclip_metric.train.attacks.threat import LpBall\n\nLpBall("linf", 0.1)\n{WRONG}')
 
-    # The repository's own cache knows torch, which takes most of the time.
-    command = [sys.executable, ".ci/check_types.py", "--cache-dir", ROOT / ".mypy_cache", "tests/planted.py"]
+    command = [sys.executable, ".ci/check_types.py", "tests/planted.py"]
     result = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     errors = re.findall(r"(?m)^(.+?):(\d+): error: .*\[(.+)\]$", result.stdout)
     found: dict[tuple[Path, int], list[str]] = {}
