@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support.forked import Forks
+from support.forked import forks as forks_of
 from support.hub_server import LoopbackHub
 
 _HF_VARIABLES = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE", "RCLIP_METRIC_ALWAYS_VERIFY")
@@ -113,6 +115,13 @@ def photos() -> Path:
 def fuzz_seconds(request: pytest.FixtureRequest) -> float:
     """How long a test of damaged input goes on."""
     return float(request.config.getoption("--fuzz-seconds"))
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Commands in processes of their own that need not import anything: `forks.run(["score", a, b])`."""
+    with forks_of(tmp_path_factory.mktemp("forks")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The torchmetrics wrapper: one result, however the data came in."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.torchmetric import RobustPerceptualDistanceMetric
 
 from support.encoders import VIT, small_encoder
+from support.forked import ranks
 from support.images import noise
-from support.programs import PATIENCE
 
 SIDE = 32
 
@@ -135,12 +136,12 @@ def work(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_agree_with_one(encoder, tmp_path):
+def test_two_processes_agree_with_one(encoder, tmp_path, forks):
     x, y = pairs(7)
     distances = RobustPerceptualDistance(encoder)(x, y)
     (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
-    group = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=PATIENCE) for process in group] == [0, 0]
+    forks.start([tmp_path], script=__file__, environments=ranks(2))
+    assert forks.wait() == [0, 0], forks.errors
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(found) == len(SHARDS) * len(REDUCTIONS)
@@ -156,4 +157,4 @@ def test_without_torchmetrics_the_error_names_the_extra(tmp_path: Path):
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    work(int(os.environ["RANK"]), Path(sys.argv[1]))

@@ -5,8 +5,8 @@ which torchmetrics leaves out for metrics with a network of their own, and a num
 distance in float32 does not have. That grey images are errors is not asked here: they are accepted as colour images.
 """
 
+import os
 import pickle
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -21,8 +21,8 @@ from rclip_metric.images import Preprocessing
 from rclip_metric.torchmetric import RobustPerceptualDistanceMetric
 
 from support.encoders import VIT, small_encoder
+from support.forked import ranks
 from support.images import noise
-from support.programs import PATIENCE
 
 SIDE, BATCHES, SIZE = 32, 4, 3
 Reduction = Literal["mean", "sum", "none"]
@@ -86,10 +86,10 @@ def test_one_process(encoder, reduction):
     class_test(encoder, reduction)
 
 
-def test_two_processes_with_and_without_synchronising_each_step(encoder, tmp_path):
+def test_two_processes_with_and_without_synchronising_each_step(encoder, tmp_path, forks):
     (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
-    group = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=PATIENCE) for process in group] == [0, 0]
+    forks.start([tmp_path], script=__file__, environments=ranks(2))
+    assert forks.wait() == [0, 0], forks.errors
 
 
 def work(rank: int, folder: Path) -> None:
@@ -140,4 +140,4 @@ def test_grey_images_count_as_colour_images(encoder):
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    work(int(os.environ["RANK"]), Path(sys.argv[1]))

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rclip_metric.train.metrics import EmbeddingMetric, load_metric
 
 from support.encoders import small_encoder
 from support.images import save_noise
+from support.programs import PATIENCE
 
 FORMATS = ("lance", "safetensors")
 
@@ -182,51 +184,49 @@ def test_a_folder_that_moved_is_the_same_index(folder, metric, tmp_path):
 
 
 ADDER = """
-import sys, torch
+import os, sys, time, torch
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+tests, kept, begin = sys.argv[1:]
+sys.path.insert(0, tests)
 from rclip_metric import ImageIndex, RobustPerceptualDistance
 from support.encoders import small_encoder
 metric = RobustPerceptualDistance(small_encoder(spread=True, name="first", revision="1"))
-index = ImageIndex.open({path!r}, metric)
-print("open", flush=True)
-sys.stdin.readline()
+index = ImageIndex.open(kept, metric)
+name, stop = os.environ["NAME"], int(os.environ["STOP"])
+print(name, "open", flush=True)
+while not Path(begin).exists():
+    time.sleep(0.01)
 for number in range(10_000):
-    index.add(torch.eye(16)[number % 16][None], ids=[{name!r} + str(number)])
-    print(number, flush=True)
-    if number == {stop}:
+    index.add(torch.eye(16)[number % 16][None], ids=[f"{name}{number}"])
+    print(name, number, flush=True)
+    if number == stop:
         break
 """
 
 
-def adder(path: Path, name: str, stop: int) -> subprocess.Popen[str]:
-    code = ADDER.format(tests=str(Path(__file__).parents[1]), path=str(path), name=name, stop=stop)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
-
-
 @pytest.mark.parametrize("kind", FORMATS)
-def test_two_processes_add_at_once_and_one_is_killed(metric, tmp_path, kind):
+def test_two_processes_add_at_once_and_one_is_killed(metric, tmp_path, kind, forks):
     index = ImageIndex(metric)
     index.add(torch.eye(16), ids=[f"old{number}" for number in range(16)])
     index.save(tmp_path / "kept", format=kind)
-    done, killed = adder(tmp_path / "kept", "done", 12), adder(tmp_path / "kept", "killed", -1)
-    try:
-        for process in (done, killed):
-            assert process.stdout.readline() == "open\n"
-        for process in (done, killed):
-            process.stdin.write("\n")
-            process.stdin.flush()
-        for _ in range(6):
-            last = int(killed.stdout.readline())
-        killed.send_signal(signal.SIGKILL)
-        assert done.wait(60) == 0
-    finally:
-        for process in (done, killed):
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+    (tmp_path / "adder.py").write_text(ADDER)
+    words = [Path(__file__).parents[1], tmp_path / "kept", tmp_path / "begin"]
+    both = [{"NAME": "done", "STOP": "12"}, {"NAME": "killed", "STOP": "-1"}]
+    _, killed = forks.start(words, script=tmp_path / "adder.py", environments=both)
+    deadline = time.monotonic() + PATIENCE
+
+    def wait_for(line):
+        while line not in forks.output:
+            assert time.monotonic() < deadline and not forks.errors, forks.errors
+            time.sleep(0.01)
+
+    for one in both:
+        wait_for(f"{one['NAME']} open\n")
+    (tmp_path / "begin").touch()
+    wait_for("killed 5\n")
+    os.kill(killed, signal.SIGKILL)
+    assert forks.wait() == [0, -signal.SIGKILL], forks.errors
+    last = max(int(number) for number in re.findall(r"killed (\d+)\n", forks.output))
     ids = set(ImageIndex.open(tmp_path / "kept", metric).ids)
     assert ids >= {f"old{n}" for n in range(16)} | {f"done{n}" for n in range(13)} | {
         f"killed{n}" for n in range(last + 1)

@@ -5,7 +5,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rclip_metric.weights import save_encoder
 
 from support.encoders import small_encoder
-from support.forked import Forks, forks
+from support.forked import Forks
 from support.images import save_noise
 from support.scenes import small_scenes
 
@@ -63,12 +63,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(str(tmp_path_factory.mktemp("errors") / "errors")) as found:
-        yield found
-
-
 def jobs(data: Path) -> dict[str, Job]:
     """The jobs, on the smallest data that takes each more than one step."""
     tuned = ["--base", data / "base", "--batch-size", "8", "--device", "cpu", "--quiet"]
@@ -91,20 +85,20 @@ def jobs(data: Path) -> dict[str, Job]:
 @pytest.mark.parametrize(
     "name", ["eval nights", "benchmark", "train fare", "train nights", "train scenes", "train photos"]
 )
-def test_it_ends_as_if_nothing_had_happened(name: str, data: Path, run: Forks, tmp_path: Path) -> None:
+def test_it_ends_as_if_nothing_had_happened(name: str, data: Path, forks: Forks, tmp_path: Path) -> None:
     job = jobs(data)[name]
     begun = time.monotonic()
-    assert run.run([*job.words, "--out", tmp_path / "whole"]) == 0, Path(run.errors).read_text()
+    assert forks.run([*job.words, "--out", tmp_path / "whole"]) == 0, forks.errors
     took = time.monotonic() - begun
     moments = random.Random(name)
     killed, out = 0, tmp_path / "killed"
     while killed < KILLS:
-        if run.run([*job.words, "--out", out], kill_after=moments.uniform(0.05, 0.9) * took) == 0:
+        if forks.run([*job.words, "--out", out], kill_after=moments.uniform(0.05, 0.9) * took) == 0:
             shutil.rmtree(out)  # it was done before: once more, and sooner
             killed, took = 0, took / 2
         else:
             killed += 1
-    assert run.run([*job.words, "--out", out]) == 0, Path(run.errors).read_text()
+    assert forks.run([*job.words, "--out", out]) == 0, forks.errors
     assert job.result(out) == job.result(tmp_path / "whole")
     left = [path.name for path in out.rglob("*") if ".partial" in path.name]
     assert left == [], "what a killed process left unfinished stays"

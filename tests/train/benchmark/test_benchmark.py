@@ -3,9 +3,6 @@
 import csv
 import itertools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist, median
@@ -28,6 +25,7 @@ from rclip_metric.train.metrics.base import EmbeddingMetric, Facts
 from rclip_metric.train.metrics.registry import load_metric
 from rclip_metric.train.runs.config import radius
 
+from support.forked import ranks
 from support.scenes import small_scenes
 
 
@@ -151,12 +149,10 @@ def test_the_same_command_does_nothing_twice_and_one_more_metric_does_the_rest(d
     assert threats == ["apgd"] * 2 + ["certified"] * 5 + ["none"]
 
 
-def test_two_processes_give_the_numbers_of_one(done, scenes, tmp_path):
+def test_two_processes_give_the_numbers_of_one(done, scenes, tmp_path, forks):
     _, one, _, _ = done
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = [*torchrun, "-m", "rclip_metric", *arguments(scenes, tmp_path, "tiny-clean,dreamsim", "--batch-size", "5")]
-    finished = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert finished.returncode != 0 and "1 of 2 metrics failed" in finished.stderr
+    forks.start(arguments(scenes, tmp_path, "tiny-clean,dreamsim", "--batch-size", "5"), environments=ranks(2))
+    assert 0 not in forks.wait() and "1 of 2 metrics failed" in forks.errors
     name = "tiny-clean__scenes-test__apgd-linf-4_255-3steps.json"
     alone, together = (unpack(json.loads((folder / name).read_text())) for folder in (one, tmp_path))
     assert [(row.key, row.clean, row.robust) for row in alone] == [(row.key, row.clean, row.robust) for row in together]

@@ -1,13 +1,9 @@
 """Work in blocks: several processes, a journal, and a kill in the middle."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from rclip_metric.train.evaluation.results.outcome import unpack
 from rclip_metric.train.evaluation.results.record import load_results
 from rclip_metric.train.runs.distributed import Team, chosen_device, join
 
+from support.forked import ranks
 from support.programs import PATIENCE
 from support.scenes import small_scenes
 
@@ -139,49 +136,18 @@ def nights(tmp_path_factory):
     return small_scenes(tmp_path_factory.mktemp("scenes"), (0, 0, 60)) / "nights"
 
 
-def command(nights, out, processes, steps):
-    """As a user types it: `torchrun --nproc-per-node N -m rclip_metric eval ...`, or without torchrun."""
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    task = ["-m", "rclip_metric", "eval", "nights", "--data", str(nights), "--model", "tiny-clean", "--out", str(out)]
-    settings = [
-        "--norm",
-        "linf",
-        "l2",
-        "--eps",
-        "1/255",
-        "0.2",
-        "--steps",
-        str(steps),
-        "--batch-size",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return [sys.executable, *torchrun, *task, *settings], environment
-
-
-def running(word):
-    """Team with a word on their command line, torchrun first: it starts the others in sessions of their own."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if word in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return sorted(found)
+def command(nights, out):
+    return ["eval", "nights", "--data", nights, "--model", "tiny-clean", "--out", out, "--norm", "linf", "l2", "--eps",
+            "1/255", "0.2", "--steps", "12", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
 
 
 def outcomes(folder):
     return {record["threat"]["norm"]: unpack(record) for record in load_results([folder])}
 
 
-def test_two_processes_killed_in_the_middle_end_with_the_numbers_of_one(nights, tmp_path):
-    arguments, environment = command(nights, tmp_path / "two", 2, 12)
-    first = subprocess.Popen(
-        arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def test_two_processes_killed_in_the_middle_end_with_the_numbers_of_one(nights, tmp_path, forks):
+    """With what torchrun sets for them; test_retrieval.py and test_finetune.py start torchrun itself."""
+    first = forks.start(command(nights, tmp_path / "two"), environments=ranks(2))
     journal = tmp_path / "two" / ".journal"
     deadline = time.monotonic() + PATIENCE
 
@@ -189,22 +155,21 @@ def test_two_processes_killed_in_the_middle_end_with_the_numbers_of_one(nights, 
         return [line for path in journal.glob("*/*.jsonl") for line in path.read_text().splitlines()]
 
     while len(lines()) < 3:
-        assert first.poll() is None and time.monotonic() < deadline, first.stderr.read().decode()
+        assert time.monotonic() < deadline and "Traceback" not in forks.errors, forks.errors
         time.sleep(0.02)
-    for pid in running(str(tmp_path / "two")):
+    for pid in first:
         os.kill(pid, signal.SIGKILL)
-    first.communicate()
+    assert forks.wait() == [-signal.SIGKILL] * 2, forks.errors
     before = lines()
     assert 3 <= len(before) < 15 and not list((tmp_path / "two").glob("*.json"))  # interrupted: no result yet
 
-    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
-    assert (
-        "| tiny-clean @" in again.stdout and again.stdout.count("| model | data | samples |") == 1
-    )  # one process prints
+    forks.start(command(nights, tmp_path / "two"), environments=ranks(2))
+    assert forks.wait() == [0, 0], forks.errors
+    told = forks.output
+    assert "| tiny-clean @" in told and told.count("| model | data | samples |") == 1  # one process prints
     assert not journal.exists()
 
-    arguments, environment = command(nights, tmp_path / "one", 1, 12)
-    subprocess.run(arguments, env=environment, capture_output=True, check=True)
+    assert forks.run(command(nights, tmp_path / "one")) == 0, forks.errors
     one, two = outcomes(tmp_path / "one"), outcomes(tmp_path / "two")
     assert one.keys() == two.keys() == {"linf", "l2"}
     for norm in one:

@@ -390,17 +390,17 @@ def test_two_processes_share_the_database(network, classes, tmp_path):
     assert record["retrieval"] == expected["retrieval"] and other.seen == alone.seen - 9
 
 
-def test_torchrun_gives_the_numbers_of_one_process(classes, tmp_path):
+def test_torchrun_gives_the_numbers_of_one_process(classes, tmp_path, forks):
     words = ["-m", "rclip_metric", "eval", "retrieval", "--data", classes, "--model", "tiny-clean", "--steps", "3",
              "--batch-size", "4", "--device", "cpu", "--quiet", "--adaptive"]  # fmt: skip
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = {}
-    for name, before in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *before, *words, "--out", str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.count("| model | attack |") == 1  # one process prints
-        found[name] = load_results([tmp_path / name])
+    assert forks.run([*words[2:], "--out", tmp_path / "one"]) == 0, forks.errors
+    command = [sys.executable, *torchrun, *words, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    for printed in (forks.output, done.stdout):
+        assert printed.count("| model | attack |") == 1  # one process prints
+    found = {name: load_results([tmp_path / name]) for name in ("one", "two")}
     assert [record["processes"] for record in found["two"]] == [2, 2]
     for one, two in zip(found["one"], found["two"], strict=True):
         assert one["retrieval"] == two["retrieval"] and one["samples"] == two["samples"]

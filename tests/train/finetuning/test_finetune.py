@@ -27,6 +27,7 @@ from rclip_metric.train.runs.machine import device_record
 from rclip_metric.weights import load_encoder, save_encoder
 
 from support.encoders import small_encoder
+from support.forked import ranks
 from support.programs import PATIENCE
 from support.scenes import small_scenes
 
@@ -229,31 +230,31 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path):
+def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path, forks):
     save_encoder(small_encoder(), tmp_path / "base")
     command = [
-        *TRAIN, "--base", f"{tmp_path / 'base'}", "--images", f"{scenes / 'images'}", "--steps", "30", "--batch-size",
+        "train", "fare", "--base", tmp_path / "base", "--images", scenes / "images", "--steps", "30", "--batch-size",
         "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--log-every", "1", "--device", "cpu", "--precision",
         "float32",
     ]  # fmt: skip
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen([*command, "--out", f"{stopped}"], stderr=subprocess.PIPE, env=environment())
+    [process] = forks.start([*command, "--out", stopped])
     deadline = time.monotonic() + PATIENCE
     while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert time.monotonic() < deadline and "Traceback" not in forks.errors, forks.errors
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143 and b"the same command goes on from it" in told and b"Traceback" not in told
+    os.kill(process, signal.SIGTERM)
+    assert forks.wait() == [143]
+    assert "the same command goes on from it" in forks.errors and "Traceback" not in forks.errors
     state = latest_state(stopped)
     assert state is not None and 3 <= state.step < 30 and not (stopped / "model.safetensors").exists()
     for out in (stopped, tmp_path / "whole"):
-        subprocess.run([*command, "--out", f"{out}"], check=True, env=environment(), capture_output=True)
+        assert forks.run([*command, "--out", out]) == 0, forks.errors
     assert same(load_encoder(stopped), load_encoder(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("precision", APART)
-def test_two_processes_compute_what_one_does(scenes, tmp_path, precision):
+def test_two_processes_compute_what_one_does(scenes, tmp_path, precision, forks):
     """The loss curve of two gloo processes is that of one, for LORE, which is FARE and shares its multipliers too.
 
     An epoch's steps have 10, 10 and 4 images.
@@ -264,11 +265,15 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, precision):
         "--batch-size", "10", "--inner-steps", "2", "--learning-rate", "1e-3", "--warmup-steps", "1",
         "--log-every", "1", "--device", "cpu", "--chunk-size", "3", "--clip-gradient", "100", "--precision", precision,
     ]  # fmt: skip
-    subprocess.run([*TRAIN, *options, "--out", f"{tmp_path / 'one'}"], check=True, env=environment())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    several = [*torchrun, "-m", "rclip_metric", "train", "fare", *options, "--out", f"{tmp_path / 'two'}"]
-    done = subprocess.run(several, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert forks.run(["train", "fare", *options, "--out", tmp_path / "one"]) == 0, forks.errors
+    if precision == "float32":  # as a user types it
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        several = [*torchrun, "-m", "rclip_metric", "train", "fare", *options, "--out", f"{tmp_path / 'two'}"]
+        done = subprocess.run(several, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:  # with what torchrun sets for them
+        forks.start(["train", "fare", *options, "--out", tmp_path / "two"], environments=ranks(2))
+        assert forks.wait() == [0, 0], forks.errors[-2000:]
     one, two = ((lines_of(tmp_path / run), load_encoder(tmp_path / run)) for run in ("one", "two"))
     assert [line["step"] for line in one[0]] == list(range(1, 5))
     assert_the_same_run(one, two, precision, small_encoder())

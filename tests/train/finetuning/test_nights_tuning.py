@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -228,7 +226,7 @@ tune_nights(load_encoder({base!r}), Path({data!r}), Path({out!r}), NightsConfig(
 """
 
 
-def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path):
+def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path, forks):
     """Killed while a state is being written, in the middle of the second epoch of three; the state before it holds."""
     save_encoder(make_encoder(), tmp_path / "base")
     base = load_encoder(tmp_path / "base")
@@ -239,8 +237,9 @@ def test_after_kill_9_a_run_ends_with_the_same_weights(nights, tmp_path):
         base=str(tmp_path / "base"), data=str(nights), out=str(out), config=dataclasses.asdict(config), die=7,
         threads=torch.get_num_threads(), onednn=torch.backends.mkldnn.enabled,
     )  # fmt: skip
-    child = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    (tmp_path / "child.py").write_text(script)
+    forks.start([], script=tmp_path / "child.py")
+    assert forks.wait() == [-signal.SIGKILL], forks.errors
     left = sorted(path.name for path in out.glob("state-*.safetensors"))
     assert left == ["state-00000003.safetensors", "state-00000004.safetensors"]
     assert not (out / "run.json").exists()
