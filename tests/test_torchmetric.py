@@ -140,7 +140,7 @@ def test_two_processes_agree_with_one(encoder, tmp_path, forks):
     x, y = pairs(7)
     distances = RobustPerceptualDistance(encoder)(x, y)
     (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
-    forks.start([tmp_path], script=__file__, environments=ranks(2))
+    forks.start([tmp_path], script=__file__, environments=ranks(2), imports=["rclip_metric.torchmetric"])
     assert forks.wait() == [0, 0], forks.errors
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -88,7 +88,7 @@ def test_one_process(encoder, reduction):
 
 def test_two_processes_with_and_without_synchronising_each_step(encoder, tmp_path, forks):
     (tmp_path / "encoder.pickle").write_bytes(pickle.dumps(encoder))
-    forks.start([tmp_path], script=__file__, environments=ranks(2))
+    forks.start([tmp_path], script=__file__, environments=ranks(2), imports=["rclip_metric.torchmetric"])
     assert forks.wait() == [0, 0], forks.errors
 
 

@@ -276,7 +276,8 @@ def test_training_reaches_the_weights() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("kind", "grad"), [("vit+mlp", False), ("vit+mlp", True), ("convnext", True)])
+# Tracing takes ten seconds and more: the way back is traced for one tower, and in test_metric.py for the other.
+@pytest.mark.parametrize(("kind", "grad"), [("vit+mlp", False), ("convnext", True)])
 def test_compiles_into_one_graph_for_any_size(kind: str, grad: bool) -> None:
     from torch._dynamo.backends.debugging import aot_eager
 
@@ -285,7 +286,7 @@ def test_compiles_into_one_graph_for_any_size(kind: str, grad: bool) -> None:
 
     def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
-        return aot_eager(graph, inputs)
+        return aot_eager(graph, inputs) if grad else graph.forward
 
     model = encoder(kind)
     compiled = torch.compile(model, fullgraph=True, backend=backend)

@@ -402,27 +402,23 @@ def test_an_index_of_another_model_is_refused(data, run, tmp_path):
         assert not (tmp_path / "out" / "job.json").exists()
 
 
-def test_a_full_disk_keeps_what_is_done(data, tmp_path):
+def test_a_full_disk_keeps_what_is_done(data, run, tmp_path):
     """A limit on the size of files stands for it: that needs no root."""
     many = write_tars(tmp_path / "tars", contents(data / "images")[:2], 1)
     write_tars(tmp_path / "large", contents(data / "images") * 6, 138, long_names=True)
     (tmp_path / "large" / "s-000.tar").rename(many / "s-001b.tar")
-    words = ["filter", "--pools", data / "pools", "--images", many, "--out", tmp_path / "out", "--model", "tiny"]
+    words = ["--pools", data / "pools", "--images", many, "--out", tmp_path / "out", "--model", "tiny"]
 
-    def command(limit: int | None) -> "subprocess.CompletedProcess[str]":
-        def limited() -> None:
-            if limit:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
 
-        line = [sys.executable, "-m", "rclip_metric", *map(str, words), "--quiet", "--device", "cpu"]
-        return subprocess.run(line, preexec_fn=limited, capture_output=True, text=True)
-
-    full = command(6_000)
+    line = [sys.executable, "-m", "rclip_metric", "filter", *map(str, words), "--quiet", "--device", "cpu"]
+    full = subprocess.run(line, preexec_fn=limited, capture_output=True, text=True)
     assert full.returncode == 2 and full.stderr.count("\n") == 1 and "File too large" in full.stderr, full.stderr
     done = sorted(path.name for path in (tmp_path / "out" / "decisions").iterdir())
     assert done == ["part-00000.parquet", "part-00001.parquet"]
     before = (tmp_path / "out" / "decisions" / done[0]).stat().st_mtime_ns
-    assert command(None).returncode == 0 and len(table(tmp_path / "out")) == 2 + 138
+    assert run(*words)[0] == 0 and len(table(tmp_path / "out")) == 2 + 138
     assert (tmp_path / "out" / "decisions" / done[0]).stat().st_mtime_ns == before
 
 

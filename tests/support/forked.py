@@ -14,9 +14,9 @@ from typing import Any
 
 # A line of stdin is a group of processes that run beside each other; theirs are the answers: ids, then how they ended.
 _SERVER = """
-import json, os, runpy, signal, sys, traceback
+import importlib, json, os, runpy, sys, traceback
 import rclip_metric.cli.main as cli
-import rclip_metric.cli.score, rclip_metric.retrieval, rclip_metric.torchmetric, rclip_metric.weights
+import rclip_metric.cli.score, rclip_metric.retrieval, rclip_metric.weights
 import rclip_metric.train.commands.benchmark, rclip_metric.train.commands.evaluate.main
 import rclip_metric.train.commands.train.main, rclip_metric.train.finetuning
 
@@ -34,8 +34,10 @@ def run(words, script, environment, output, errors):
 
 print("ready", flush=True)
 for line in sys.stdin:
-    children = []
-    for process in json.loads(line):
+    children, asked = [], json.loads(line)
+    for name in asked["imports"]:
+        importlib.import_module(name)
+    for process in asked["processes"]:
         children.append(os.fork())
         if children[-1] == 0:
             code = 1
@@ -71,9 +73,17 @@ class Forks:
         return self._errors.read_text()
 
     def start(
-        self, words: Sequence[object], *, script: object = "", environments: Sequence[dict[str, str]] = ({},)
+        self,
+        words: Sequence[object],
+        *,
+        script: object = "",
+        environments: Sequence[dict[str, str]] = ({},),
+        imports: Sequence[str] = (),
     ) -> list[int]:
-        """Start `rclip-metric WORDS`, or `python SCRIPT WORDS`, once for each environment; the process ids."""
+        """Start `rclip-metric WORDS`, or `python SCRIPT WORDS`, once for each environment; the process ids.
+
+        The modules `imports` are imported once for all of them.
+        """
         assert self._server.stdin
         if self._running:  # a test failed before it had waited for them
             for child in self._running:
@@ -85,7 +95,7 @@ class Forks:
         shared: dict[str, Any] = {"words": [str(word) for word in words], "script": str(script)}
         shared |= {"output": str(self._output), "errors": str(self._errors)}
         group = [{**shared, "environment": environment} for environment in environments]
-        self._server.stdin.write(json.dumps(group) + "\n")
+        self._server.stdin.write(json.dumps({"processes": group, "imports": list(imports)}) + "\n")
         self._server.stdin.flush()
         self._running = self._answer()
         return self._running

@@ -138,7 +138,7 @@ def nights(tmp_path_factory):
 
 def command(nights, out):
     return ["eval", "nights", "--data", nights, "--model", "tiny-clean", "--out", out, "--norm", "linf", "l2", "--eps",
-            "1/255", "0.2", "--steps", "12", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
+            "1/255", "0.2", "--steps", "6", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
 
 
 def outcomes(folder):
@@ -146,7 +146,7 @@ def outcomes(folder):
 
 
 def test_two_processes_killed_in_the_middle_end_with_the_numbers_of_one(nights, tmp_path, forks):
-    """With what torchrun sets for them; test_retrieval.py and test_finetune.py start torchrun itself."""
+    """With what torchrun sets for them; test_retrieval.py starts torchrun itself."""
     first = forks.start(command(nights, tmp_path / "two"), environments=ranks(2))
     journal = tmp_path / "two" / ".journal"
     deadline = time.monotonic() + PATIENCE

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -223,13 +221,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(scenes, tmp_path):
         finetune(small_encoder(), scenes / "images", tmp_path / "file" / "run", CONFIG, RUN, quiet=True)
 
 
-TRAIN = [sys.executable, "-m", "rclip_metric", "train", "fare"]
-
-
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
 def test_sigterm_saves_and_the_same_command_goes_on(scenes, tmp_path, forks):
     save_encoder(small_encoder(), tmp_path / "base")
     command = [
@@ -266,14 +257,8 @@ def test_two_processes_compute_what_one_does(scenes, tmp_path, precision, forks)
         "--log-every", "1", "--device", "cpu", "--chunk-size", "3", "--clip-gradient", "100", "--precision", precision,
     ]  # fmt: skip
     assert forks.run(["train", "fare", *options, "--out", tmp_path / "one"]) == 0, forks.errors
-    if precision == "float32":  # as a user types it
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        several = [*torchrun, "-m", "rclip_metric", "train", "fare", *options, "--out", f"{tmp_path / 'two'}"]
-        done = subprocess.run(several, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    else:  # with what torchrun sets for them
-        forks.start(["train", "fare", *options, "--out", tmp_path / "two"], environments=ranks(2))
-        assert forks.wait() == [0, 0], forks.errors[-2000:]
+    forks.start(["train", "fare", *options, "--out", tmp_path / "two"], environments=ranks(2))
+    assert forks.wait() == [0, 0], forks.errors[-2000:]
     one, two = ((lines_of(tmp_path / run), load_encoder(tmp_path / run)) for run in ("one", "two"))
     assert [line["step"] for line in one[0]] == list(range(1, 5))
     assert_the_same_run(one, two, precision, small_encoder())
