@@ -65,7 +65,7 @@ def read_pixels(
         >>> file = io.BytesIO()
         >>> Image.linear_gradient("L").resize((600, 400)).save(file, "JPEG")
         >>> square = Preprocessing(mode="squash", resize=64, crop=64)
-        >>> published, fast = (read_pixels(file.getvalue(), square, reading=reading) for reading in READINGS)
+        >>> published, fast = (read_pixels(file.getvalue(), square, reading=how) for how in ("published", "fast"))
         >>> fast.shape, (fast - published).abs().max() < 3 / 255
         (torch.Size([3, 64, 64]), tensor(True))
     """
