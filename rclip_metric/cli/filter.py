@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.cli.run import Run, UsageError, number_of_files
+from rclip_metric.cli.run import Run, UsageError, as_made, number_of_files
 from rclip_metric.printing import say
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def decide(args: argparse.Namespace) -> int:
     pools = find_pools(args.pools)
     shards = find_work(args.images, column=args.image_column)
     check_sorting(shards, args.sorting)
-    args.model = args.model or _model_of(pools)
+    _take_model_of(pools, args)
     run = Run(args)
     for label, count in pools.counts.items():
         if count == 1:
@@ -112,12 +112,12 @@ def decide(args: argparse.Namespace) -> int:
     return _tell(args, run, outcome, summary)
 
 
-def _model_of(pools: Pools) -> str:
-    from rclip_metric.retrieval import model_of, open_storage
+def _take_model_of(pools: Pools, args: argparse.Namespace) -> None:
+    from rclip_metric.retrieval import open_storage
 
-    if not pools.is_index:
-        return "r-clip-f"
-    return str(model_of(open_storage(pools.path).about()))
+    if pools.is_index:
+        as_made(args, open_storage(pools.path).about())
+    args.model = args.model or "r-clip-f"
 
 
 def _prepared(args: argparse.Namespace, run: Run, job: Job, pools: Pools, shards: list[Shard]) -> Worker:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,16 @@ class Run:
         mean = "" if summary.mean is None else f", mean {number(summary.mean)}"
         self.remark(f"{summary.count} pairs{mean}, skipped {number_of_files(len(self.skipped))}; {self.label}")
         return 2 if self.skipped else 0
+
+
+def as_made(args: argparse.Namespace, about: Mapping[str, Any]) -> None:
+    """Take the model of an index, and how it prepares images, where the arguments do not name another."""
+    from rclip_metric.retrieval import model_of, settings_of
+
+    if args.model is None:
+        args.model = model_of(about)
+        for name, value in settings_of(about).items():
+            setattr(args, name, getattr(args, name) or value)
 
 
 def chosen_device(name: str) -> str:

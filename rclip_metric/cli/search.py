@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclip_metric.cli.run import Run, UsageError, check_target, number, number_of_files
+from rclip_metric.cli.run import Run, UsageError, as_made, check_target, number, number_of_files
 from rclip_metric.printing import say
 
 if TYPE_CHECKING:
@@ -163,13 +163,12 @@ def duplicates(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, in_memory: bool = True) -> tuple[Run, ImageIndex]:
     """Open an index with its own model, unless another is asked for; make one in memory of a folder of images."""
-    from rclip_metric.retrieval import ImageIndex, is_index, model_of, open_storage
+    from rclip_metric.retrieval import ImageIndex, is_index, open_storage
 
     _require_folder(args.index)
     path = Path(args.index)
     if is_index(path):
-        about = open_storage(path).about()
-        args.model = args.model or model_of(about)
+        as_made(args, open_storage(path).about())
         run = Run(args)
         return run, ImageIndex.open(path, run.metric, in_memory=in_memory)
     args.model = args.model or "r-clip-f"

@@ -19,7 +19,7 @@ from rclip_metric.retrieval.embeddings import (
     settings,
     significant,
 )
-from rclip_metric.retrieval.identity import identity_of, model_of
+from rclip_metric.retrieval.identity import identity_of, model_of, settings_of
 from rclip_metric.retrieval.index import ImageIndex
 from rclip_metric.retrieval.model_source import ModelSource
 from rclip_metric.retrieval.neighbours import nearest, pairs_within
@@ -70,5 +70,6 @@ __all__ = [
     "read_ahead",
     "search_again",
     "settings",
+    "settings_of",
     "significant",
 ]

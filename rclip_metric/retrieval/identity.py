@@ -44,6 +44,42 @@ def model_of(about: Mapping[str, Any]) -> str | None:
     return found
 
 
+def settings_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Say how the metric that made an index prepares images, as a `ModelSource` takes it: `resize` and `reading`.
+
+    Example:
+        >>> settings_of({"metric": {"name": "tiny", "resize": None}})
+        {'resize': 'none', 'reading': 'published'}
+        >>> settings_of({"metric": {"name": "another library's"}})
+        {}
+    """
+    made_by = about["metric"]
+    if "resize" not in made_by:
+        return {}
+    return {"resize": made_by["resize"] or "none", "reading": made_by.get("reading", "published")}
+
+
+def differences(made_by: Any, asked: Any) -> tuple[str, str]:
+    """Say of two that `identity_of` gave what is not the same, each in words.
+
+    Example:
+        >>> one = {"name": "tiny", "revision": "1", "weights": "ab", "resize": "published"}
+        >>> differences(one, one | {"reading": "fast"})
+        ("tiny@1 with reading 'published'", "tiny@1 with reading 'fast'")
+    """
+    if not (isinstance(made_by, dict) and isinstance(asked, dict)):
+        return described(made_by), described(asked)
+    if any(made_by.get(key) != asked.get(key) for key in ("name", "revision", "weights")):
+        return described(made_by), described(asked)
+    both = [{**each, "reading": each.get("reading", "published")} for each in (made_by, asked)]
+    other = [key for key in dict.fromkeys([*both[0], *both[1]]) if both[0].get(key) != both[1].get(key)]
+    one, two = (
+        f"{each.get('name')}@{each.get('revision')} with {', '.join(f'{key} {each.get(key)!r}' for key in other)}"
+        for each in both
+    )
+    return one, two
+
+
 def described(identity: Any) -> str:
     """Say what `identity_of` gives, in a sentence."""
     if not isinstance(identity, dict):

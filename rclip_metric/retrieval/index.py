@@ -14,7 +14,7 @@ from rclip_metric.distance import normalize
 from rclip_metric.errors import ImageError, ImageIndexError
 from rclip_metric.images.reading import list_images_below
 from rclip_metric.retrieval.embeddings import Embedder, FileEmbeddings
-from rclip_metric.retrieval.identity import described, identity_of
+from rclip_metric.retrieval.identity import differences, identity_of
 from rclip_metric.retrieval.neighbours import nearest
 from rclip_metric.retrieval.rows import Hits, Update, named, rows_of, stamped_row
 from rclip_metric.retrieval.storage import (
@@ -146,9 +146,10 @@ class ImageIndex:
         about = storage.about()
         made_by, asked = about.get("metric"), identity_of(metric)
         if made_by != asked:
+            theirs, own = differences(made_by, asked)
             raise ImageIndexError(
-                f"{path} holds embeddings of {described(made_by)}, and this is {described(asked)}: open it with that "
-                "model, or build it anew with this one."
+                f"{path} holds embeddings of {theirs}, and this is {own}: open it with that model and its settings, or "
+                "build it anew with this one."
             )
         index = cls(metric, dtype=getattr(torch, about["dtype"]))
         index.root = None if about.get("root") is None else Path(about["root"])

@@ -272,7 +272,7 @@ class TestOfAMetric:
             place = tmp_path / own.encoder.reading
             ImageIndex.build(tmp_path / "photos", own).save(place, format="safetensors")
             assert len(ImageIndex.open(place, own)) == 1
-            with pytest.raises(ImageIndexError, match=r'"reading": "fast"'):
+            with pytest.raises(ImageIndexError, match=r"with reading 'fast'"):
                 ImageIndex.open(place, other)
 
 
@@ -295,11 +295,17 @@ def test_the_command_reads_fast_where_it_is_asked_to(run, tmp_path):
     assert out.rstrip().endswith("resize published, fast reading)")
 
     index = tmp_path / "photos.index"
-    assert run("index", "build", folder, index, "--model", "tiny", "--reading", "fast")[0] == 0
-    code, out, _ = run("search", index, a, "--reading", "fast", "-k", 1, "--json")
-    assert code == 0 and json.loads(out)["hits"][0]["distance"] < 1e-6 and json.loads(out)["reading"] == "fast"
-    code, _, err = run("search", index, a)
-    assert code == 2 and '"reading": "fast"' in err and "open it with that model" in err
+    made = ("--reading", "fast", "--resize", "squash")
+    assert run("index", "build", folder, index, "--model", "tiny", *made)[0] == 0
+    for words in (("search", index, a, "-k", 1, "--json"), ("search", index, a, *made, "-k", 1, "--json")):
+        code, out, _ = run(*words)
+        told = json.loads(out)
+        assert code == 0 and told["hits"][0]["distance"] < 1e-6
+        assert (told["reading"], told["resize"]) == ("fast", "squash")  # as the index was made, unless another is named
+    code, _, err = run("search", index, a, "--reading", "published")
+    assert code == 2 and "with reading 'fast', and this is tiny@" in err and "with reading 'published': open it" in err
+    code, _, err = run("search", index, a, "--model", "tiny")
+    assert code == 2 and "with resize 'squash', reading 'fast'" in err and "weights" not in err
 
     code, _, err = run("score", a, b, "--model", "tiny", "--reading", "quick")
     assert code == 2 and "--reading" in err and "published" in err
