@@ -262,19 +262,17 @@ def pairs_nearer(
         >>> [row.b for row in pairs_nearer(rows, 0.5, RobustPerceptualDistance("tiny"))]
         ['b.png']
     """
-    slack = metric.slack if metric.second_look else 0.0
-
-    def apart(distance: float) -> float:
-        return float(distance**0.5 if metric.squared else distance)
-
+    if not (metric.second_look and metric.slack):
+        yield from (row for row in rows if row.distance < below)
+        return
+    power = 0.5 if metric.squared else 1.0
     rows = iter(rows)
-    while window := list(islice(rows, batch_size if slack else 1)):
-        margins = torch.tensor([apart(row.distance) - apart(below) for row in window])
-        again = [
-            (row.a, row.b) for row, unsure in zip(window, undecided(margins, slack).tolist(), strict=True) if unsure
-        ]
+    while window := list(islice(rows, batch_size)):
+        margins = torch.tensor([row.distance**power - below**power for row in window])
+        unsure = undecided(margins, metric.slack).tolist()
+        again = [(row.a, row.b) for row, close in zip(window, unsure, strict=True) if close]
         exact: dict[tuple[str, str], ScoredPair] = {}
-        if slack and again:
+        if again:
             on_look(len(again))
             looked = score_pairs(again, metric.in_float32(), batch_size=batch_size, on_skip=on_skip)
             exact = {(row.a, row.b): row for row in looked}

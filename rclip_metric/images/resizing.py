@@ -58,12 +58,10 @@ def resize_images(images: Tensor, preprocessing: Preprocessing, resize: Resize =
     """
     side = preprocessing.crop
     height, width = images.shape[-2:]
-    mode = _mode(preprocessing, resize, (width, height))
-    if height == side and width == side:
+    place = placement(preprocessing, resize, (width, height))
+    if place is None or (height == side and width == side):
         return images
-    squash = mode == "squash"
-    new_width, new_height = (side, side) if squash else _resized(width, height, preprocessing.resize)
-    left, top = _offset(new_width, side), _offset(new_height, side)
+    new_width, new_height, left, top = place
     first, last = _seen(height, new_height, top, side)
     images = images.float()[..., first:last, :]
     images = _resampled(images, 0, width, new_width, left, side)  # (N, 3, last - first, S)
@@ -89,14 +87,12 @@ def seen_by(preprocessing: Preprocessing, resize: Resize, height: int, width: in
         (tensor([-0.9688, -0.9688]), tensor([-1.9688, -0.9688]))
     """
     side = preprocessing.crop
-    mode = _mode(preprocessing, resize, (width, height))
-    if mode is None or mode == "squash" or (height == side and width == side):
-        new_width, new_height = side, side
-    else:
-        new_width, new_height = _resized(width, height, preprocessing.resize)
+    place = placement(preprocessing, resize, (width, height))
+    if place is None or (height == side and width == side):
+        place = Placement(side, side, 0, 0)
     axes = []
-    for length, new_length in ((width, new_width), (height, new_height)):
-        centre = (torch.arange(length) + 0.5) * new_length / length - _offset(new_length, side)
+    for length, new_length, start in ((width, place.width, place.left), (height, place.height, place.top)):
+        centre = (torch.arange(length) + 0.5) * new_length / length - start
         axes.append(2 * centre / side - 1)
     across, down = axes
     return torch.stack([across.expand(height, width), down[:, None].expand(height, width)], dim=2)
@@ -198,7 +194,7 @@ class Placement(NamedTuple):
 
 
 def placement(preprocessing: Preprocessing, resize: Resize, size: tuple[int, int]) -> Placement | None:
-    """Say what `preprocess_pil` does to an image of `size` (width, height); None for nothing.
+    """Say what the published geometry does to an image of `size` (width, height); None for nothing.
 
     Raises:
         ValueError: For resize=None and another size than the encoder's.
